@@ -1,0 +1,40 @@
+# make demo | test | lint | bench | build | clean. Each sets up what it needs.
+#   PYTHON=python3.12 VENV=    use that interpreter and what is installed in it, no virtual environment
+PYTHON ?= python3
+VENV ?= .venv
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+DEPS :=
+else
+PY := $(VENV)/bin/python
+DEPS := $(VENV)/.installed
+endif
+RUN := PYTHONPATH=$(CURDIR) $(PY)
+
+.PHONY: build demo test lint bench clean
+
+build: $(DEPS)
+	@$(PY) setup.py -q build_ext --inplace
+
+$(VENV)/.installed: constraints.txt
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r constraints.txt
+	@touch $@
+
+demo: build
+	@$(RUN) -m fastcv.demo $(if $(DATA),--data "$(DATA)") --output demo-output
+
+test: build
+	@$(RUN) -m pytest
+
+lint: $(DEPS)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(dir $(PY))clang-format --dry-run --Werror
+
+bench: build
+	@$(RUN) benchmarks/ops.py $(BENCH)
+
+clean:
+	rm -rf build $(VENV) fastcv/*.so fastcv/__pycache__ demo-output .pytest_cache .ruff_cache .hypothesis

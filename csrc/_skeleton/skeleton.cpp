@@ -1,0 +1,19 @@
+#include "_skeleton/skeleton.h"
+
+namespace fastcv {
+namespace {
+
+constexpr Variant<SkeletonParams> kRows[] = {
+#if defined(__x86_64__)
+    {"copy_avx512", Isa::avx512, nullptr, nullptr, &avx512::skeleton},
+    {"copy_avx2", Isa::avx2, nullptr, nullptr, &avx2::skeleton},
+#endif
+    {"copy_portable", Isa::portable, nullptr, nullptr, &portable::skeleton},
+    {"ref", Isa::portable, nullptr, nullptr, &skeleton_ref},
+};
+
+}  // namespace
+
+const VariantTable<SkeletonParams> skeleton_table("skeleton", kRows);
+
+}  // namespace fastcv

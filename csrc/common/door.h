@@ -1,0 +1,100 @@
+// What every door (*_torch.cpp) needs: tensors to plain values, outputs, scratch memory, threads, streams.
+// The only header of common/ that sees torch; kernels never include it.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/types.h"
+#include "common/variant.h"
+
+namespace fastcv::door {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using torch::headeronly::ScalarType;
+using Ints = std::vector<int64_t>;
+
+// Sizes and layout ------------------------------------------------------------------------------------------------
+
+inline Ints sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+inline Ints strides(const Tensor& t) { return {t.strides().begin(), t.strides().end()}; }
+// "[2, 3, 8, 8]", for messages.
+std::string show(const Ints& values);
+
+// Row-major strides, or with the channel (dim 1) innermost where channels_last is set (3 to 5 dimensions).
+Ints dense_strides(const Ints& sizes, bool channels_last);
+// torch's rule for the layout of an output: does this tensor of 4 or 5 dimensions count as channels_last?
+// Ambiguous strides (sizes of one) fall to row-major unless they say otherwise, exactly as suggest_memory_format.
+bool is_channels_last(const Tensor& t);
+// Every element once, without gaps, in row-major (or channels_last) order.
+bool is_dense(const Tensor& t, bool channels_last);
+
+// Dtypes ----------------------------------------------------------------------------------------------------------
+
+// Throws for a dtype that has no fastcv kernel; `what` names the op in the message.
+DType dtype_of(const Tensor& t, const char* what);
+ScalarType scalar_type(DType dtype);
+const char* dtype_name(ScalarType type);
+
+// Outputs and scratch ---------------------------------------------------------------------------------------------
+
+Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, const Tensor& like);
+inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
+  return empty_strided(sizes, dense_strides(sizes, channels_last), dtype, like);
+}
+// A row-major (or channels_last) tensor with t's values: t itself where it already is one.
+Tensor as_dense(const Tensor& t, bool channels_last = false);
+
+// Throws std::runtime_error with the parts joined: one clear sentence, without torch's file-and-line prefix.
+// A safety net behind the Python layer, which raises torch's own error types.
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream message;
+  message << "fastcv ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+void check_same_device(const char* op, std::initializer_list<const Tensor*> tensors);
+
+// Running a variant on the CPU ------------------------------------------------------------------------------------
+
+// torch's own threads: torch.set_num_threads is obeyed, and a nested call runs serially.
+void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+int torch_threads();
+
+// Chooses a row for the params, allocates its scratch through torch and runs it on torch's threads.
+template <class Params>
+void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like) {
+  const Variant<Params>& row = table.choose(params);
+  Exec exec{&torch_parallel, torch_threads(), nullptr};
+  const size_t bytes = row.workspace == nullptr ? 0 : row.workspace(params, exec.threads);
+  std::optional<Tensor> scratch;
+  if (bytes > 0) {
+    scratch = empty({static_cast<int64_t>(bytes) + 63}, ScalarType::Byte, like);
+    exec.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch->data_ptr()) + 63) & ~uintptr_t{63});
+  }
+  row.run(params, exec);
+}
+
+// Running on CUDA -------------------------------------------------------------------------------------------------
+
+// The current stream of t's device, as the runtime's cudaStream_t.
+void* current_stream(const Tensor& t);
+// Throws if a launcher returned an error (cudaError_t as int); names op and variant.
+void check_launch(int error, const char* op, const char* variant);
+
+}  // namespace fastcv::door

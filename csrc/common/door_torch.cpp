@@ -1,0 +1,154 @@
+#include "common/door.h"
+
+#if FASTCV_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace fastcv::door {
+
+std::string show(const Ints& values) {
+  std::string text = "[";
+  for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return text + "]";
+}
+
+Ints dense_strides(const Ints& sizes, bool channels_last) {
+  const int n = static_cast<int>(sizes.size());
+  Ints strides(n);
+  int64_t next = 1;
+  const auto place = [&](int d) {
+    strides[d] = next;
+    next *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (channels_last && n >= 3) {
+    place(1);
+    for (int d = n - 1; d >= 2; --d) place(d);
+    place(0);
+  } else {
+    for (int d = n - 1; d >= 0; --d) place(d);
+  }
+  return strides;
+}
+
+bool is_channels_last(const Tensor& t) {
+  const int n = static_cast<int>(t.dim());
+  if (n != 4 && n != 5) return false;
+  const auto size = t.sizes(), stride = t.strides();
+  if (stride[1] == 0) return false;
+  int64_t least = 0;
+  const auto admits = [&](int d) {
+    if (size[d] == 0) return false;
+    if (stride[d] < least) return false;
+    if (d == 0 && least == stride[1]) return false;
+    least = stride[d];
+    if (size[d] > 1) least *= size[d];
+    return true;
+  };
+  if (!admits(1)) return false;
+  for (int d = n - 1; d >= 2; --d)
+    if (!admits(d)) return false;
+  return admits(0);
+}
+
+bool is_dense(const Tensor& t, bool channels_last) {
+  const Ints size = sizes(t), want = dense_strides(size, channels_last), have = strides(t);
+  for (size_t d = 0; d < size.size(); ++d)
+    if (size[d] > 1 && want[d] != have[d]) return false;
+  return true;
+}
+
+DType dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::Byte:
+      return DType::u8;
+    case ScalarType::Long:
+      return DType::i64;
+    default:
+      throw std::runtime_error(std::string("fastcv ") + what + ": dtype " + dtype_name(t.scalar_type()) +
+                               " has no kernel");
+  }
+}
+
+ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return ScalarType::Float;
+    case DType::f64:
+      return ScalarType::Double;
+    case DType::bf16:
+      return ScalarType::BFloat16;
+    case DType::f16:
+      return ScalarType::Half;
+    case DType::u8:
+      return ScalarType::Byte;
+    case DType::i64:
+      return ScalarType::Long;
+  }
+  throw std::logic_error("fastcv: unknown DType");
+}
+
+const char* dtype_name(ScalarType type) { return torch::headeronly::toString(type); }
+
+Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, const Tensor& like) {
+  int32_t device_type, device_index, code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+Tensor as_dense(const Tensor& t, bool channels_last) {
+  if (is_dense(t, channels_last)) return t;
+  Tensor copy = empty(sizes(t), t.scalar_type(), t, channels_last);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+void check_same_device(const char* op, std::initializer_list<const Tensor*> tensors) {
+  const Tensor* first = nullptr;
+  for (const Tensor* t : tensors) {
+    if (t == nullptr) continue;
+    if (first == nullptr) first = t;
+    check(t->is_cuda() == first->is_cuda() && t->get_device_index() == first->get_device_index(), op,
+          ": expected all tensors on one device, got ", first->is_cuda() ? "cuda" : "cpu", " and ",
+          t->is_cuda() ? "cuda" : "cpu");
+  }
+}
+
+void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
+}
+
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+void* current_stream(const Tensor& t) {
+#if FASTCV_WITH_CUDA
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return stream;
+#else
+  (void)t;
+  throw std::runtime_error("this build of fastcv has no CUDA");
+#endif
+}
+
+void check_launch(int error, const char* op, const char* variant) {
+#if FASTCV_WITH_CUDA
+  check(error == 0, op, ": variant ", variant, " failed: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
+#else
+  check(error == 0, op, ": variant ", variant, " failed with CUDA error ", error);
+#endif
+}
+
+}  // namespace fastcv::door

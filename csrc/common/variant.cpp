@@ -1,0 +1,80 @@
+#include "common/variant.h"
+
+#include <atomic>
+#include <map>
+#include <mutex>
+
+namespace fastcv {
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::map<std::string, std::vector<VariantInfo>> tables;
+  std::map<std::string, std::string> forced;
+  std::atomic<bool> any_forced{false};  // spares the lock on the usual call
+};
+
+Registry& registry() {
+  static Registry instance;
+  return instance;
+}
+
+const std::vector<VariantInfo>& table_of(Registry& r, const std::string& op) {
+  const auto found = r.tables.find(op);
+  if (found != r.tables.end()) return found->second;
+  std::string known;
+  for (const auto& [name, _] : r.tables) known += (known.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("no variants of '" + op + "'; there are variants of " + known);
+}
+
+}  // namespace
+
+RegisterVariants::RegisterVariants(const char* op, std::vector<VariantInfo> rows) {
+  registry().tables.emplace(op, std::move(rows));
+}
+
+std::vector<VariantInfo> variants(const std::string& op) {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  return table_of(r, op);
+}
+
+std::vector<std::string> variant_ops() {
+  std::vector<std::string> names;
+  for (const auto& [name, _] : registry().tables) names.push_back(name);
+  return names;
+}
+
+void force_variant(const std::string& op, const std::string& name) {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  const auto& rows = table_of(r, op);
+  if (name.empty()) {
+    r.forced.erase(op);
+    r.any_forced = !r.forced.empty();
+    return;
+  }
+  std::string known;
+  for (const auto& row : rows) {
+    if (name == row.name) {
+      if (row.needs > cpu_isa())
+        throw std::invalid_argument(op + ": variant " + name + " needs " + isa_name(row.needs) +
+                                    ", this CPU or FASTCV_CPU_ISA allows " + isa_name(cpu_isa()));
+      r.forced[op] = name;
+      r.any_forced = true;
+      return;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
+  }
+  throw std::invalid_argument(op + ": no variant '" + name + "'; it has " + known);
+}
+
+std::string forced_variant(const std::string& op) {
+  Registry& r = registry();
+  if (!r.any_forced) return {};
+  std::lock_guard lock(r.mutex);
+  const auto found = r.forced.find(op);
+  return found == r.forced.end() ? std::string() : found->second;
+}
+
+}  // namespace fastcv

@@ -1,0 +1,83 @@
+// The variant table: every implementation of an op is a row, the first row that can run is taken, and the rows are
+// enumerable from Python, so that no kernel exists that no test and no benchmark runs.
+//
+// Names follow docs/naming.md: <algorithm>[_<layout>][_<dtype>]_<isa>; a part is left out where the row serves all.
+#pragma once
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/isa.h"
+#include "common/parallel.h"
+#include "common/types.h"
+
+namespace fastcv {
+
+template <class Params>
+struct Variant {
+  const char* name;
+  Isa needs;
+  // nullptr if the row can run these params, else one clause that says what it lacks ("needs groups == 1").
+  const char* (*why_not)(const Params&);
+  // Scratch bytes for these params on this many threads; nullptr for none.
+  size_t (*workspace)(const Params&, int threads);
+  void (*run)(const Params&, const Exec&);
+};
+
+// What Python may ask of a table without knowing its params.
+struct VariantInfo {
+  const char* name;
+  Isa needs;
+};
+
+// Throws std::invalid_argument with the known names if `op` has no table.
+std::vector<VariantInfo> variants(const std::string& op);
+std::vector<std::string> variant_ops();
+
+// Makes every later call of `op` take the row `name`; "" returns the choice to the table. Process-wide.
+// Throws std::invalid_argument if there is no such row or this CPU cannot run it.
+void force_variant(const std::string& op, const std::string& name);
+std::string forced_variant(const std::string& op);
+
+// A table registers itself by a static object beside it.
+struct RegisterVariants {
+  RegisterVariants(const char* op, std::vector<VariantInfo> rows);
+};
+
+template <class Params>
+class VariantTable {
+ public:
+  VariantTable(const char* op, std::span<const Variant<Params>> rows)
+      : op_(op), rows_(rows), registered_(op, infos(rows)) {}
+
+  // The row to run. Throws std::invalid_argument if a forced row refuses the params; the last row must refuse none.
+  const Variant<Params>& choose(const Params& params) const {
+    const std::string forced = forced_variant(op_);
+    const char* why = nullptr;
+    for (const auto& row : rows_) {
+      if (!forced.empty() && forced != row.name) continue;
+      if (row.needs > cpu_isa()) continue;
+      why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      if (why == nullptr) return row;
+    }
+    throw_no_row(forced, why);
+  }
+
+ private:
+  static std::vector<VariantInfo> infos(std::span<const Variant<Params>> rows) {
+    std::vector<VariantInfo> result;
+    for (const auto& row : rows) result.push_back({row.name, row.needs});
+    return result;
+  }
+  [[noreturn]] void throw_no_row(const std::string& forced, const char* why) const {
+    throw std::invalid_argument(std::string(op_) + ": variant " + (forced.empty() ? "(any)" : forced) +
+                                " cannot run this call: " + (why == nullptr ? "no row" : why));
+  }
+
+  const char* op_;
+  std::span<const Variant<Params>> rows_;
+  RegisterVariants registered_;
+};
+
+}  // namespace fastcv

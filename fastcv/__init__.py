@@ -1,0 +1,12 @@
+"""fastcv: hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.
+
+``fastcv.functional`` mirrors ``torch.nn.functional``, ``fastcv.nn`` mirrors ``torch.nn``; the same names, arguments and
+answers. Importing never fails: without the compiled module each op raises one sentence that says how to build it.
+"""
+
+from . import functional, nn
+from ._ext import NotBuiltError, build_info, is_built
+from ._variants import use, variants
+from ._version import __version__
+
+__all__ = ["NotBuiltError", "__version__", "build_info", "functional", "is_built", "nn", "use", "variants"]

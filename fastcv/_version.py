@@ -1,0 +1,3 @@
+"""The version, once: read by CMake, setuptools and Python."""
+
+__version__ = "0.1.0"

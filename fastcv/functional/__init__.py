@@ -1,0 +1,10 @@
+"""Functions with the names, arguments, defaults, errors and answers of ``torch.nn.functional``, on fastcv's kernels."""
+
+from . import conv, loss, neighbors, norm, pool
+from .conv import *  # noqa: F403
+from .loss import *  # noqa: F403
+from .neighbors import *  # noqa: F403
+from .norm import *  # noqa: F403
+from .pool import *  # noqa: F403
+
+__all__ = [*conv.__all__, *loss.__all__, *neighbors.__all__, *norm.__all__, *pool.__all__]

@@ -1,0 +1,101 @@
+"""What the families' Python layers share: argument normalisation, layouts for fake kernels, the autograd seam, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+
+def ntuple(value: int | Sequence[int], n: int, name: str) -> list[int]:
+    """``value`` as a list of n ints; one int is repeated. Raises TypeError or RuntimeError naming the argument."""
+    if isinstance(value, (int, torch.SymInt)):
+        return [value] * n
+    values = list(value)
+    if len(values) == 1:
+        return values * n
+    if len(values) != n:
+        raise RuntimeError(f"expected {name} to be a single integer value or a list of {n} values, but got {name}={values}")
+    return values
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """True if autograd would record an operation on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def empty_as(like: Tensor, sizes: Sequence[int], dtype: torch.dtype | None = None, channels_last: bool = False) -> Tensor:
+    """For fake kernels: an empty tensor of these sizes, row-major or channels_last, as csrc/common/door.h lays it out."""
+    result = like.new_empty(sizes, dtype=dtype)
+    if channels_last and result.dim() in (4, 5):
+        result = result.to(memory_format=torch.channels_last if result.dim() == 4 else torch.channels_last_3d)
+    return result
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """torch's rule for the layout an output takes from this input (the same as door::is_channels_last)."""
+    return t.dim() in (4, 5) and suggest_memory_format(t) in (torch.channels_last, torch.channels_last_3d)
+
+
+def autocast_dtype(t: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on t's device, or None outside an autocast region."""
+    device = t.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Inside an autocast region: floating tensors (not float64) cast to its dtype, as aten does for convolution."""
+    first = next(t for t in tensors if t is not None)
+    dtype = autocast_dtype(first)
+    if dtype is None:
+        return tensors
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def autocast_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Inside an autocast region: 16-bit tensors cast to float32, as aten does for losses, softmax and distances."""
+    first = next(t for t in tensors if t is not None)
+    if autocast_dtype(first) is None:
+        return tensors
+    return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+
+
+def differentiable(
+    name: str,
+    forward: Callable[..., Any],
+    save: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """One autograd formula as a function to call when a gradient is needed.
+
+    forward(*args) computes the outputs with raw ops; save(ctx, args, outputs) keeps what backward(ctx, *grads) needs.
+    backward returns one gradient per argument and is built from differentiable functions, so it can be differentiated again.
+    Two torch classes stand behind it: the combined form, which costs a third, and the split form that torch.func needs.
+    """
+
+    def combined(ctx: Any, *args: Any) -> Any:
+        outputs = forward(*args)
+        save(ctx, args, outputs)
+        return outputs
+
+    fast = type(name, (torch.autograd.Function,), {"forward": staticmethod(combined), "backward": staticmethod(backward)})
+    split = type(
+        name,
+        (torch.autograd.Function,),
+        {
+            "generate_vmap_rule": True,
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(lambda ctx, inputs, output: save(ctx, inputs, output)),
+            "backward": staticmethod(backward),
+        },
+    )
+
+    def apply(*args: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return split.apply(*args)
+        return fast.apply(*args)
+
+    return apply

@@ -1,0 +1,3 @@
+"""The conv family; same stem as csrc/conv."""
+
+__all__: list[str] = []

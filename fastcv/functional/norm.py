@@ -1,0 +1,3 @@
+"""The norm family; same stem as csrc/norm."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The pool family; same stem as csrc/pool."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Modules of the conv family."""
+
+__all__: list[str] = []

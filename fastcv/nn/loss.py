@@ -1,0 +1,3 @@
+"""Modules of the loss family."""
+
+__all__: list[str] = []

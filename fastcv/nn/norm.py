@@ -1,0 +1,3 @@
+"""Modules of the norm family."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Modules of the pool family."""
+
+__all__: list[str] = []
