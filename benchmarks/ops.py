@@ -128,11 +128,12 @@ def main() -> int:
         return 1
     info = fastcv.build_info()
     machine = (
-        f"{cpu_name()}, {torch.get_num_threads()} threads, {fastcv.cpu_isa()}; torch {torch.__version__}, fastcv {info['version']} ({info['git']}), "
-        f"{info['compiler']}. Medians of interleaved rounds."
+        f"{cpu_name()}, {torch.get_num_threads()} threads, {fastcv.cpu_isa()}; torch {torch.__version__}, "
+        f"fastcv {info['version']} ({info['git']}), {info['compiler']}. Medians of interleaved rounds."
     )
     mean, worst = geometric_mean(r["ratio"] for r in rows), min(rows, key=lambda r: r["ratio"])
-    summary = f"{len(rows)} rows, geometric mean {mean:.2f}, slowest {worst['ratio']:.2f} ({worst['case']}, {worst['dtype']}, {worst['mode']}, {worst['layout']})"
+    where = ", ".join(worst[key] for key in ("case", "dtype", "mode", "layout"))
+    summary = f"{len(rows)} rows, geometric mean {mean:.2f}, slowest {worst['ratio']:.2f} ({where})"
     print(f"{machine}\n{summary}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{options.output}.csv", "w", newline="") as file:

@@ -18,6 +18,8 @@ class NotBuiltError(RuntimeError):
 def _load() -> tuple[Any, str]:
     try:
         from . import _C
+
+        _C.cpu_isa()
     except ImportError as error:
         if "No module named" in str(error) or "cannot import name" in str(error):
             reason = "the compiled module fastcv._C is missing"
