@@ -25,7 +25,7 @@ def test_8_regularisation() -> None:
 
 def test_9_numerical_gradient() -> None:
     """(1.25322 - 1.25347) / 1e-4 = -2.5; and the same quotient agrees with fastcv's analytic gradient."""
-    assert (1.25322 - 1.25347) / 1e-4 == pytest.approx(-2.5)
+    assert pytest.approx((1.25322 - 1.25347) / 1e-4) == -2.5
     scores = torch.tensor([[3.2, 5.1, -1.7]], dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0])
     loss = F.cross_entropy(scores, target)
