@@ -7,11 +7,6 @@ namespace {
 
 using namespace norm_door;
 
-// torch's rule for batch norm: channels_last if the strides say so and the input is not also row-major.
-bool layout_of(const Tensor& input) {
-  return input.numel() > 0 && !is_dense(input, false) && is_channels_last(input);
-}
-
 Tensor forward(const char* op, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mean,
                const OptionalTensor& var, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                double slope, double cap, Tensor* save_mean, Tensor* save_var) {

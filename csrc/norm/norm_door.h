@@ -19,6 +19,11 @@ inline Shape shape_of(const char* op, const Tensor& input) {
   return shape;
 }
 
+// torch's rule for batch norm and pointwise ops: channels_last if the strides say so and the input is not also row-major.
+inline bool layout_of(const Tensor& input) {
+  return input.numel() > 0 && !is_dense(input, false) && is_channels_last(input);
+}
+
 inline DType float_dtype(const char* op, const Tensor& t) {
   const DType dtype = dtype_of(t, op);
   check(dtype <= DType::f16, op, ": expected a floating dtype, got ", dtype_name(t.scalar_type()));
