@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -38,6 +39,34 @@ def randn(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 )
 def test_accuracy_rule(case: Any, layout: str, dtype: torch.dtype) -> None:
     check_case(case, getattr(F, case.op), dtype, layout)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if torch.float64 not in c.dtypes], ids=lambda c: c.id)
+def test_float64_agrees_with_torch(case: Any) -> None:
+    """Within 1e-12: both add some ten thousand numbers, torch in one chain, whose rounding can reach 1e-14 per number kept."""
+    for layout in case.layouts:
+        args, kwargs = case.arguments(torch.float64, layout)
+        results = []
+        for f in (getattr(F, case.op), case.torch_function()):
+            own = [a.clone().requires_grad_(i in case.grad) if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]
+            y = f(*own, **kwargs)
+            y.backward(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape))
+            results.append([y, *(own[i].grad for i in case.grad)])
+        for ours, theirs in zip(*results, strict=True):
+            assert max_error(ours, theirs) < 1e-12
+
+
+def test_float64_against_exact_arithmetic() -> None:
+    """Sums without rounding (math.fsum) as the reference: torch's rounding does not count."""
+    for layout in (torch.contiguous_format, CL):
+        x = (randn(3, 2, 40, 50, dtype=torch.float64) + 7).to(memory_format=layout)
+        y = F.batch_norm(x, None, None, training=True, eps=1e-3)
+        for c in range(2):
+            values = x[:, c].flatten().tolist()
+            mean = math.fsum(values) / len(values)
+            std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values) + 1e-3)
+            exact = torch.tensor([(v - mean) / std for v in values], dtype=torch.float64)
+            assert max_error(y[:, c].flatten(), exact) < 4 * torch.finfo(torch.float64).eps
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=lambda c: c.id)
@@ -624,7 +653,7 @@ def test_capped_instruction_sets(isa: str) -> None:
         "import torch, fastcv, fastcv.functional as F; from fastcv.testing import cases_of, check_case\n"
         "for c in cases_of(*%r):\n"
         "    if not c.bench:\n"
-        "        for d in (torch.bfloat16, torch.float16):\n"
+        "        for d in (torch.float32, torch.bfloat16, torch.float16):\n"
         "            if d in c.dtypes: check_case(c, getattr(F, c.op), d, c.layouts[-1])\n" % (OPS,)
     )
     environment = {**os.environ, "FASTCV_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}

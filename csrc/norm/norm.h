@@ -15,8 +15,8 @@ struct NormVector {
 // f(v) = min(v > 0 ? v : slope * v, cap), NaN stays NaN. slope == 1 with cap <= 0 is the identity, cap <= 0 is no cap,
 // slope == 0 sends -inf to 0. The gradient is slope at v <= 0 and 0 at v >= cap, as torch's relu, leaky_relu and relu6.
 struct Activation {
-  float slope;
-  float cap;
+  double slope;
+  double cap;
 };
 
 // How the rows of an NHWC tensor are cut for statistics: blocks of norm_block_rows rows whose sums stay in the accumulation

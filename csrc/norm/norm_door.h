@@ -58,7 +58,7 @@ inline Tensor matching(const char* op, const char* name, const Tensor& t, const 
 inline Activation activation_of(const char* op, double slope, double cap) {
   check(std::isfinite(slope) && slope >= 0 && std::isfinite(cap), op,
         ": expected an activation with a finite slope >= 0 and a finite cap, got ", slope, " and ", cap);
-  return {static_cast<float>(slope), static_cast<float>(cap)};
+  return {slope, cap};
 }
 
 inline const Tensor* pointer(const OptionalTensor& t) { return t.has_value() ? &*t : nullptr; }

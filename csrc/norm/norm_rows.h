@@ -8,6 +8,8 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
+constexpr int64_t kShortSum = 16;  // rows summed in one chain: half the digits that a chain over a block would lose
+
 // Merges the block sums of `lanes` channels (deviations from `centre`, over `n` rows) into running moments over `before` rows.
 template <class T>
 FASTCV_INLINE void merge_block(const T* centre, const T* sum, const T* squares, int64_t n, int64_t before, int lanes,
@@ -101,29 +103,37 @@ FASTCV_INLINE void block_grad_sums(const Gradient<true, S>& from, int64_t at, in
   using V = Vec<T>;
   constexpr int w = V::width;
   const bool full = lanes == w;
-  V a[NV], b[NV], hi[NV], scale[NV], shift[NV];
+  V a[NV], b[NV], hi[NV], scale[NV], shift[NV], total_a[NV], total_b[NV];
   for (int k = 0; k < NV; ++k) {
-    a[k] = b[k] = V(T(0));
+    total_a[k] = total_b[k] = V(T(0));
     hi[k] = full ? detail::load_raw(from.hi + channel + k * w) : detail::load_raw_n(from.hi + channel, lanes);
     scale[k] = full ? detail::load_raw(from.scale + channel + k * w) : detail::load_raw_n(from.scale + channel, lanes);
     shift[k] = full ? detail::load_raw(from.shift + channel + k * w) : detail::load_raw_n(from.shift + channel, lanes);
   }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < NV; ++k) {
-      const int64_t i = at + r * stride + channel + k * w;
-      const V d = (full ? load(from.x + i) : load_n(from.x + i, lanes)) - hi[k];
-      V g = full ? load(from.g + i) : load_n(from.g + i, lanes);
-      if (!from.act.identity) {
-        const V v = from.y == nullptr ? fma(d, scale[k], shift[k]) : full ? load(from.y + i) : load_n(from.y + i, lanes);
-        g = gate(from.act, g, v);
+  for (int64_t first = 0; first < rows; first += kShortSum) {
+    for (int k = 0; k < NV; ++k) a[k] = b[k] = V(T(0));
+    for (int64_t r = first; r < min64(first + kShortSum, rows); ++r)
+      for (int k = 0; k < NV; ++k) {
+        const int64_t i = at + r * stride + channel + k * w;
+        const V d = (full ? load(from.x + i) : load_n(from.x + i, lanes)) - hi[k];
+        V g = full ? load(from.g + i) : load_n(from.g + i, lanes);
+        if (!from.act.identity) {
+          const V v =
+              from.y == nullptr ? fma(d, scale[k], shift[k]) : full ? load(from.y + i) : load_n(from.y + i, lanes);
+          g = gate(from.act, g, v);
+        }
+        a[k] += g;
+        b[k] = fma(g, d, b[k]);
       }
-      a[k] += g;
-      b[k] = fma(g, d, b[k]);
+    for (int k = 0; k < NV; ++k) {
+      total_a[k] += a[k];
+      total_b[k] += b[k];
     }
+  }
   T s[NV * w], q[NV * w];
   for (int k = 0; k < NV; ++k) {
-    detail::store_raw(s + k * w, a[k]);
-    detail::store_raw(q + k * w, b[k]);
+    detail::store_raw(s + k * w, total_a[k]);
+    detail::store_raw(q + k * w, total_b[k]);
   }
   const int valid = NV > 1 ? NV * w : lanes;
   for (int j = 0; j < valid; ++j) {

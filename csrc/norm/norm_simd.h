@@ -184,7 +184,7 @@ struct Act {
   bool identity;
   explicit Act(const Activation& a)
       : slope(static_cast<T>(a.slope)),
-        cap(static_cast<T>(a.cap > 0 ? a.cap : __builtin_inff())),
+        cap(static_cast<T>(a.cap > 0 ? a.cap : __builtin_inf())),
         keep(static_cast<int_of<T>>(a.slope == 0 ? 0 : -1)),
         identity(a.slope == 1 && !(a.cap > 0)) {}
 };
