@@ -218,6 +218,8 @@ def test_any_shape_and_stride_is_torchs(data: st.DataObject) -> None:
             with pytest.raises(ValueError, match=str(error)[:20]):
                 f(F, x, lambda t: t)
             continue
+        except RuntimeError:  # torch's local_response_norm cannot view every layout
+            continue
         ours = f(F, x, lambda t: t)
         assert_close(ours, f(T, x.double(), lambda t: t.double()), theirs)
         assert ours.stride() == theirs.stride()
@@ -281,9 +283,9 @@ BAD = {
 
 @pytest.mark.parametrize("call", BAD.values(), ids=BAD.keys())
 def test_errors_are_of_torchs_types(call: Any) -> None:
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
+    with pytest.raises(Exception) as theirs:
         call(T)
-    with pytest.raises(Exception) as ours:  # noqa: PT011
+    with pytest.raises(Exception) as ours:
         call(F)
     assert type(ours.value) is type(theirs.value), f"{ours.value!r}, torch raises {theirs.value!r}"
     assert str(ours.value)
@@ -323,7 +325,10 @@ def test_gradients_of_float32_vectors_beside_16_bit_input(dtype: torch.dtype) ->
     x, w, b = randn(4, 6, 5, 5), randn(6), randn(6)
     results = []
     for f, cast in ((F, dtype), (T, dtype), (T, torch.float64)):
-        args = [x.to(dtype).to(cast).requires_grad_(), *(t.to(torch.promote_types(cast, torch.float32)).requires_grad_() for t in (w, b))]
+        args = [
+            x.to(dtype).to(cast).requires_grad_(),
+            *(t.clone().to(torch.promote_types(cast, torch.float32)).requires_grad_() for t in (w, b)),
+        ]
         y = f.batch_norm(args[0], None, None, args[1], args[2], True)
         y.backward(torch.linspace(-1, 1, y.numel()).to(dtype).to(y.dtype).reshape(y.shape))
         results.append([y, *(a.grad for a in args)])
@@ -532,14 +537,14 @@ def test_compile_and_export() -> None:
     model.eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     exported = torch.export.export(model, (x,), dynamic_shapes={"x": {0: batch}})
-    torch.testing.assert_close(exported.module()(randn(7, 8, 5, 6) * 0 + x[:1]), model((randn(7, 8, 5, 6) * 0 + x[:1])))
+    torch.testing.assert_close(exported.module()(randn(7, 8, 5, 6) * 0 + x[:1]), model(randn(7, 8, 5, 6) * 0 + x[:1]))
 
 
 def test_vmap_and_func() -> None:
     x, w, b = randn(3, 4, 6, 5), randn(3, 6), randn(3, 6)
     for run in (
         lambda x, w, b: F.batch_norm(x, None, None, w, b, True),
-        lambda x, w, b: F.batch_norm(x, w, w.abs() + 1, None, b),
+        lambda x, w, b: F.batch_norm(x, torch.zeros(6), torch.full((6,), 2.0), w, b),
         lambda x, w, b: F.group_norm(x, 2, w, b),
         lambda x, w, b: F.layer_norm(x.transpose(1, 2), (6,), w, b),
         lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
@@ -566,17 +571,13 @@ def test_vmap_and_func() -> None:
         torch.vmap(lambda x: F.batch_norm(x, torch.zeros(6), torch.ones(6), training=True))(x)
 
 
-def test_func_grad_through_a_module_with_running_statistics() -> None:
+def test_func_grad_updates_running_statistics() -> None:
     results = []
-    x = randn(5, 4, 3, 3)
-    for kind in (nn.BatchNorm2d, torch.nn.BatchNorm2d):
-        module = kind(4)
-        parameters = dict(module.named_parameters())
-
-        def loss(p: dict[str, torch.Tensor], module: torch.nn.Module = module) -> torch.Tensor:
-            return (torch.func.functional_call(module, p, (x,)) ** 3).sum()
-
-        results.append((torch.func.grad(loss)(parameters)["weight"], module.running_mean.clone()))
+    x = randn(5, 4, 3)
+    for f in (F, T):
+        mean, var = torch.zeros(4), torch.ones(4)
+        grad = torch.func.grad(lambda t, f=f, mean=mean, var=var: (f.batch_norm(t, mean, var, training=True) ** 3).sum())(x)
+        results.append((grad, mean, var))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
@@ -651,10 +652,10 @@ def test_an_image_is_the_same_alone_and_in_a_batch(layout: torch.memory_format) 
 def test_capped_instruction_sets(isa: str) -> None:
     code = (
         "import torch, fastcv, fastcv.functional as F; from fastcv.testing import cases_of, check_case\n"
-        "for c in cases_of(*%r):\n"
+        f"for c in cases_of(*{OPS!r}):\n"
         "    if not c.bench:\n"
         "        for d in (torch.float32, torch.bfloat16, torch.float16):\n"
-        "            if d in c.dtypes: check_case(c, getattr(F, c.op), d, c.layouts[-1])\n" % (OPS,)
+        "            if d in c.dtypes: check_case(c, getattr(F, c.op), d, c.layouts[-1])\n"
     )
     environment = {**os.environ, "FASTCV_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
