@@ -19,10 +19,10 @@ inline Shape shape_of(const char* op, const Tensor& input) {
   return shape;
 }
 
-// torch's rule for batch norm and pointwise ops: channels_last if the strides say so and the input is not also
-// row-major.
+// torch's rule for batch norm: row-major if it is that, else channels_last if it is that or its strides suggest it.
 inline bool layout_of(const Tensor& input) {
-  return input.numel() > 0 && !is_dense(input, false) && is_channels_last(input);
+  if (input.numel() == 0 || is_dense(input, false)) return false;
+  return is_channels_last(input) || (input.dim() >= 4 && input.dim() <= 5 && is_dense(input, true));
 }
 
 inline DType float_dtype(const char* op, const Tensor& t) {

@@ -25,7 +25,10 @@ DX, DWEIGHT, DBIAS, DRESIDUAL = 1, 2, 4, 8  # what batch_norm_backward is asked 
 
 
 def empty_like(input: Tensor) -> Tensor:
-    return empty_as(input, input.shape, channels_last=not input.is_contiguous() and is_channels_last(input))
+    """Laid out as csrc/norm/norm_door.h does it: what is row-major stays so, else channels_last by fact or by suggestion."""
+    last = torch.channels_last if input.dim() == 4 else torch.channels_last_3d
+    dense = input.dim() in (4, 5) and input.is_contiguous(memory_format=last)
+    return empty_as(input, input.shape, channels_last=not input.is_contiguous() and (dense or is_channels_last(input)))
 
 
 def vector_like(t: Vector, wanted: int, input: Tensor) -> Tensor:
