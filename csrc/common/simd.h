@@ -391,6 +391,41 @@ FASTCV_INLINE void store_int_n(I* p, Vec<I> a, int n) {
   detail::store_raw_n(p, a, n);
 }
 
+// ---- rearranging ------------------------------------------------------------------------------------------------
+
+// a0 b0 a1 b1 ...: the first half of that sequence and the second.
+template <class T>
+FASTCV_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high) {
+  constexpr int w = Vec<T>::width;
+  if constexpr (w == 2) {
+    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 2));
+    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 1, 3));
+  } else if constexpr (w == 4) {
+    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 4, 1, 5));
+    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 2, 6, 3, 7));
+  } else if constexpr (w == 8) {
+    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 8, 1, 9, 2, 10, 3, 11));
+    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 4, 12, 5, 13, 6, 14, 7, 15));
+  } else {
+    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+  }
+}
+
+// M rows of one vector each, M a power of two. Afterwards v, read in memory order, holds lane 0 of every row, then lane
+// 1 of every row, ...: for M == width, the transposed square.
+template <int M, class T>
+FASTCV_INLINE void transpose(Vec<T>* v) {
+#pragma GCC unroll 4
+  for (int half = 1; half < M; half *= 2) {
+    Vec<T> z[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M / 2; ++i) zip(v[i], v[i + M / 2], z[2 * i], z[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) v[i] = z[i];
+  }
+}
+
 // ---- reductions over the lanes, halving: ((0+w/2)+(w/4+...)): the same order every time --------------------------
 
 template <class T>
