@@ -402,6 +402,18 @@ FASTCV_INLINE T reduce_add(Vec<T> a) {
     for (int i = 0; i < half; ++i) x[i] += x[i + half];
   return x[0];
 }
+// The largest lane of lanes that are no NaN.
+template <class T>
+FASTCV_INLINE T reduce_max(Vec<T> a) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_max_ps((__m512)a.v);
+#endif
+  T x[Vec<T>::width];
+  detail::store_raw(x, a);
+  T best = x[0];
+  for (int i = 1; i < Vec<T>::width; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+}
 // The largest lane, NaN if any lane is NaN.
 template <class T>
 FASTCV_INLINE T reduce_max_nan(Vec<T> a) {
