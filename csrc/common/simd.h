@@ -394,23 +394,20 @@ FASTCV_INLINE void store_int_n(I* p, Vec<I> a, int n) {
 
 // ---- rearranging ------------------------------------------------------------------------------------------------
 
+namespace detail {
+template <bool high, class T, int... i>
+FASTCV_INLINE Vec<T> zip_half(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  constexpr int w = Vec<T>::width;
+  return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
+}
+}  // namespace detail
+
 // a0 b0 a1 b1 ...: the first half of that sequence and the second.
 template <class T>
 FASTCV_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high) {
-  constexpr int w = Vec<T>::width;
-  if constexpr (w == 2) {
-    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 2));
-    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 1, 3));
-  } else if constexpr (w == 4) {
-    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 4, 1, 5));
-    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 2, 6, 3, 7));
-  } else if constexpr (w == 8) {
-    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 8, 1, 9, 2, 10, 3, 11));
-    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 4, 12, 5, 13, 6, 14, 7, 15));
-  } else {
-    low = Vec<T>(__builtin_shufflevector(a.v, b.v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    high = Vec<T>(__builtin_shufflevector(a.v, b.v, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
-  }
+  constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
+  low = detail::zip_half<false>(a, b, lanes);
+  high = detail::zip_half<true>(a, b, lanes);
 }
 
 // M rows of one vector each, M a power of two. Afterwards v, read in memory order, holds lane 0 of every row, then lane
@@ -544,34 +541,6 @@ FASTCV_INLINE Vec<T> log(Vec<T> x) {
   y = select<T>(x == Vec<T>(T(0)), Vec<T>(-kInf), y);
   y = select<T>(x < Vec<T>(T(0)), Vec<T>(static_cast<T>(__builtin_nan(""))), y);
   return select<T>((x != x) | (x == Vec<T>(kInf)), x, y);
-}
-
-// ---- transpose: width vectors as a square matrix ------------------------------------------------------------------
-
-namespace detail {
-template <bool high, class T, int... i>
-FASTCV_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
-  constexpr int w = Vec<T>::width;
-  return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
-}
-}  // namespace detail
-
-// rows[i][j] becomes rows[j][i]: log2(width) rounds, each interleaving row i with row i + width / 2.
-template <class T>
-FASTCV_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
-  constexpr int w = Vec<T>::width;
-  constexpr auto lanes = std::make_integer_sequence<int, w>{};
-#pragma GCC unroll 4
-  for (int round = 1; round < w; round *= 2) {
-    Vec<T> next[w];
-#pragma GCC unroll 8
-    for (int i = 0; i < w / 2; ++i) {
-      next[2 * i] = detail::interleave<false>(rows[i], rows[i + w / 2], lanes);
-      next[2 * i + 1] = detail::interleave<true>(rows[i], rows[i + w / 2], lanes);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < w; ++i) rows[i] = next[i];
-  }
 }
 
 }  // namespace fastcv::FASTCV_ISA
