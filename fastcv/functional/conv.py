@@ -41,19 +41,19 @@ _LEVELS = {"highest": 0, "ieee": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2
 
 
 @torch.compiler.assume_constant_result
-def _float32_precision(device: str) -> int:
+def _float32_precision(cuda: bool) -> int:
     """What float32 may be computed with (csrc/conv/conv.h: enum Precision), from torch's own switches.
 
     The convolution's switch decides; on the CPU, where it is unset, the one of matrix products.
     """
-    setting = torch._C._get_fp32_precision_getter("cuda" if device == "cuda" else "mkldnn", "conv")
+    setting = torch._C._get_fp32_precision_getter("cuda" if cuda else "mkldnn", "conv")
     if setting == "none":
-        setting = "highest" if device == "cuda" else torch._C._get_float32_matmul_precision()
+        setting = "highest" if cuda else torch._C._get_float32_matmul_precision()
     return _LEVELS[setting]
 
 
 def _precision(t: Tensor) -> int:
-    return _float32_precision(t.device.type) if t.dtype is torch.float32 else 0
+    return _float32_precision(t.is_cuda) if t.dtype is torch.float32 else 0
 
 
 # ---- shapes and layouts, as csrc/conv/conv_torch.cpp has them ---------------------------------------------------------
@@ -235,7 +235,8 @@ _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backwa
 def _conv(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int) -> Tensor:
     if needs_grad(x, w, b, residual):
         return _conv_with_grad(x, w, b, residual, geometry, precision)
-    return _conv_raw(x, w, b, *geometry, residual, 0, precision)
+    stride, padding, dilation, groups = geometry
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, 0, precision)
 
 
 def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int) -> Tensor:
@@ -327,57 +328,61 @@ def _ints(value: Any, nd: int, name: str) -> Sequence[int]:
     """``value`` as nd ints; one is repeated."""
     if type(value) is int:
         return (value,) * nd
-    if type(value) is not tuple or len(value) != nd or any(type(v) is not int for v in value):
-        if isinstance(value, (tuple, list)):
+    if not isinstance(value, (tuple, list)):
+        return (_int(value, name),) * nd
+    for v in value:
+        if type(v) is not int:
             value = [_int(v, name) for v in value]
-            if len(value) == 1:
-                value = value * nd
-            if len(value) != nd:
-                raise RuntimeError(f"expected {name} to be a single integer value or a list of {nd} values, but got {name}={value}")
-        else:
-            value = [_int(value, name)] * nd
+            break
+    if len(value) != nd:
+        if len(value) != 1:
+            raise RuntimeError(f"expected {name} to be a single integer value or a list of {nd} values, but got {name}={[*value]}")
+        return (value[0],) * nd
     return value
 
 
-def _same_padding(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """padding='same' as pads before and after; where they differ the end has one more."""
+def _pads(value: Any, nd: int, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Sequence[int]:
+    """padding as nd ints, or as the nd before and the nd after; where 'same' cannot be even, the end has one more."""
+    if not isinstance(value, str):
+        return _ints(value, nd, "padding")
+    if value == "valid":
+        return (0,) * nd
+    if value != "same":
+        raise RuntimeError(f"Invalid padding string: {value!r}")
     if any(s != 1 for s in stride):
-        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={list(stride)}")
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={[*stride]}")
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     return [t // 2 for t in total] + [t - t // 2 for t in total]
 
 
-def _check(name: str, nd: int, input: Any, weight: Any, bias: Any, groups: Any) -> None:
-    """The types and numbers of dimensions; everything else is the door's."""
+def _check(name: str, nd: int, input: Any, weight: Any, bias: Any, groups: Any) -> bool:
+    """The types and numbers of dimensions; everything else is the door's. Returns whether the input is batched."""
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
         types = ", ".join(type(t).__name__ for t in (input, weight, bias))
         raise TypeError(f"{name}: input and weight must be tensors and bias a tensor or None, got {types}")
     if type(groups) is not int:
         _int(groups, "groups")
-    if input.dim() not in (nd + 1, nd + 2):
+    dims = input.dim()
+    if dims != nd + 2 and dims != nd + 1:
         raise RuntimeError(
             f"Expected {nd + 1}D (unbatched) or {nd + 2}D (batched) input to {name}, but got input of size: {[*input.shape]}"
         )
     if weight.dim() != nd + 2:
         raise RuntimeError(f"{name}: expected a weight of {nd + 2} dimensions, got weight of size {[*weight.shape]}")
-    if not torch.compiler.is_compiling() and input.numel() == 0 and 0 in input.shape[-nd:] and 0 not in input.shape[:-nd]:
+    if input.numel() == 0 and 0 in input.shape[-nd:] and 0 not in input.shape[:-nd]:
         raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {[*input.shape]}")
+    return dims == nd + 2
 
 
 def _forward(
     nd: int, name: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
-    _check(name, nd, input, weight, bias, groups)
-    input, weight, bias = autocast_lower(input, weight, bias)
+    batched = _check(name, nd, input, weight, bias, groups)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = autocast_lower(input, weight, bias)
     stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise RuntimeError(f"Invalid padding string: {padding!r}")
-        padding = _same_padding(weight, stride, dilation) if padding == "same" else (0,) * nd
-    else:
-        padding = _ints(padding, nd, "padding")
-    geometry = (stride, padding, dilation, groups)
-    if input.dim() == nd + 2:
+    geometry = (stride, _pads(padding, nd, weight, stride, dilation), dilation, groups)
+    if batched:
         return _conv(input, weight, bias, None, geometry, _precision(input))
     return _conv(input.unsqueeze(0), weight, bias, None, geometry, _precision(input)).squeeze(0)
 
@@ -455,18 +460,13 @@ def conv2d_fused(
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
-    _check("conv2d_fused", 2, input, weight, bias, groups)
+    batched = _check("conv2d_fused", 2, input, weight, bias, groups)
     code, function = _ACTIVATIONS[activation]
-    input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
     stride, dilation = _ints(stride, 2, "stride"), _ints(dilation, 2, "dilation")
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise RuntimeError(f"Invalid padding string: {padding!r}")
-        padding = _same_padding(weight, stride, dilation) if padding == "same" else (0, 0)
-    else:
-        padding = _ints(padding, 2, "padding")
-    geometry, precision = (stride, padding, dilation, groups), _precision(input)
-    batched = input.dim() == 4
+    geometry = (stride, _pads(padding, 2, weight, stride, dilation), dilation, groups)
+    precision = _precision(input)
     if not batched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     if needs_grad(input, weight, bias, residual):
@@ -488,8 +488,9 @@ def _transposed(
     groups: int,
     dilation: Any,
 ) -> Tensor:
-    _check(name, nd, input, weight, bias, groups)
-    input, weight, bias = autocast_lower(input, weight, bias)
+    batched = _check(name, nd, input, weight, bias, groups)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = autocast_lower(input, weight, bias)
     stride, padding = _ints(stride, nd, "stride"), _ints(padding, nd, "padding")
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
     for extra, s, d in zip(output_padding, stride, dilation, strict=True):
@@ -498,12 +499,11 @@ def _transposed(
                 f"output padding must be non-negative and smaller than either stride or dilation, but got "
                 f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
             )
-    batched = input.dim() == nd + 2
     if not batched:
         input = input.unsqueeze(0)
     size, kernel = input.shape[2:], weight.shape[2:]
     output = [(size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + output_padding[i] + 1 for i in range(nd)]
-    if not torch.compiler.is_compiling() and (min(output) < 0 or weight.shape[1] == 0):
+    if min(output) < 0 or weight.shape[1] == 0:
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )
