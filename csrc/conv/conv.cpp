@@ -5,6 +5,11 @@ namespace {
 
 // Both directions run the same kernels; two tables so that each can be studied and forced on its own.
 constexpr Variant<ConvParams> kRows[] = {
+#if defined(__x86_64__)
+    {"igemm_avx512", Isa::avx512, nullptr, &avx512::conv_igemm_workspace, &avx512::conv_igemm},
+    {"igemm_avx2", Isa::avx2, nullptr, &avx2::conv_igemm_workspace, &avx2::conv_igemm},
+#endif
+    {"igemm_portable", Isa::portable, nullptr, &portable::conv_igemm_workspace, &portable::conv_igemm},
     {"ref", Isa::portable, nullptr, nullptr, &conv_ref},
 };
 
