@@ -85,7 +85,8 @@ def _case(
         flops=flops,
         bench=bench,
         grad=(0, 1, 2) if bias else (0, 1),
-        layouts=("contiguous",) if nd == 1 else ("contiguous", "channels_last"),
+        # torch's layout for small 5-dimensional outputs varies with its threads and the CPU.
+        layouts=("contiguous", "channels_last") if nd == 2 or (nd == 3 and bench) else ("contiguous",),
     )
 
 
