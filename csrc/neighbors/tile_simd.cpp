@@ -161,30 +161,6 @@ void read_pairs(const void* row, int64_t depth, int64_t begin, int count, int32_
 
 // ---- packing lanes -----------------------------------------------------------------------------------------------
 
-// The transpose of a square of vectors, by halves: log2(width) perfect shuffles.
-template <class T>
-FASTCV_INLINE void transpose(Vec<T>* v) {
-  constexpr int w = Vec<T>::width;
-  using I = typename Vec<int_of<T>>::Raw;
-  I low, high;
-  for (int i = 0; i < w / 2; ++i) {
-    low[2 * i] = i;
-    low[2 * i + 1] = w + i;
-    high[2 * i] = w / 2 + i;
-    high[2 * i + 1] = w + w / 2 + i;
-  }
-  Vec<T> t[w];
-  for (int step = 1; step < w; step *= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < w / 2; ++i) {
-      t[2 * i] = Vec<T>(__builtin_shuffle(v[i].v, v[i + w / 2].v, low));
-      t[2 * i + 1] = Vec<T>(__builtin_shuffle(v[i].v, v[i + w / 2].v, high));
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < w; ++i) v[i] = t[i];
-  }
-}
-
 template <class T>
 void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int64_t depth, T* to) {
   constexpr int w = Vec<T>::width;
@@ -205,7 +181,7 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
       for (; u + w <= n; u += w) {
         Vec<T> v[w];
         for (int i = 0; i < w; ++i) v[i] = detail::load_raw(block + i * kRowStride<T> + u);
-        transpose(v);
+        transpose<w>(v);
         for (int i = 0; i < w; ++i) detail::store_raw(panel + (unit + u + i) * kLanes<T>, v[i]);
       }
       for (; u < n; ++u)
