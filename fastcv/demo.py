@@ -52,7 +52,9 @@ class Settings:
 
 
 DIGITS = Settings(Recipe(epochs=25, batch_size=64, learning_rate=0.1, warmup_epochs=2, shift=1))
-PHOTOS = Settings(Recipe(epochs=10, batch_size=128, learning_rate=0.1, warmup_epochs=1, shift=4, mirror=True))
+PHOTOS = Settings(Recipe(epochs=10, batch_size=128, learning_rate=0.1, warmup_epochs=1, shift=4))
+FEW_PHOTOS = Settings(Recipe(epochs=30, batch_size=32, learning_rate=0.05, warmup_epochs=2, shift=4))
+MANY = 5_000  # images from which PHOTOS holds
 
 
 def needed_packages(with_data: bool) -> list[str]:
@@ -65,7 +67,8 @@ class Demo:
     """One run: the data, both networks and what was measured; each method is one part of the work."""
 
     def __init__(self, data: Images, settings: Settings, console: Any, layers: Any = fastcv.nn) -> None:
-        self.data, self.settings, self.console = data, settings, console
+        self.data, self.console = data, console
+        self.settings = replace(settings, recipe=replace(settings.recipe, mirror=data.mirrored))
         self.split: Split = data_room.split(data, settings.recipe.seed)
         self.prepare = Standardiser(data.images[self.split.train])
         self.layers = {"fastcv": layers, "torch": nn}
@@ -110,13 +113,16 @@ class Demo:
         self.histories = {name: [] for name in trainers}
         epochs = self.settings.recipe.epochs
         parameters = sum(p.numel() for p in self.networks["torch"].parameters())
-        title = f"Training a ResNet of {parameters:,} parameters for {epochs} epochs, with fastcv and with torch"
+        validation = self.part(self.split.validation)
+        title = f"Training a ResNet of {parameters:,} parameters for {epochs} epochs: fastcv/torch"
         with task(self.console, title, sum(t.steps for t in trainers.values())) as progress:
             for epoch in range(epochs):
                 for name in list(trainers)[:: 1 if epoch % 2 == 0 else -1]:
-                    history = trainers[name].run_epoch(epoch, *self.part(self.split.validation), progress.advance)
-                    self.histories[name].append(history)
-                progress.say(f"epoch {epoch + 1:>2}/{epochs}" + "".join(_in_short(name, self.histories[name][-1]) for name in trainers))
+                    self.histories[name].append(trainers[name].run_epoch(epoch, *validation, progress.advance))
+                last = [history[-1] for history in self.histories.values()]
+                losses = "/".join(f"{e.train_loss:.4f}" for e in last)
+                accuracies = "/".join(f"{100 * e.validation_accuracy:.1f}" for e in last)
+                progress.say(f"epoch {epoch + 1:>2}/{epochs}  loss {losses}  val {accuracies} %")
         test_images, test_labels = self.part(self.split.test)
         for name, network in self.networks.items():
             self.logits[name] = logits_of(network, test_images, self.prepare)
@@ -161,9 +167,11 @@ class Demo:
         ks = [k for k in KS if k <= len(points) - -(-len(points) // folds)]
         timed = queries[: self.settings.timing_images]
         self.report["knn"] = {"neighbours": len(points), "queries": len(queries), "folds": folds, "timed_queries": len(timed)}
-        with task(self.console, f"Choosing k for kNN by {folds}-fold cross-validation on {len(points):,} images", 2) as progress:
+        with task(
+            self.console, f"Choosing k for kNN by {folds}-fold cross-validation on {len(points):,} images", 2 * folds + 2
+        ) as progress:
             for name, p in (("L1", 1.0), ("L2", 2.0)):
-                accuracies = knn_room.cross_validate(points, labels, ks, p, folds, seed)
+                accuracies = knn_room.cross_validate(points, labels, ks, p, folds, seed, progress.advance)
                 k = ks[int(accuracies.mean(1).argmax())]  # the smallest of the best
                 seconds = interleaved(
                     {
@@ -274,10 +282,6 @@ def _accuracy(predictions: Tensor, labels: Tensor) -> float:
     return (predictions == labels).double().mean().item()
 
 
-def _in_short(name: str, e: Epoch) -> str:
-    return f"  {name} loss {e.train_loss:.4f} val {100 * e.validation_accuracy:.1f} % {e.seconds:.2f} s"
-
-
 def run(
     data: Images, output: str | Path, settings: Settings, console: Any, least_accuracy: float | None = None, layers: Any = fastcv.nn
 ) -> bool:
@@ -294,7 +298,7 @@ def run(
             "classes": list(data.classes),
             "counts": {part: len(indices) for part, indices in vars(demo.split).items()},
         },
-        "settings": asdict(settings),
+        "settings": asdict(demo.settings),
     }
     demo.first_step()
     demo.train()
@@ -333,7 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", metavar="FOLDER", help="CIFAR-10 (binary or Python version) or one folder of images per class")
     parser.add_argument("--output", metavar="FOLDER", default="demo-output", help="where the results go (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help=f"default: {DIGITS.recipe.epochs}, with --data {PHOTOS.recipe.epochs}")
+    epochs = f"{DIGITS.recipe.epochs}; with --data {PHOTOS.recipe.epochs}, or {FEW_PHOTOS.recipe.epochs} below {MANY:,} images"
+    parser.add_argument("--epochs", type=int, help=f"default: {epochs}")
     options = parser.parse_args(arguments)
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {options.epochs}")
@@ -345,11 +350,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fastcv.build_info()
         from rich.console import Console
 
-        settings = DIGITS if options.data is None else PHOTOS
-        if options.epochs is not None:
-            settings = replace(settings, recipe=replace(settings.recipe, epochs=options.epochs))
         check_output(options.output, FILES)
         data = data_room.load_digits() if options.data is None else data_room.load(options.data)
+        settings = DIGITS if options.data is None else PHOTOS if len(data.labels) >= MANY else FEW_PHOTOS
+        if options.epochs is not None:
+            settings = replace(settings, recipe=replace(settings.recipe, epochs=options.epochs))
         held = run(data, options.output, settings, Console(), 0.98 if options.data is None else None)
         return 0 if held else 1
     except (DataError, OutputError, fastcv.NotBuiltError) as error:

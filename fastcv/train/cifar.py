@@ -58,7 +58,7 @@ def _assemble(folder: Path, suffix: str, read: Callable[[Path], tuple[Tensor, Te
     batches = [read(file) for file in (*train, folder / f"test_batch{suffix}")]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     test = torch.arange(len(labels) - len(batches[-1][1]), len(labels))
-    return Images("CIFAR-10", images.reshape(-1, 3, 32, 32), labels, classes, test=test)
+    return Images("CIFAR-10", images.reshape(-1, 3, 32, 32), labels, classes, test=test, mirrored=True)
 
 
 def _read(file: Path) -> bytes:

@@ -25,7 +25,7 @@ class Images:
     """Labelled images. images: uint8 [N, C, H, W], black is 0 and white is ``white``; labels: int64 [N], indices of ``classes``.
 
     test, validation: the indices that the source itself sets apart, where it does. mirrored: whether a mirrored image
-    keeps its label.
+    is known to keep its label.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Images:
     white: int = 255
     test: Tensor | None = None
     validation: Tensor | None = None
-    mirrored: bool = True
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -63,7 +63,7 @@ def load_digits() -> Images:
     source = datasets.load_digits()
     images = torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1).contiguous()
     labels = torch.from_numpy(source.target).long()
-    return Images("scikit-learn digits", images, labels, tuple(str(d) for d in range(10)), white=16, mirrored=False)
+    return Images("scikit-learn digits", images, labels, tuple(str(d) for d in range(10)), white=16)
 
 
 def load(path: str | Path, size: int = 32) -> Images:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["Task", "task"]
 
@@ -51,6 +51,6 @@ def task(console: Console, title: str, total: int) -> Iterator[Task]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    columns = (TextColumn(" "), BarColumn(28), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False))
+    columns = (TextColumn(" "), BarColumn(16), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False))
     with Progress(*columns, console=console) as progress:
         yield _Bar(progress, total)

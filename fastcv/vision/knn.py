@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +36,19 @@ def folds_of(labels: Tensor, folds: int, seed: int) -> list[Tensor]:
     return [order[i::folds].sort().values for i in range(folds)]
 
 
-def cross_validate(points: Tensor, labels: Tensor, ks: Sequence[int], p: float = 2, folds: int = 5, seed: int = 0) -> Tensor:
+def cross_validate(
+    points: Tensor,
+    labels: Tensor,
+    ks: Sequence[int],
+    p: float = 2,
+    folds: int = 5,
+    seed: int = 0,
+    on_fold: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Accuracies [len(ks), folds]: each fold is classified by the points of the others, one neighbour search per fold.
 
     points [N, D] float, labels [N] int64, ks: the candidates, none larger than the smallest set of other points.
+    on_fold is called after each fold.
     """
     classes = int(labels.max()) + 1
     accuracies = torch.zeros(len(ks), folds)
@@ -50,4 +59,5 @@ def cross_validate(points: Tensor, labels: Tensor, ks: Sequence[int], p: float =
         neighbours = labels[rest][indices]
         for j, k in enumerate(ks):
             accuracies[j, i] = (majority(neighbours[:, :k], classes) == labels[held_out]).float().mean()
+        on_fold()
     return accuracies
