@@ -208,10 +208,11 @@ class Demo:
     def table(self) -> Any:
         """The one table of the run."""
         from rich.table import Table
+        from rich.text import Text
 
         report, parts = self.report, self.split
         counts = f"{len(parts.train):,} to train, {len(parts.validation):,} to validate, {len(parts.test):,} to test"
-        table = Table(title=f"{self.data.name}: {counts}", title_justify="left", title_style="bold")
+        table = Table(title=Text(f"{self.data.name}: {counts}", style="bold"), title_justify="left")
         table.add_column("")
         for column in ("fastcv", "torch", "torch / fastcv"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -317,7 +318,9 @@ def run(
     for name in (name for name, held in checks.items() if not held):
         console.print(f"FAILED: {name}", style="bold red", highlight=False)
     pictures = ", ".join(PICTURES)
-    console.print(f"{output}: report.json, {pictures}; {time.perf_counter() - start:.0f} s in all", highlight=False, soft_wrap=True)
+    console.print(
+        f"{output}: report.json, {pictures}; {time.perf_counter() - start:.0f} s in all", markup=False, highlight=False, soft_wrap=True
+    )
     return all(checks.values())
 
 

@@ -170,6 +170,15 @@ def test_image_folder_with_its_own_parts(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_undecodable_names_become_printable(tmp_path: Path) -> None:
+    _image_folder(tmp_path)
+    try:
+        (tmp_path / "dog").rename(tmp_path / os.fsdecode(b"d\xffg"))
+    except OSError:
+        pytest.skip("this file system refuses names that are not UTF-8")
+    assert load(tmp_path).classes == ("cat", "d?g")
+
+
 def test_image_modes(tmp_path: Path) -> None:
     folder = _image_folder(tmp_path / "pets")
     Image.new("P", (8, 8)).save(folder / "cat" / "a.png")

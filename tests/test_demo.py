@@ -237,9 +237,9 @@ def test_pictures_of_colour_images_and_many_classes(tmp_path: Path, classes: int
     n = 40
     labels = torch.arange(n) % classes
     logits = torch.randn(n, classes)
-    names = [f"a rather long class name {i}" for i in range(classes)]
+    names = [f"{i} $ a rather $ long class name" for i in range(classes)]
     images = torch.randint(0, 256, (n, 3, 9, 9), dtype=torch.uint8)
-    plots.confusion(tmp_path / "c.png", plots.confusion_matrix(logits.argmax(1), labels, classes), names, "title")
+    plots.confusion(tmp_path / "c.png", plots.confusion_matrix(logits.argmax(1), labels, classes), names, "a $ and a $")
     plots.misclassified(tmp_path / "m.png", images[:3], labels[:3], logits[:3], names, 255, "title")
     plots.filters(tmp_path / "f.png", torch.randn(5, 3, 3, 3), "title")
     assert len(list(tmp_path.glob("*.png"))) == 3

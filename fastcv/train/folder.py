@@ -27,7 +27,7 @@ def load(root: Path, size: int = 32) -> Images:
     if not train.is_dir():
         classes = _classes(root)
         files = _files(root, classes)
-        return Images(root.name, *_read_all(files, size), tuple(classes))
+        return Images(_printable(root.name), *_read_all(files, size), tuple(map(_printable, classes)))
     classes = _classes(train)
     validation = next((root / name for name in VALIDATION if (root / name).is_dir()), None)
     test = root / "test" if (root / "test").is_dir() else None
@@ -42,7 +42,13 @@ def load(root: Path, size: int = 32) -> Images:
     images, labels = _read_all([file for part in parts for file in part], size)
     ends = np.cumsum([len(part) for part in parts]).tolist()
     ranges = [torch.arange(start, end) for start, end in itertools.pairwise(ends)]
-    return Images(root.name, images, labels, tuple(classes), test=ranges[0], validation=ranges[1] if len(ranges) > 1 else None)
+    validation_part = ranges[1] if len(ranges) > 1 else None
+    return Images(_printable(root.name), images, labels, tuple(map(_printable, classes)), test=ranges[0], validation=validation_part)
+
+
+def _printable(name: str) -> str:
+    """The name of a file as text: bytes that are not UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _visible(folder: Path) -> list[Path]:

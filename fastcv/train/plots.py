@@ -45,7 +45,7 @@ def curves(file: Path, histories: Mapping[str, Sequence[Epoch]], title: str) -> 
         _tidy(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
     accuracy.legend(frameon=False, loc="lower right")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     figure.savefig(file)
 
 
@@ -71,7 +71,7 @@ def confusion(file: Path, matrix: Tensor, classes: Sequence[str], title: str) ->
         ticks, names, rotation=45 if upright else 0, ha="right" if upright else "center", rotation_mode="anchor" if upright else None
     )
     axes.set_yticks(ticks, names)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title=_plain(title))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
@@ -80,8 +80,13 @@ def confusion(file: Path, matrix: Tensor, classes: Sequence[str], title: str) ->
     figure.savefig(file)
 
 
+def _plain(text: str) -> str:
+    """Text in which a dollar sign does not begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return _plain(name if len(name) <= length else name[: length - 1] + "…")
 
 
 def _show(axes: Any, image: Tensor, white: int) -> None:
@@ -111,7 +116,7 @@ def misclassified(
         text = f"{true} → {predicted}" if wrong[i] else true
         newline = "\n" if len(text) > 7 else "  "
         axes.set_title(f"{text}{newline}{100 * confidence[i]:.0f} %", fontsize=9, color=RED if wrong[i] else GREY)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     figure.savefig(file)
 
 
@@ -126,7 +131,7 @@ def neighbours(file: Path, ks: Sequence[int], accuracies: Mapping[str, Tensor], 
         axes.errorbar(x, mean, deviation, color=color, marker="o", markersize=4, capsize=3, linewidth=1.4, elinewidth=1, label=label)
         best = list(ks).index(chosen[name])
         axes.plot(x[best], mean[best], "o", markersize=11, fillstyle="none", color=color)
-    axes.set(xscale="log", xlabel="k, the number of neighbours", ylabel="cross-validated accuracy (%)", title=title)
+    axes.set(xscale="log", xlabel="k, the number of neighbours", ylabel="cross-validated accuracy (%)", title=_plain(title))
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.minorticks_off()
     _tidy(axes)
@@ -152,5 +157,5 @@ def filters(file: Path, weight: Tensor, title: str) -> None:
     if weight.shape[1] != 3:
         bar = figure.colorbar(image, ax=grid, shrink=0.8, label="weight")
         bar.outline.set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     figure.savefig(file)

@@ -14,10 +14,10 @@ __all__ = ["classify", "cross_validate", "folds_of", "majority"]
 
 def majority(neighbours: Tensor, num_classes: int) -> Tensor:
     """The most frequent label in each row of ``neighbours`` [Q, k], nearest first; a tie goes to the class met first."""
-    k = neighbours.shape[1]
-    one_hot = torch.nn.functional.one_hot(neighbours, num_classes)
-    counts = one_hot.sum(1)
-    first = torch.where(one_hot.bool(), torch.arange(k, device=neighbours.device)[None, :, None], k).amin(1)
+    queries, k = neighbours.shape
+    counts = neighbours.new_zeros(queries, num_classes).scatter_add_(1, neighbours, torch.ones_like(neighbours))
+    places = torch.arange(k, device=neighbours.device).expand(queries, k)
+    first = neighbours.new_full((queries, num_classes), k).scatter_reduce_(1, neighbours, places, "amin")
     return (counts * (k + 1) - first).argmax(1)
 
 
