@@ -392,6 +392,38 @@ FASTCV_INLINE void store_int_n(I* p, Vec<I> a, int n) {
   detail::store_raw_n(p, a, n);
 }
 
+// ---- rearranging ------------------------------------------------------------------------------------------------
+
+namespace detail {
+template <bool high, class T, int... i>
+FASTCV_INLINE Vec<T> zip_half(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  constexpr int w = Vec<T>::width;
+  return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
+}
+}  // namespace detail
+
+// a0 b0 a1 b1 ...: the first half of that sequence and the second.
+template <class T>
+FASTCV_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high) {
+  constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
+  low = detail::zip_half<false>(a, b, lanes);
+  high = detail::zip_half<true>(a, b, lanes);
+}
+
+// M rows of one vector each, M a power of two. Afterwards v, read in memory order, holds lane 0 of every row, then lane
+// 1 of every row, ...: for M == width, the transposed square.
+template <int M, class T>
+FASTCV_INLINE void transpose(Vec<T>* v) {
+#pragma GCC unroll 4
+  for (int half = 1; half < M; half *= 2) {
+    Vec<T> z[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M / 2; ++i) zip(v[i], v[i + M / 2], z[2 * i], z[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) v[i] = z[i];
+  }
+}
+
 // ---- reductions over the lanes, halving: ((0+w/2)+(w/4+...)): the same order every time --------------------------
 
 template <class T>
@@ -509,34 +541,6 @@ FASTCV_INLINE Vec<T> log(Vec<T> x) {
   y = select<T>(x == Vec<T>(T(0)), Vec<T>(-kInf), y);
   y = select<T>(x < Vec<T>(T(0)), Vec<T>(static_cast<T>(__builtin_nan(""))), y);
   return select<T>((x != x) | (x == Vec<T>(kInf)), x, y);
-}
-
-// ---- transpose: width vectors as a square matrix ------------------------------------------------------------------
-
-namespace detail {
-template <bool high, class T, int... i>
-FASTCV_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
-  constexpr int w = Vec<T>::width;
-  return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
-}
-}  // namespace detail
-
-// rows[i][j] becomes rows[j][i]: log2(width) rounds, each interleaving row i with row i + width / 2.
-template <class T>
-FASTCV_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
-  constexpr int w = Vec<T>::width;
-  constexpr auto lanes = std::make_integer_sequence<int, w>{};
-#pragma GCC unroll 4
-  for (int round = 1; round < w; round *= 2) {
-    Vec<T> next[w];
-#pragma GCC unroll 8
-    for (int i = 0; i < w / 2; ++i) {
-      next[2 * i] = detail::interleave<false>(rows[i], rows[i + w / 2], lanes);
-      next[2 * i + 1] = detail::interleave<true>(rows[i], rows[i + w / 2], lanes);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < w; ++i) rows[i] = next[i];
-  }
 }
 
 }  // namespace fastcv::FASTCV_ISA

@@ -32,7 +32,7 @@ static inline void load_transposed(const S* x, int rows, int64_t classes, int64_
       if (i >= rows) block[i] = V(acc_t<S>(0));
       else block[i] = at + w <= readable ? load(x + at) : load_n(x + at, columns);
     }
-    transpose(block);
+    transpose<w>(block);
     for (int j = 0; j < columns; ++j) store(tile + (c0 + j) * w, block[j]);
   }
 }
@@ -46,7 +46,7 @@ static inline void store_transposed(const acc_t<S>* tile, int rows, int64_t clas
   if (classes <= w) {
     V block[w];
     for (int j = 0; j < w; ++j) block[j] = j < classes ? load(tile + j * w) : V(acc_t<S>(0));
-    transpose(block);
+    transpose<w>(block);
     const int64_t end = rows * classes;
     for (int i = 0; i < rows; ++i) {
       if (i * classes + w <= end) store(y + i * classes, block[i]);
@@ -58,7 +58,7 @@ static inline void store_transposed(const acc_t<S>* tile, int rows, int64_t clas
     const int columns = static_cast<int>(classes - c0 < w ? classes - c0 : w);
     V block[w];
     for (int j = 0; j < w; ++j) block[j] = j < columns ? load(tile + (c0 + j) * w) : V(acc_t<S>(0));
-    transpose(block);
+    transpose<w>(block);
     for (int i = 0; i < rows; ++i) store_up_to(y + i * classes + c0, block[i], columns);
   }
 }
