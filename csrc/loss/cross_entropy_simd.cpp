@@ -33,14 +33,12 @@ struct Samples {
   alignas(64) T loss[4 * Vec<T>::width];
 };
 
-// U vectors of samples. grad may be null, or x itself.
-template <class S, int U, Mode mode>
-void columns(const S* x, const S* q, S* grad, int64_t stride, const Shared<acc_t<S>>& k, Samples<acc_t<S>>& t) {
-  using T = acc_t<S>;
+// U vectors of samples. grad may be null, or x itself; it holds the exponentials on the way.
+template <class T, int U, Mode mode>
+void columns(const T* x, const T* q, T* grad, int64_t stride, const Shared<T>& k, Samples<T>& t) {
   using I = int_of<T>;
   using V = Vec<T>;
   constexpr int w = V::width;
-  constexpr bool keep_exp = std::is_floating_point_v<S>;  // a 16-bit grad cannot hold the exponentials
   const V zero(T(0)), keep(k.keep), spread(k.spread);
   V m[U], sum[U], picked[U], dot[U], mass[U];
   Vec<I> index[U];
@@ -64,7 +62,7 @@ void columns(const S* x, const S* q, S* grad, int64_t stride, const Shared<acc_t
         picked[u] = select<T>(index[u] == here, z, picked[u]);
         if constexpr (mode == Mode::smooth) dot[u] = fma(V(k.weight[c]), z, dot[u]);
       }
-      if (keep_exp && grad) store(grad + c * stride + u * w, e);
+      if (grad) store(grad + c * stride + u * w, e);
     }
   }
   V hit[U], factor[U];
@@ -92,10 +90,8 @@ void columns(const S* x, const S* q, S* grad, int64_t stride, const Shared<acc_t
   for (int64_t c = 0; c < k.classes; ++c) {
     const Vec<I> here(static_cast<I>(c));
     for (int u = 0; u < U; ++u) {
-      S* out = grad + c * stride + u * w;
-      V e;
-      if constexpr (keep_exp) e = load(out);
-      else e = exp(load(x + c * stride + u * w) - m[u]);
+      T* out = grad + c * stride + u * w;
+      const V e = load(out);
       if constexpr (mode == Mode::soft) {
         const V a = V(k.weight[c]) * fma(keep, load(q + c * stride + u * w), spread);
         store(out, fma(e, factor[u], -(load(t.scale + u * w) * a)));
@@ -108,14 +104,12 @@ void columns(const S* x, const S* q, S* grad, int64_t stride, const Shared<acc_t
   }
 }
 
-// One long row; sample 0 of t.
-template <class S, Mode mode>
-void row(const S* x, const S* q, S* grad, const Shared<acc_t<S>>& k, Samples<acc_t<S>>& t) {
-  using T = acc_t<S>;
+// One long row; sample 0 of t. grad as above.
+template <class T, Mode mode>
+void row(const T* x, const T* q, T* grad, const Shared<T>& k, Samples<T>& t) {
   using V = Vec<T>;
   constexpr int w = V::width;
   constexpr T kLowest = -static_cast<T>(__builtin_inf());
-  constexpr bool keep_exp = std::is_floating_point_v<S>;
   const int64_t classes = k.classes, whole = classes / w * w, four = classes / (4 * w) * (4 * w);
   const int rest = static_cast<int>(classes - whole);
   const V zero(T(0)), keep(k.keep), spread(k.spread);
@@ -129,6 +123,10 @@ void row(const S* x, const S* q, S* grad, const Shared<acc_t<S>>& k, Samples<acc
   const T top = reduce_max(max(max(m[0], m[1]), max(m[2], m[3])));
   const V top_v(top);
 
+  // The target's score is read before exponentials take its place.
+  const int64_t index = t.index[0];
+  const T picked = mode != Mode::soft && index >= 0 ? load_one(x + index) - top : T(0);
+
   V sum[4] = {zero, zero, zero, zero}, dot[4] = {zero, zero, zero, zero}, mass[4] = {zero, zero, zero, zero};
   const auto term = [&](int u, int64_t at, V v, V score_q, V class_w) {
     const V z = v - top_v, e = exp(z);
@@ -140,7 +138,7 @@ void row(const S* x, const S* q, S* grad, const Shared<acc_t<S>>& k, Samples<acc
     } else if constexpr (mode == Mode::smooth) {
       dot[u] = fma(class_w, z, dot[u]);
     }
-    if (keep_exp && grad) store(grad + at, e);
+    if (grad) store(grad + at, e);
   };
   const auto q_at = [&](int64_t at) { return mode == Mode::soft ? load(q + at) : zero; };
   const auto w_at = [&](int64_t at) { return mode == Mode::hard ? zero : load(k.weight + at); };
@@ -157,18 +155,17 @@ void row(const S* x, const S* q, S* grad, const Shared<acc_t<S>>& k, Samples<acc
     } else if constexpr (mode == Mode::smooth) {
       dot[1] += select<T>(tail, load_n(k.weight + c, rest) * z, zero);
     }
-    if (keep_exp && grad) store_n(grad + c, e, rest);
+    if (grad) store_n(grad + c, e, rest);
   }
   const T total = reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
   const T logs = log(V(total))[0];
-  const int64_t index = t.index[0];
   const T weight = t.weight[0], scale = t.scale[0];
   T all, hit = weight, loss;
   if constexpr (mode == Mode::soft) {
     all = reduce_add((mass[0] + mass[1]) + (mass[2] + mass[3]));
     loss = all * logs - reduce_add((dot[0] + dot[1]) + (dot[2] + dot[3]));
   } else {
-    loss = index < 0 ? T(0) : weight * (logs - (load_one(x + index) - top));
+    loss = index < 0 ? T(0) : weight * (logs - picked);
     all = weight;
     if constexpr (mode == Mode::smooth) {
       hit = k.keep * weight;
@@ -180,27 +177,38 @@ void row(const S* x, const S* q, S* grad, const Shared<acc_t<S>>& k, Samples<acc
   t.loss[0] = loss;
   if (!grad) return;
   const V factor(scale * all / total), scale_v(scale);
-  const auto result = [&](V v, V score_q, V class_w) {
-    const V e = keep_exp ? v : exp(v - top_v);
+  const auto result = [&](V e, V score_q, V class_w) {
     if constexpr (mode == Mode::soft) return fma(e, factor, -(scale_v * (class_w * fma(keep, score_q, spread))));
     else if constexpr (mode == Mode::smooth) return fma(e, factor, -(scale_v * (spread * class_w)));
     else return e * factor;
   };
-  const S* from = keep_exp ? grad : x;
-  // The score of the target class is overwritten with 16-bit gradients only after it has been read.
-  const T at_target = mode != Mode::soft && index >= 0 ? load_one(from + index) : T(0);
+  const T at_target = mode != Mode::soft && index >= 0 ? grad[index] : T(0);
 #pragma GCC unroll 4
-  for (c = 0; c < whole; c += w) store(grad + c, result(load(from + c), q_at(c), w_at(c)));
+  for (c = 0; c < whole; c += w) store(grad + c, result(load(grad + c), q_at(c), w_at(c)));
   if (rest) {
     const V score_q = mode == Mode::soft ? load_n(q + c, rest) : zero;
     const V class_w = mode == Mode::hard ? zero : load_n(k.weight + c, rest);
-    store_n(grad + c, result(load_n(from + c, rest), score_q, class_w), rest);
+    store_n(grad + c, result(load_n(grad + c, rest), score_q, class_w), rest);
   }
   if constexpr (mode != Mode::soft) {
     if (index < 0) return;
     const V class_w = mode == Mode::smooth ? V(k.weight[index]) : zero;
-    store_one(grad + index, result(V(at_target), zero, class_w)[0] - scale * hit);
+    grad[index] = result(V(at_target), zero, class_w)[0] - scale * hit;
   }
+}
+
+// The cores, by run-time mode.
+template <int U, class T>
+void columns(Mode mode, const T* x, const T* q, T* grad, int64_t stride, const Shared<T>& k, Samples<T>& t) {
+  if (mode == Mode::hard) columns<T, U, Mode::hard>(x, q, grad, stride, k, t);
+  else if (mode == Mode::smooth) columns<T, U, Mode::smooth>(x, q, grad, stride, k, t);
+  else columns<T, U, Mode::soft>(x, q, grad, stride, k, t);
+}
+template <class T>
+void row(Mode mode, const T* x, const T* q, T* grad, const Shared<T>& k, Samples<T>& t) {
+  if (mode == Mode::hard) row<T, Mode::hard>(x, q, grad, k, t);
+  else if (mode == Mode::smooth) row<T, Mode::smooth>(x, q, grad, k, t);
+  else row<T, Mode::soft>(x, q, grad, k, t);
 }
 
 // ---- the whole ----------------------------------------------------------------------------------------------------
@@ -216,7 +224,7 @@ Layout layout_of(const CrossEntropyParams& p, int threads) {
   const int64_t size = p.dtype == DType::f64 ? 8 : 4, w = kVectorBytes / size, rows = p.outer * p.inner;
   Layout a{};
   a.long_rows = p.inner == 1 && p.classes > kShortRow;
-  a.wide = p.inner > 1 && p.classes * 4 * w * (p.dtype >= DType::bf16 ? 2 : size) <= kTileBytes;
+  a.wide = p.inner > 1 && p.classes * 4 * kVectorBytes <= kTileBytes;
   a.samples = a.long_rows ? 1 : a.wide ? 4 * w : w;
   a.units = p.inner == 1 ? (rows + a.samples - 1) / a.samples : p.outer * ((p.inner + a.samples - 1) / a.samples);
   const auto place = [&](size_t bytes) {
@@ -227,15 +235,29 @@ Layout layout_of(const CrossEntropyParams& p, int threads) {
   a.blocks_at = place(target_blocks(p) * sizeof(TargetBlock));
   a.sums_at = place(a.units * sizeof(double));
   a.weights_at = place(p.classes * size);
-  a.tile_bytes = a.long_rows ? 0 : static_cast<size_t>(p.classes) * kVectorBytes;
+  const bool staged = !a.long_rows || p.dtype >= DType::bf16;
+  a.tile_bytes = staged ? (p.classes * a.samples * size + 63) / 64 * 64 : 0;
   a.tiles_at = place(2 * threads * a.tile_bytes);
   return a;
 }
 
-template <class S, Mode mode>
+// n elements each of `classes` lines, from lines `from_stride` apart to lines `to_stride` apart, converting.
+template <class From, class To>
+void copy_lines(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t lines, int64_t n) {
+  constexpr int w = Vec<acc_t<From>>::width;
+  for (int64_t c = 0; c < lines; ++c)
+    for (int64_t i = 0; i < n; i += w) {
+      const int lanes = static_cast<int>(n - i < w ? n - i : w);
+      store_up_to(to + c * to_stride + i, load_up_to(from + c * from_stride + i, lanes), lanes);
+    }
+}
+
+template <class S>
 void run(const CrossEntropyParams& p, const Exec& exec) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
+  constexpr bool direct = std::is_same_v<S, T>;  // 16-bit scores are widened into the tile first
+  const Mode mode = p.target_kind == Target::probability ? Mode::soft : p.smoothing > 0 ? Mode::smooth : Mode::hard;
   const Layout a = layout_of(p, exec.threads);
   char* workspace = static_cast<char*>(exec.workspace);
   double* sums = reinterpret_cast<double*>(workspace + a.sums_at);
@@ -258,79 +280,89 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
   double scale = p.reduction == Reduction::mean ? 1 / count : 1;
   if (grad_loss && !each) scale *= load_one(grad_loss);
 
-  const auto prepare = [&](Samples<T>& t, int64_t first, int n) {
-    for (int i = 0; i < a.samples; ++i) t.index[i] = -1, t.weight[i] = T(0), t.scale[i] = T(0);
+  // Fills `lanes` samples, of which n exist.
+  const auto prepare = [&](Samples<T>& t, int64_t first, int n, int lanes) {
+    for (int i = n; i < lanes; ++i) t.index[i] = -1, t.weight[i] = T(0), t.scale[i] = T(0);
     for (int i = 0; i < n; ++i) {
       const int64_t r = first + i;
-      if constexpr (mode != Mode::soft) {
-        const int64_t target = target_at(p, r);
-        if (target == p.ignore_index) continue;
-        t.index[i] = static_cast<int_of<T>>(target);
-        t.weight[i] = weight ? k.weight[target] : T(1);
-      }
       t.scale[i] = each && grad_loss ? load_one(grad_loss + r) : static_cast<T>(scale);
+      t.weight[i] = T(1);
+      if (mode == Mode::soft) continue;
+      const int64_t target = target_at(p, r);
+      const bool ignored = target == p.ignore_index;
+      t.index[i] = ignored ? -1 : static_cast<int_of<T>>(target);
+      if (weight && !ignored) t.weight[i] = k.weight[target];
+      if (ignored) t.weight[i] = t.scale[i] = T(0);
     }
   };
-  const auto finish = [&](const Samples<T>& t, int64_t unit, int64_t first, int n) {
-    if (!loss) return;
-    if (each) {
-      for (int i = 0; i < n; ++i) store_one(loss + first + i, t.loss[i]);
-      return;
-    }
+  const auto finish = [&](const Samples<T>& t, int64_t first, int n) {
     double sum = 0;
-    for (int i = 0; i < n; ++i) sum += t.loss[i];
-    sums[unit] = sum;
+    if (each && loss)
+      for (int i = 0; i < n; ++i) store_one(loss + first + i, t.loss[i]);
+    else
+      for (int i = 0; i < n; ++i) sum += t.loss[i];
+    return sum;
   };
 
-  const auto q_from = [&](int64_t at) { return mode == Mode::soft ? q + at : nullptr; };
   const int64_t total = p.outer * p.classes * p.inner, per = (p.inner + a.samples - 1) / a.samples;
   parallel_slots(exec, a.units, kGrain / (p.classes * a.samples + 1) + 1, [&](int slot, int64_t begin, int64_t end) {
     Samples<T> t;
     T* tile = reinterpret_cast<T*>(workspace + a.tiles_at + 2 * slot * a.tile_bytes);
-    T* tile_q = reinterpret_cast<T*>(workspace + a.tiles_at + (2 * slot + 1) * a.tile_bytes);
+    T* tile_q = q ? reinterpret_cast<T*>(workspace + a.tiles_at + (2 * slot + 1) * a.tile_bytes) : nullptr;
+    T* tile_grad = grad ? tile : nullptr;
     for (int64_t unit = begin; unit < end; ++unit) {
       if (a.long_rows) {
         const int64_t at = unit * p.classes;
-        prepare(t, unit, 1);
-        row<S, mode>(x + at, q_from(at), grad ? grad + at : nullptr, k, t);
-        finish(t, unit, unit, 1);
+        prepare(t, unit, 1, 1);
+        if constexpr (direct) {
+          row<T>(mode, x + at, q ? q + at : nullptr, grad ? grad + at : nullptr, k, t);
+        } else {
+          copy_lines(x + at, 0, tile, 0, 1, p.classes);
+          if (q) copy_lines(q + at, 0, tile_q, 0, 1, p.classes);
+          row<T>(mode, tile, tile_q, tile_grad, k, t);
+          if (grad) copy_lines(tile, 0, grad + at, 0, 1, p.classes);
+        }
+        sums[unit] = finish(t, unit, 1);
         continue;
       }
       if (p.inner == 1) {
         const int64_t first = unit * w, at = first * p.classes;
         const int n = static_cast<int>(p.outer - first < w ? p.outer - first : w);
-        prepare(t, first, n);
+        prepare(t, first, n, w);
         load_transposed(x + at, n, p.classes, total - at, tile);
-        if (mode == Mode::soft) load_transposed(q + at, n, p.classes, total - at, tile_q);
-        columns<T, 1, mode>(tile, tile_q, grad ? tile : nullptr, w, k, t);
+        if (q) load_transposed(q + at, n, p.classes, total - at, tile_q);
+        columns<1>(mode, tile, tile_q, tile_grad, w, k, t);
         if (grad) store_transposed(tile, n, p.classes, grad + at);
-        finish(t, unit, first, n);
+        sums[unit] = finish(t, first, n);
         continue;
       }
       const int64_t o = unit / per, i0 = unit % per * a.samples, first = o * p.inner + i0;
       const int64_t at = o * p.classes * p.inner + i0;
       const int n = static_cast<int>(p.inner - i0 < a.samples ? p.inner - i0 : a.samples);
       if (n == 4 * w) {
-        prepare(t, first, n);
-        columns<S, 4, mode>(x + at, q_from(at), grad ? grad + at : nullptr, p.inner, k, t);
-        finish(t, unit, first, n);
+        prepare(t, first, n, n);
+        if constexpr (direct) {
+          columns<4>(mode, x + at, q ? q + at : nullptr, grad ? grad + at : nullptr, p.inner, k, t);
+        } else {
+          copy_lines(x + at, p.inner, tile, n, p.classes, n);
+          if (q) copy_lines(q + at, p.inner, tile_q, n, p.classes, n);
+          columns<4>(mode, tile, tile_q, tile_grad, n, k, t);
+          if (grad) copy_lines(tile, n, grad + at, p.inner, p.classes, n);
+        }
+        sums[unit] = finish(t, first, n);
         continue;
       }
       double sum = 0;
       for (int i = 0; i < n; i += w) {
         const int lanes = n - i < w ? n - i : w;
-        prepare(t, first + i, lanes);
-        for (int64_t c = 0; c < p.classes; ++c) {
-          store(tile + c * w, load_up_to(x + at + c * p.inner + i, lanes));
-          if (mode == Mode::soft) store(tile_q + c * w, load_up_to(q + at + c * p.inner + i, lanes));
-        }
-        columns<T, 1, mode>(tile, tile_q, grad ? tile : nullptr, w, k, t);
-        if (grad)
-          for (int64_t c = 0; c < p.classes; ++c) store_up_to(grad + at + c * p.inner + i, load(tile + c * w), lanes);
-        finish(t, unit, first + i, lanes);
-        if (loss && !each) sum += sums[unit];
+        prepare(t, first + i, lanes, w);
+        copy_lines(x + at + i, p.inner, tile, w, p.classes, lanes);
+        if (q) copy_lines(q + at + i, p.inner, tile_q, w, p.classes, lanes);
+        columns<1>(mode, tile, tile_q, tile_grad, w, k, t);
+        if (grad) copy_lines(tile, w, grad + at + i, p.inner, p.classes, lanes);
+        sum += finish(t, first + i, lanes);
       }
-      if (loss && !each) sums[unit] = sum;
+      sums[unit] = sum;
     }
   });
 
@@ -346,12 +378,7 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
 size_t cross_entropy_workspace(const CrossEntropyParams& p, int threads) { return layout_of(p, threads).bytes; }
 
 void cross_entropy(const CrossEntropyParams& p, const Exec& exec) {
-  dispatch_float(p.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    if (p.target_kind == Target::probability) run<S, Mode::soft>(p, exec);
-    else if (p.smoothing > 0) run<S, Mode::smooth>(p, exec);
-    else run<S, Mode::hard>(p, exec);
-  });
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p, exec); });
 }
 
 }  // namespace fastcv::FASTCV_ISA
