@@ -91,7 +91,7 @@ def _map_sizes(function: str, t: Tensor, empty_channels: bool = False) -> tuple[
 
 def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Any:
     """How many windows an axis has, as pool_torch.cpp counts them."""
-    if kernel <= 0 or stride <= 0 or padding < 0 or dilation <= 0 or padding > ((kernel - 1) * dilation + 1) // 2:
+    if kernel <= 0 or stride <= 0 or padding < 0 or dilation <= 0 or padding > kernel // 2:
         raise RuntimeError(f"fastcv pooling: bad window: kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
     windows = (size + 2 * padding - dilation * (kernel - 1) - 1 + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (windows - 1) * stride >= size + padding:
