@@ -80,42 +80,6 @@ FASTCV_INLINE Vec<T> add_where(Vec<T> sum, Vec<int_of<T>> code, Vec<int_of<T>> w
 #endif
 }
 
-// Two vectors of a, b, a, b, ... into one of a and one of b; and back.
-template <class T>
-FASTCV_INLINE void unzip(Vec<T> x, Vec<T> y, Vec<T>& even, Vec<T>& odd) {
-  using R = typename Vec<T>::Raw;
-  if constexpr (Vec<T>::width == 16) {
-    even = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)));
-    odd = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)));
-  } else if constexpr (Vec<T>::width == 8) {
-    even = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 0, 2, 4, 6, 8, 10, 12, 14)));
-    odd = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 1, 3, 5, 7, 9, 11, 13, 15)));
-  } else if constexpr (Vec<T>::width == 4) {
-    even = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 0, 2, 4, 6)));
-    odd = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 1, 3, 5, 7)));
-  } else {
-    even = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 0, 2)));
-    odd = Vec<T>(R(__builtin_shufflevector(x.v, y.v, 1, 3)));
-  }
-}
-template <class T>
-FASTCV_INLINE void zip(Vec<T> even, Vec<T> odd, Vec<T>& x, Vec<T>& y) {
-  using R = typename Vec<T>::Raw;
-  if constexpr (Vec<T>::width == 16) {
-    x = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)));
-    y = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)));
-  } else if constexpr (Vec<T>::width == 8) {
-    x = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 0, 8, 1, 9, 2, 10, 3, 11)));
-    y = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 4, 12, 5, 13, 6, 14, 7, 15)));
-  } else if constexpr (Vec<T>::width == 4) {
-    x = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 0, 4, 1, 5)));
-    y = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 2, 6, 3, 7)));
-  } else {
-    x = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 0, 2)));
-    y = Vec<T>(R(__builtin_shufflevector(even.v, odd.v, 1, 3)));
-  }
-}
-
 // The first n of a vector's elements (n may exceed the width), and storing as many.
 template <class S>
 FASTCV_INLINE Vec<acc_t<S>> load_some(const S* p, int64_t n) {
