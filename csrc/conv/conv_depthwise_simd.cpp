@@ -2,6 +2,8 @@
 //
 // The input lines of a chunk of rows are copied into scratch in the arithmetic's type, with the zeros beyond their
 // ends, and split by position modulo the stride, so that every tap of a vector of outputs is one load.
+#include <utility>
+
 #include "common/dispatch.h"
 #include "conv/conv.h"
 #include "conv/conv_plan.h"
@@ -9,6 +11,15 @@
 
 namespace fastcv::FASTCV_ISA {
 namespace {
+
+template <class Raw, int... i>
+FASTCV_INLINE Raw even_lanes(Raw a, Raw b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i)...);
+}
+template <class T>
+FASTCV_INLINE Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
+  return Vec<T>(even_lanes(a.v, b.v, std::make_integer_sequence<int, Vec<T>::width>()));
+}
 
 template <class S>
 class Depthwise {
@@ -41,16 +52,23 @@ class Depthwise {
   size_t workspace() const { return slots * slot_bytes; }
 
   void run(const Exec& exec) const {
-    const int64_t items = p.n * p.c * d[0].cells * row_chunks * col_chunks;
+    // Planes of a block share the table of lines.
+    const int64_t planes = p.n * p.c, chunks = d[0].cells * row_chunks * col_chunks;
     const int64_t cost = rows * cols * p.kernel[0] * p.kernel[1] * p.kernel[2];
-    parallel_slots(exec, items, most(1, (1 << 16) / cost), [&](int slot, int64_t begin, int64_t end) {
+    const int64_t block = most(1, least(16, planes * chunks / (8 * exec.threads)));
+    const int64_t items = ceil_div(planes, block) * chunks;
+    parallel_slots(exec, items, most(1, (1 << 16) / (cost * block)), [&](int slot, int64_t begin, int64_t end) {
       char* base = static_cast<char*>(exec.workspace) + slot * slot_bytes;
       Chunk c;
       c.lines = reinterpret_cast<Acc*>(base);
       c.table = reinterpret_cast<const Acc**>(base + table_at);
       c.offsets = reinterpret_cast<int64_t*>(base + offsets_at);
       c.weights = reinterpret_cast<Acc*>(base + weights_at);
-      for (int64_t i = begin; i < end; ++i) run_item(c, i);
+      for (int64_t i = 0; i < line; ++i) c.lines[i] = Acc(0);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t plane = i / chunks * block;
+        run_item(c, i % chunks, plane, least(block, planes - plane));
+      }
     });
   }
 
@@ -66,28 +84,32 @@ class Depthwise {
     Acc bias;
   };
 
-  void run_item(Chunk& c, int64_t item) const {
-    c.cell[2] = item % col_chunks * cols;
-    item /= col_chunks;
-    c.cell[1] = item % row_chunks * rows;
-    item /= row_chunks;
-    c.cell[0] = item % d[0].cells;
-    c.plane = item / d[0].cells;
+  void run_item(Chunk& c, int64_t chunk, int64_t plane, int64_t planes) const {
+    c.cell[2] = chunk % col_chunks * cols;
+    chunk /= col_chunks;
+    c.cell[1] = chunk % row_chunks * rows;
+    c.cell[0] = chunk / row_chunks;
     c.cells[0] = 1;
     c.cells[1] = least(rows, d[1].cells - c.cell[1]);
     c.cells[2] = least(cols, d[2].cells - c.cell[2]);
-    c.bias = p.bias == nullptr ? Acc(0) : load_one(static_cast<const S*>(p.bias) + c.plane % p.c);
-    fill_lines(c);
-    for (int64_t fd = 0; fd < d[0].phases; ++fd) {
-      if (c.cell[0] * d[0].out_step + fd >= d[0].out) break;
-      for (int64_t fh = 0; fh < d[1].phases; ++fh)
-        for (int64_t fw = 0; fw < d[2].phases; ++fw) run_phase(c, fd, fh, fw);
+    for (int i = 0; i < 2; ++i) c.inputs[i] = inputs_of(d[i], c.cell[i], c.cells[i]);
+    const bool one_phase = d[0].phases * d[1].phases * d[2].phases == 1;
+    for (c.plane = plane; c.plane < plane + planes; ++c.plane) {
+      c.bias = p.bias == nullptr ? Acc(0) : load_one(static_cast<const S*>(p.bias) + c.plane % p.c);
+      fill_lines(c);
+      for (int64_t fd = 0; fd < d[0].phases; ++fd) {
+        if (c.cell[0] * d[0].out_step + fd >= d[0].out) break;
+        for (int64_t fh = 0; fh < d[1].phases; ++fh)
+          for (int64_t fw = 0; fw < d[2].phases; ++fw) {
+            const Taps td = d[0].taps(fd), th = d[1].taps(fh), tw = d[2].taps(fw);
+            if (!one_phase || c.plane == plane) tabulate(c, fh, td, th, tw);
+            run_phase(c, fd, fh, fw, td, th, tw);
+          }
+      }
     }
   }
 
   void fill_lines(Chunk& c) const {
-    for (int i = 0; i < 2; ++i) c.inputs[i] = inputs_of(d[i], c.cell[i], c.cells[i]);
-    for (int64_t i = 0; i < line; ++i) c.lines[i] = Acc(0);
     const int64_t first = c.cell[2] * d[2].in_step + d[2].low;  // the position that a line starts at
     const int64_t length = (c.cells[2] - 1) * d[2].in_step + d[2].high - d[2].low + 1;
     Acc* out = c.lines + line;
@@ -97,60 +119,76 @@ class Depthwise {
         const S* x = static_cast<const S*>(p.x) + ((c.plane * p.in[0] + id) * p.in[1] + ih) * p.in[2];
         if (d[2].in_step == 1) {
           const int64_t lo = least(length, most(0, -first)), hi = most(lo, least(length, d[2].in - first));
-          fill(out, 0, lo);
-          int64_t k = lo;
-          for (; k + kLanes <= hi; k += kLanes) detail::store_raw(out + k, load(x + first + k));
-          for (; k < hi; ++k) out[k] = load_one(x + first + k);
-          fill(out, hi, residue);
-        } else {
-          for (int64_t r = 0; r < d[2].in_step; ++r) {
-            Acc* to = out + r * residue;
-            const int64_t start = first + r, step = d[2].in_step;
-            const int64_t lo = least(residue, start >= 0 ? 0 : ceil_div(-start, step));
-            const int64_t hi = most(lo, least(residue, ceil_div(most(0, d[2].in - start), step)));
-            fill(to, 0, lo);
-            for (int64_t k = lo; k < hi; ++k) to[k] = load_one(x + start + k * step);
-            fill(to, hi, residue);
+          clear(out, 0, lo);
+          clear(out, hi, residue);
+          for (int64_t k = lo; k < hi; k += kLanes) {
+            const int n = static_cast<int>(least(kLanes, hi - k));
+            if (n == kLanes) store(out + k, load(x + first + k));
+            else store_n(out + k, load_n(x + first + k, n), n);
           }
+          continue;
+        }
+        for (int64_t r = 0; r < d[2].in_step; ++r) {
+          Acc* to = out + r * residue;
+          const int64_t start = first + r, step = d[2].in_step;
+          const int64_t lo = least(residue, start >= 0 ? 0 : ceil_div(-start, step));
+          const int64_t hi = most(lo, least(residue, ceil_div(most(0, d[2].in - start), step)));
+          clear(to, 0, lo);
+          clear(to, hi, residue);
+          int64_t k = lo;
+          if (step == 2)
+            for (; k + kLanes < hi; k += kLanes) store(to + k, load_even(x + start + 2 * k));
+          for (; k < hi; ++k) to[k] = load_one(x + start + k * step);
         }
       }
   }
-  static void fill(Acc* out, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) out[i] = Acc(0);
+  static void clear(Acc* out, int64_t begin, int64_t end) {
+    for (; begin + kLanes <= end; begin += kLanes) store(out + begin, Vec<Acc>(Acc(0)));
+    if (begin < end) store_n(out + begin, Vec<Acc>(Acc(0)), static_cast<int>(end - begin));
   }
+  // Elements 0, 2, 4, ... of two vectors.
+  FASTCV_INLINE Vec<Acc> load_even(const S* x) { return even_lanes(load(x), load(x + kLanes)); }
 
-  void run_phase(Chunk& c, int64_t fd, int64_t fh, int64_t fw) const {
-    const Taps td = d[0].taps(fd), th = d[1].taps(fh), tw = d[2].taps(fw);
-    const int64_t nh = d[1].outputs(fh, c.cell[1], c.cells[1]), nw = d[2].outputs(fw, c.cell[2], c.cells[2]);
+  // What the planes of a block share: which lines the rows read, and where in them the taps start.
+  void tabulate(Chunk& c, int64_t fh, const Taps& td, const Taps& th, const Taps& tw) const {
+    const int64_t nh = d[1].outputs(fh, c.cell[1], c.cells[1]);
     for (int64_t j = 0; j < tw.count; ++j) {
       const int64_t position = tw.offset + j * tw.offset_step - d[2].low;
       c.offsets[j] = position % d[2].in_step * residue + position / d[2].in_step;
     }
-    const S* w = static_cast<const S*>(p.w) + c.plane % p.c * p.kernel[0] * p.kernel[1] * p.kernel[2];
-    Acc* weight = c.weights;
     const Acc** entry = c.table;
-    for (int64_t a = 0; a < td.count; ++a)
-      for (int64_t b = 0; b < th.count; ++b) {
-        const int64_t rd = td.first + a * td.step, rh = th.first + b * th.step;
-        for (int64_t j = 0; j < tw.count; ++j)
-          *weight++ = load_one(w + (rd * p.kernel[1] + rh) * p.kernel[2] + tw.first + j * tw.step);
-        const int64_t id = c.cell[0] * d[0].in_step + td.offset + a * td.offset_step;
+    for (int64_t a = 0; a < td.count; ++a) {
+      const int64_t id = c.cell[0] * d[0].in_step + td.offset + a * td.offset_step;
+      for (int64_t b = 0; b < th.count; ++b)
         for (int64_t i = 0; i < nh; ++i) {
           const int64_t ih = (c.cell[1] + i) * d[1].in_step + th.offset + b * th.offset_step;
           const bool exists = id >= 0 && id < d[0].in && ih >= 0 && ih < d[1].in;
           const int64_t at = (id - c.inputs[0].begin) * c.inputs[1].size + ih - c.inputs[1].begin;
           *entry++ = c.lines + (exists ? (at + 1) * line : 0);
         }
-      }
+    }
     c.line_taps = td.count * th.count;
     c.width_taps = tw.count;
     c.table_pitch = nh;
+  }
+
+  void run_phase(Chunk& c, int64_t fd, int64_t fh, int64_t fw, const Taps& td, const Taps& th, const Taps& tw) const {
+    const int64_t nh = c.table_pitch, nw = d[2].outputs(fw, c.cell[2], c.cells[2]);
+    const S* w = static_cast<const S*>(p.w) + c.plane % p.c * p.kernel[0] * p.kernel[1] * p.kernel[2];
+    Acc* weight = c.weights;
+    for (int64_t a = 0; a < td.count; ++a)
+      for (int64_t b = 0; b < th.count; ++b) {
+        const int64_t rd = td.first + a * td.step, rh = th.first + b * th.step;
+        for (int64_t j = 0; j < tw.count; ++j)
+          *weight++ = load_one(w + (rd * p.kernel[1] + rh) * p.kernel[2] + tw.first + j * tw.step);
+      }
     const int64_t od = c.cell[0] * d[0].out_step + fd;
     const int64_t row = ((c.plane * d[0].out + od) * d[1].out + c.cell[1] * d[1].out_step + fh) * d[2].out;
     const int64_t at = row + c.cell[2] * d[2].out_step + fw;
     int64_t i = 0;
     for (; i + kRows <= nh; i += kRows) run_rows<kRows>(c, i, nw, at);
-    for (; i < nh; ++i) run_rows<1>(c, i, nw, at);
+    if (i + 2 <= nh) run_rows<2>(c, i, nw, at), i += 2;
+    if (i < nh) run_rows<1>(c, i, nw, at);
   }
 
   template <int R>
@@ -180,7 +218,7 @@ class Depthwise {
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) sum[r][v] = fma(detail::load_raw(x[r] + offset + v * kLanes), weight, sum[r][v]);
+          for (int v = 0; v < V; ++v) sum[r][v] = fma(load(x[r] + offset + v * kLanes), weight, sum[r][v]);
       }
     }
     for (int r = 0; r < R; ++r)
