@@ -10,6 +10,7 @@ else
 PY := $(VENV)/bin/python
 DEPS := $(VENV)/.installed
 endif
+CLANG_FORMAT := $(if $(strip $(VENV)),$(VENV)/bin/)clang-format
 RUN := PYTHONPATH=$(CURDIR) $(PY)
 
 .PHONY: build demo test lint bench clean
@@ -31,7 +32,7 @@ test: build
 lint: $(DEPS)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(dir $(PY))clang-format --dry-run --Werror
+	@git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(CLANG_FORMAT) --dry-run --Werror
 
 bench: build
 	@$(RUN) benchmarks/ops.py $(BENCH)

@@ -43,5 +43,14 @@ PYBIND11_MODULE(_C, m) {
       py::arg("op"), "(name, instruction set) of every variant of an op, in the order of preference.");
   m.def("force_variant", &fastcv::force_variant, py::arg("op"), py::arg("name"),
         "Always take this variant; '' to choose again.");
+  m.def("record_choices", &fastcv::record_choices, py::arg("on"), "Start or stop recording which variants calls take.");
+  m.def(
+      "take_recorded_choices",
+      [] {
+        std::vector<std::tuple<std::string, std::string, std::string>> rows;
+        for (auto& c : fastcv::take_recorded_choices()) rows.emplace_back(c.op, c.variant, c.reason);
+        return rows;
+      },
+      "The (op, variant, reason) recorded since the last call; the reason is '' for the variant that ran.");
   m.def("forced_variant", &fastcv::forced_variant, py::arg("op"), "The forced variant, or ''.");
 }

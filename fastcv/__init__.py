@@ -5,8 +5,8 @@ answers. Importing never fails: without the compiled module each op raises one s
 """
 
 from . import functional, nn
-from ._ext import NotBuiltError, build_info, is_built
-from ._variants import use, variants
+from ._ext import NotBuiltError, build_info, cpu_isa, is_built
+from ._variants import use, variants, why_not
 from ._version import __version__
 
-__all__ = ["NotBuiltError", "__version__", "build_info", "functional", "is_built", "nn", "use", "variants"]
+__all__ = ["NotBuiltError", "__version__", "build_info", "cpu_isa", "functional", "is_built", "nn", "use", "variants", "why_not"]

@@ -18,6 +18,8 @@ class NotBuiltError(RuntimeError):
 def _load() -> tuple[Any, str]:
     try:
         from . import _C
+
+        _C.cpu_isa()
     except ImportError as error:
         if "No module named" in str(error) or "cannot import name" in str(error):
             reason = "the compiled module fastcv._C is missing"
@@ -47,9 +49,19 @@ def module() -> Any:
     return _C
 
 
+def why_missing() -> str:
+    """Why the compiled module is not loaded and what to do; '' if it is."""
+    return _why_missing
+
+
 def build_info() -> dict[str, Any]:
     """What the compiled module was built with: version, git, compiler, torch, cuda, cuda_archs. Raises NotBuiltError."""
     return module().build_info()
+
+
+def cpu_isa() -> str:
+    """The instruction set in use: portable, avx2, avx512, avx512bf16 or amx (capped by FASTCV_CPU_ISA). Raises NotBuiltError."""
+    return module().cpu_isa()
 
 
 def op(name: str) -> Callable[..., Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from . import _ext
 
@@ -35,3 +36,26 @@ def use(**choice: str) -> Iterator[None]:
     finally:
         for op, name in before.items():
             module.force_variant(op, name)
+
+
+def why_not(function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, str, str]]:
+    """Makes the call and says, for each variant of each op it ran, why that variant was not taken.
+
+    function: a name in fastcv.functional ("conv2d") or any callable; args, kwargs: its arguments.
+    Returns (op, variant, reason) in the tables' order; the reason is "" for the variant that ran.
+    Raises ValueError for an unknown name, and whatever the call itself raises.
+    """
+    if isinstance(function, str):
+        from . import functional
+
+        if function not in functional.__all__:
+            raise ValueError(f"no function '{function}' in fastcv.functional; it has {', '.join(sorted(functional.__all__))}")
+        function = getattr(functional, function)
+    module = _ext.module()
+    module.take_recorded_choices()
+    module.record_choices(True)
+    try:
+        function(*args, **kwargs)
+    finally:
+        module.record_choices(False)
+    return module.take_recorded_choices()

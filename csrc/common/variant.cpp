@@ -3,6 +3,7 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace fastcv {
 namespace {
@@ -12,6 +13,8 @@ struct Registry {
   std::map<std::string, std::vector<VariantInfo>> tables;
   std::map<std::string, std::string> forced;
   std::atomic<bool> any_forced{false};  // spares the lock on the usual call
+  std::atomic<bool> recording{false};
+  std::vector<Choice> choices;
 };
 
 Registry& registry() {
@@ -75,6 +78,22 @@ std::string forced_variant(const std::string& op) {
   std::lock_guard lock(r.mutex);
   const auto found = r.forced.find(op);
   return found == r.forced.end() ? std::string() : found->second;
+}
+
+void record_choices(bool on) { registry().recording = on; }
+
+bool recording_choices() { return registry().recording; }
+
+void record_choice(Choice choice) {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  r.choices.push_back(std::move(choice));
+}
+
+std::vector<Choice> take_recorded_choices() {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  return std::exchange(r.choices, {});
 }
 
 }  // namespace fastcv

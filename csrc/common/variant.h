@@ -40,6 +40,15 @@ std::vector<std::string> variant_ops();
 void force_variant(const std::string& op, const std::string& name);
 std::string forced_variant(const std::string& op);
 
+// While recording, every choice leaves one line per row: the row that was taken (reason ""), or why another was not.
+struct Choice {
+  std::string op, variant, reason;
+};
+void record_choices(bool on);
+bool recording_choices();
+void record_choice(Choice choice);
+std::vector<Choice> take_recorded_choices();
+
 // A table registers itself by a static object beside it.
 struct RegisterVariants {
   RegisterVariants(const char* op, std::vector<VariantInfo> rows);
@@ -59,9 +68,12 @@ class VariantTable {
       if (!forced.empty() && forced != row.name) continue;
       if (row.needs > cpu_isa()) continue;
       why = row.why_not == nullptr ? nullptr : row.why_not(params);
-      if (why == nullptr) return row;
+      if (why != nullptr) continue;
+      if (recording_choices()) record(params, row);
+      return row;
     }
-    throw_no_row(forced, why);
+    throw std::invalid_argument(std::string(op_) + ": variant " + (forced.empty() ? "(any)" : forced) +
+                                " cannot run this call: " + (why == nullptr ? "no row" : why));
   }
 
  private:
@@ -70,9 +82,18 @@ class VariantTable {
     for (const auto& row : rows) result.push_back({row.name, row.needs});
     return result;
   }
-  [[noreturn]] void throw_no_row(const std::string& forced, const char* why) const {
-    throw std::invalid_argument(std::string(op_) + ": variant " + (forced.empty() ? "(any)" : forced) +
-                                " cannot run this call: " + (why == nullptr ? "no row" : why));
+  void record(const Params& params, const Variant<Params>& chosen) const {
+    bool before = true;
+    for (const auto& row : rows_) {
+      const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      std::string reason;
+      if (&row == &chosen) before = false;
+      else if (row.needs > cpu_isa())
+        reason = std::string("needs ") + isa_name(row.needs) + ", have " + isa_name(cpu_isa());
+      else if (why != nullptr) reason = why;
+      else reason = before ? "another variant is forced" : std::string("comes after ") + chosen.name;
+      record_choice({op_, row.name, reason});
+    }
   }
 
   const char* op_;

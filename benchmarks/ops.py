@@ -1,0 +1,148 @@
+"""Every timed case of fastcv.testing against torch in both layouts: ``make bench`` (BENCH="--ops conv2d" for some).
+
+A row is one case in one layout. Its ratio is the time of torch's best layout over fastcv's time in the row's layout:
+above 1 fastcv is faster. Outputs are verified before anything is timed. Writes benchmarks/results/ops.csv and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastcv
+from fastcv.bench import Sample, geometric_mean, interleave
+from fastcv.testing import Case, cases_of, max_error
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def first(value: Any) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else value[0]
+
+
+def forward(function: Callable[..., Any], case: Case, dtype: torch.dtype, layout: str) -> Callable[[], torch.Tensor]:
+    args, kwargs = case.arguments(dtype, layout)
+    return lambda: first(function(*args, **kwargs))
+
+
+def both_ways(function: Callable[..., Any], case: Case, dtype: torch.dtype, layout: str) -> Callable[[], torch.Tensor]:
+    args, kwargs = case.arguments(dtype, layout)
+    leaves = [args[i].requires_grad_() for i in case.grad]
+    grad = torch.ones_like(first(function(*args, **kwargs)))
+    return lambda: torch.autograd.grad(first(function(*args, **kwargs)), leaves, grad)[0]
+
+
+def verified(contenders: dict[str, Callable[[], torch.Tensor]], dtype: torch.dtype) -> str:
+    """'' if all contenders agree to the precision of the dtype, else what differs."""
+    results = {name: call() for name, call in contenders.items()}
+    reference = next(result for name, result in results.items() if name.startswith("torch"))
+    for name, result in results.items():
+        error = max_error(result, reference.double())
+        if error > 200 * torch.finfo(dtype).eps:
+            return f"{name} differs from torch by {error:.2g}"
+    return ""
+
+
+def run(case: Case, dtype_name: str, mode: str, seconds: float) -> list[dict[str, Any]]:
+    dtype = DTYPES[dtype_name]
+    make = forward if mode == "fwd" else both_ways
+    ours = getattr(fastcv.functional, case.op)
+    theirs = case.torch_function()
+    contenders = {}
+    for layout in case.layouts:
+        contenders[f"fastcv {layout}"] = make(ours, case, dtype, layout)
+        contenders[f"torch {layout}"] = make(theirs, case, dtype, layout)
+    wrong = verified(contenders, dtype)
+    if wrong:
+        print(f"WRONG {case.id} {dtype_name} {mode}: {wrong}; not timed", file=sys.stderr)
+        return []
+    samples: dict[str, Sample] = interleave(contenders, seconds)
+    best = min(samples[f"torch {layout}"].median for layout in case.layouts)
+    rows = []
+    for layout in case.layouts:
+        mine, torchs = samples[f"fastcv {layout}"], samples[f"torch {layout}"]
+        low, high = mine.p10_p90
+        rows.append(
+            {
+                "case": case.id,
+                "dtype": dtype_name,
+                "mode": mode,
+                "layout": layout,
+                "fastcv_ms": round(mine.median * 1e3, 4),
+                "p10_ms": round(low * 1e3, 4),
+                "p90_ms": round(high * 1e3, 4),
+                "torch_ms": round(torchs.median * 1e3, 4),
+                "torch_best_ms": round(best * 1e3, 4),
+                "ratio": round(best / mine.median, 3),
+                "gflops": round(case.flops / mine.median / 1e9, 1) if case.flops and mode == "fwd" else "",
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]], title: str) -> str:
+    lines = [title, "", "| case | dtype | mode | layout | fastcv ms | torch ms | torch best / fastcv |", "|---|---|---|---|---:|---:|---:|"]
+    for r in rows:
+        cells = [r["case"], r["dtype"], r["mode"], r["layout"], f"{r['fastcv_ms']:.3f}", f"{r['torch_ms']:.3f}", f"{r['ratio']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", nargs="*", default=[], help="only these functions")
+    parser.add_argument("--dtypes", nargs="*", default=["f32"], choices=sorted(DTYPES))
+    parser.add_argument("--modes", nargs="*", default=["fwd", "fwd+bwd"], choices=["fwd", "fwd+bwd"])
+    parser.add_argument("--seconds", type=float, default=1.0, help="about this long per case and mode")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ops", help="path without suffix")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for case in cases_of(*options.ops, bench=True):
+        for dtype in options.dtypes:
+            for mode in options.modes:
+                if DTYPES[dtype] not in case.dtypes or (mode == "fwd+bwd" and not case.grad):
+                    continue
+                for row in run(case, dtype, mode, options.seconds):
+                    rows.append(row)
+                    print(
+                        f"{row['case']:52} {row['dtype']:4} {row['mode']:7} {row['layout']:13} fastcv {row['fastcv_ms']:9.3f} ms"
+                        f"  torch {row['torch_ms']:9.3f} ms  ratio {row['ratio']:6.2f}",
+                        flush=True,
+                    )
+    if not rows:
+        print("no timed case matches", file=sys.stderr)
+        return 1
+    info = fastcv.build_info()
+    machine = (
+        f"{cpu_name()}, {torch.get_num_threads()} threads, {fastcv.cpu_isa()}; torch {torch.__version__}, "
+        f"fastcv {info['version']} ({info['git']}), {info['compiler']}. Medians of interleaved rounds."
+    )
+    mean, worst = geometric_mean(r["ratio"] for r in rows), min(rows, key=lambda r: r["ratio"])
+    where = ", ".join(worst[key] for key in ("case", "dtype", "mode", "layout"))
+    summary = f"{len(rows)} rows, geometric mean {mean:.2f}, slowest {worst['ratio']:.2f} ({where})"
+    print(f"{machine}\n{summary}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{options.output}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    Path(f"{options.output}.md").write_text(markdown(rows, f"{machine}\n\n{summary}"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

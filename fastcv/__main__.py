@@ -1,0 +1,5 @@
+"""``python -m fastcv``: the command line."""
+
+from .cli import main
+
+main()

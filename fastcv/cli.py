@@ -1,0 +1,90 @@
+"""The command line: ``fastcv info``, ``fastcv doctor`` (also ``python -m fastcv``)."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+from . import _ext
+from ._variants import variants
+from ._version import __version__
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as error:
+    _missing: str | None = f"the fastcv command needs rich and typer ({error}): pip install 'fastcv[cli]'"
+else:
+    _missing = None
+
+
+def facts() -> list[tuple[str, str]]:
+    """What ``fastcv info`` prints above the variants: (name, value)."""
+    rows = [
+        ("fastcv", __version__),
+        ("Python", platform.python_version()),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+    ]
+    if not _ext.is_built():
+        return [*rows, ("compiled module", _ext.why_missing())]
+    info = _ext.build_info()
+    if info["cuda"]:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU visible"
+        cuda = f"kernels for {info['cuda_archs']}; {device}"
+    else:
+        cuda = f"not in this build (torch at build time: {info['torch']})"
+    return [
+        *rows,
+        ("compiled module", f"{info['compiler']}, torch {info['torch']}, commit {info['git'] or 'unknown'}"),
+        ("instruction set", _ext.cpu_isa()),
+        ("CUDA", cuda),
+    ]
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
+    console = Console()
+
+    @app.command()
+    def info() -> None:
+        """Version, torch, compiler, instruction set in use, variants of every op, CUDA state."""
+        grid = Table.grid(padding=(0, 2))
+        for name, value in facts():
+            grid.add_row(f"[bold]{name}[/bold]", value)
+        console.print(grid)
+        if _ext.is_built():
+            table = Table("op", "variants, best first", title="Variants", title_justify="left")
+            for op, rows in variants().items():
+                table.add_row(op, ", ".join(name for name, _ in rows))
+            console.print(table)
+
+    @app.command()
+    def doctor() -> None:
+        """Checks every variant on this machine against torch in float64; exit code 1 if one is wrong."""
+        if not _ext.is_built():
+            console.print(_ext.why_missing())
+            raise typer.Exit(1)
+        from .testing import check_variants
+
+        table = Table("op", "variant", "cases passed", "failures")
+        wrong = False
+        for (op, name), outcomes in check_variants().items():
+            failures = [outcome for outcome in outcomes if outcome]
+            wrong |= bool(failures)
+            passed = str(len(outcomes) - len(failures)) if outcomes else "cannot run here"
+            table.add_row(op, name, passed, "\n".join(failures[:3]))
+        console.print(table)
+        if wrong:
+            raise typer.Exit(1)
+
+    return app
+
+
+def main() -> None:
+    if _missing is not None:
+        print(_missing, file=sys.stderr)
+        raise SystemExit(2)
+    _application()()

@@ -1,0 +1,39 @@
+"""Every case on every variant that its ops have: what the tests assert and ``fastcv doctor`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .. import functional
+from .._variants import use, variants, why_not
+from .cases import CASES, Case
+from .compare import check_case
+
+Outcomes = dict[tuple[str, str], list[str]]
+
+
+def check_variants(cases: Iterable[Case] | None = None, dtype: torch.dtype = torch.float32) -> Outcomes:
+    """For each (op, variant): one entry per case that the variant can run, '' if it met the accuracy rule, else what failed.
+
+    cases: by default all that are not benchmark rows. A variant that needs another CPU has no entries.
+    """
+    outcomes: Outcomes = {(op, name): [] for op, table in variants().items() for name, _ in table}
+    for case in CASES if cases is None else cases:
+        if dtype not in case.dtypes or (cases is None and case.bench):
+            continue
+        function = getattr(functional, case.op)
+        choices = why_not(check_case, case, function, dtype)
+        for op, name in dict.fromkeys((op, name) for op, name, reason in choices if not reason.startswith("needs ") or name == "ref"):
+            try:
+                with use(**{op: name}):
+                    check_case(case, function, dtype)
+            except AssertionError as error:
+                outcomes[op, name].append(str(error))
+            except (RuntimeError, ValueError) as error:
+                if "cannot run this call" not in str(error) and f"variant {name} needs" not in str(error):
+                    outcomes[op, name].append(f"{case.id}: {error}")
+            else:
+                outcomes[op, name].append("")
+    return outcomes
