@@ -11,6 +11,7 @@
 // Groups run one after the other. Groups so small that several share a vector of output channels ("folded", depthwise
 // above all) run together as if they were one, each lane picking its own group's channels.
 #pragma once
+#include "conv/conv_store.h"
 #include "conv/conv_tile.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -536,22 +537,10 @@ class Igemm {
     }
   }
 
-  FASTCV_INLINE void store_final(const ConvParams& p, int64_t at, Vec<Acc> v, int n) {
-    S* y = static_cast<S*>(p.y) + at;
-    const S* residual = static_cast<const S*>(p.residual);
-    if (n == kLanes) {
-      if (residual != nullptr) v = v + load(residual + at);
-      store(y, activate(v, p.activation));
-    } else {
-      if (residual != nullptr) v = v + load_n(residual + at, n);
-      store_n(y, activate(v, p.activation), n);
-    }
-  }
-
   void store_pixels(const Acc* sums, int64_t pitch, int64_t at, int64_t nk, int64_t pixels) const {
     for (int64_t i = 0; i < pixels; ++i, sums += pitch, at += p.k)
       for (int64_t k = 0; k < nk; k += kLanes)
-        store_final(p, at + k, load(sums + k), static_cast<int>(least(kLanes, nk - k)));
+        store_final<S>(p, at + k, load(sums + k), static_cast<int>(least(kLanes, nk - k)));
   }
 
   void store_planes(const Acc* sums, int64_t pitch, int64_t at, int64_t plane, int64_t nk, int64_t pixels) const {
@@ -562,7 +551,7 @@ class Igemm {
         Vec<Acc> square[kLanes];
         for (int j = 0; j < kLanes; ++j) square[j] = j < n ? load(sums + (i + j) * pitch + k) : Vec<Acc>(Acc(0));
         transpose(square);
-        for (int j = 0; j < m; ++j) store_final(p, at + (k + j) * plane + i, square[j], n);
+        for (int j = 0; j < m; ++j) store_final<S>(p, at + (k + j) * plane + i, square[j], n);
       }
   }
 

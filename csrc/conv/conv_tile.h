@@ -229,23 +229,4 @@ FASTCV_INLINE void transpose(Vec<T> (&r)[Vec<T>::width]) {
   }
 }
 
-template <class T>
-FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
-  const Vec<T> zero(T(0));
-  switch (activation) {
-    case Activation::none:
-      return v;
-    case Activation::relu:
-      return select<T>(v <= zero, zero, v);
-    case Activation::relu6:
-      return select<T>(v <= zero, zero, select<T>(v >= Vec<T>(T(6)), Vec<T>(T(6)), v));
-    case Activation::silu:
-      return v / (Vec<T>(T(1)) + exp(-v));
-    case Activation::hardswish:
-      return select<T>(v <= Vec<T>(T(-3)), zero,
-                       select<T>(v >= Vec<T>(T(3)), v, v * (v + Vec<T>(T(3))) / Vec<T>(T(6))));
-  }
-  __builtin_unreachable();
-}
-
 }  // namespace fastcv::FASTCV_ISA
