@@ -7,7 +7,11 @@
 // the arithmetic's type; with few channels the taps along the width are laid side by side there, which makes one long
 // tap of them. Sums that are the final values are stored by the tile; others pass through a scratch to an epilogue
 // that adds the residual, activates, converts and, for row-major y, transposes.
+//
+// Groups run one after the other. Groups so small that several share a vector of output channels ("folded", depthwise
+// above all) run together as if they were one, each lane picking its own group's channels.
 #pragma once
+#include "conv/conv_store.h"
 #include "conv/conv_tile.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -35,12 +39,12 @@ class Igemm {
     std::memset(static_cast<void*>(zeros), 0, static_cast<size_t>(zero_length) * sizeof(X));
     tabulate_tap_rows();
     constexpr int64_t kGrain = 1 << 16;  // multiply-adds: below this, waking a thread costs more than it saves
-    const int64_t pack_units = p.groups * vectors;
+    const int64_t pack_units = groups * vectors;
     parallel_slots(exec, pack_units, most(1, kGrain / (kdim * kLanes)), [&](int slot, int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u)
         pack(u / vectors, u % vectors, reinterpret_cast<Acc*>(slot_base + slot * slot_bytes));
     });
-    const int64_t item_cost = rows * cols * kdim * kg / kparts;
+    const int64_t item_cost = rows * cols * kdim * (folded ? p.k : kg) / kparts;
     parallel_slots(exec, items, most(1, kGrain / most(1, item_cost)), [&](int slot, int64_t begin, int64_t end) {
       Chunk chunk;
       char* scratch = slot_base + slot * slot_bytes;
@@ -69,22 +73,19 @@ class Igemm {
 
   int64_t in_pixels() const { return p.in[0] * p.in[1] * p.in[2]; }
   int64_t row_length(int64_t taps_w) const {
-    return merged ? round_up(taps_w * cg, kPair) : taps_w * round_up(cg, kPair);
+    return merged ? round_up(taps_w * cg, kPair) : taps_w * (folded ? cg : round_up(cg, kPair));
   }
-  int panel_vectors(int64_t panel) const {
-    return static_cast<int>(least(kPanelVectors, vectors - panel * kPanelVectors));
-  }
+  int panel_vectors(int64_t panel) const { return static_cast<int>(least(panel_width, vectors - panel * panel_width)); }
   // Do the tile's sums of this panel go straight into y?
   bool direct(int64_t panel) const {
     return std::is_same_v<S, Acc> && p.channels_last && p.residual == nullptr && p.activation == Activation::none &&
-           (panel + 1) * kPanelVectors * kLanes <= round_up(kg, kPanelVectors * kLanes) &&
-           panel * kPanelVectors * kLanes + panel_vectors(panel) * kLanes <= kg;
+           (panel * panel_width + panel_vectors(panel)) * kLanes <= kg;
   }
 
   // ---- plan: everything that follows from the layer, and the cut that follows from the threads too ----------------
 
   int64_t window_elements(int64_t r, int64_t c) const {
-    const int64_t length = merged ? row_length(ceil_div(d[2].kernel, d[2].tap_step)) : round_up(cg, kPair);
+    const int64_t length = merged ? row_length(ceil_div(d[2].kernel, d[2].tap_step)) : pixel_length;
     return inputs_bound(d[0], 1) * inputs_bound(d[1], r) * (merged ? c : inputs_bound(d[2], c)) * length;
   }
 
@@ -92,10 +93,16 @@ class Igemm {
     for (int i = 0; i < 3; ++i) d[i] = make_dim(p, i);
     cg = p.c / p.groups;
     kg = p.k / p.groups;
+    folded = kPair == 1 && p.groups > 1 && groups_fit<Acc>(cg, kg);
+    groups = folded ? 1 : p.groups;
+    if (folded) kg = p.k;
+    panel_width = folded ? kGroupPanelVectors : kPanelVectors;
     vectors = ceil_div(kg, kLanes);
-    panels = ceil_div(vectors, kPanelVectors);
-    merged = cg < 8 && d[2].kernel > 1;
-    window = merged || !std::is_same_v<S, X> || !p.channels_last || cg % kPair != 0;
+    panels = ceil_div(vectors, panel_width);
+    merged = !folded && cg < 8 && d[2].kernel > 1;
+    // A folded pixel is read in whole vectors.
+    pixel_length = folded ? round_up(p.c, kLanes) + (p.c == p.k ? 0 : kLanes) : round_up(cg, kPair);
+    window = merged || !std::is_same_v<S, X> || !p.channels_last || pixel_length != (folded ? p.c : cg);
     rows_w = 0;
     for (int64_t r = 0; r < least(d[2].kernel, d[2].transposed ? d[2].tap_step : 1); ++r)
       rows_w += row_length(d[2].transposed ? ceil_div(d[2].kernel - r, d[2].tap_step) : d[2].kernel);
@@ -116,7 +123,7 @@ class Igemm {
     };
     while (rows > 1 && too_much(kWindow)) rows = (rows + 1) / 2;
     while (rows == 1 && cols > 48 && too_much(4 * kWindow)) cols = (cols + 1) / 2;
-    const int64_t col_chunks = ceil_div(d[2].cells, cols), others = p.n * d[0].cells * col_chunks * p.groups;
+    const int64_t col_chunks = ceil_div(d[2].cells, cols), others = p.n * d[0].cells * col_chunks * groups;
     const auto parts = [&](int64_t units) { return window ? least(panels, ceil_div(4 * threads, units)) : panels; };
     while (rows > 1 && rows * cols > 32 && others * ceil_div(d[1].cells, rows) * panels < 2 * threads)
       rows = (rows + 1) / 2;
@@ -138,9 +145,9 @@ class Igemm {
   void lay_out(int threads) {
     const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); };
     const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
-    zero_length = most(p.c, row_length(ceil_div(d[2].kernel, d[2].tap_step))) + kLanes;
-    bias_at = aligned(p.groups * vectors * kLanes * (kdim / kPair) * static_cast<int64_t>(sizeof(W)));
-    zeros_at = bias_at + aligned(p.groups * vectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
+    zero_length = most(most(p.c, pixel_length), row_length(ceil_div(d[2].kernel, d[2].tap_step))) + kLanes;
+    bias_at = aligned(groups * vectors * kLanes * (kdim / kPair) * static_cast<int64_t>(sizeof(W)));
+    zeros_at = bias_at + aligned(groups * vectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
     tap_rows_at = zeros_at + aligned(zero_length * static_cast<int64_t>(sizeof(X)));
     shared_bytes = tap_rows_at + aligned(taps * 8);
     slots = static_cast<size_t>(threads);
@@ -150,7 +157,7 @@ class Igemm {
     table_at = window ? aligned((window_elements(rows, cols) + kLanes) * static_cast<int64_t>(sizeof(X))) : 0;
     places_at = table_at + aligned(pixels * most_taps * 8);
     sums_at = places_at + aligned(pixels * 8);
-    sum_panel = pixels * (many_phases ? d[1].out_step * d[2].out_step : 1) * kPanelVectors * kLanes;
+    sum_panel = pixels * (many_phases ? d[1].out_step * d[2].out_step : 1) * panel_width * kLanes;
     slot_bytes = sums_at + aligned(sum_panel * (many_phases ? panels : 1) * static_cast<int64_t>(sizeof(Acc)));
     const size_t staging = kPair == 1 ? 0 : aligned(kdim * kLanes * static_cast<int64_t>(sizeof(Acc)));
     if (slot_bytes < staging) slot_bytes = staging;
@@ -184,7 +191,7 @@ class Igemm {
           const int64_t fw = d[2].phase_of(rw), jw = rw / d[2].tap_step;
           const int64_t length = row_length(d[2].taps(fw).count);
           *row++ = before_d * d[1].kernel * rows_w + nd * (before_h * rows_w + nh * rows_before(fw)) +
-                   (jd * nh + jh) * length + jw * (merged ? cg : round_up(cg, kPair));
+                   (jd * nh + jh) * length + jw * (merged || folded ? cg : round_up(cg, kPair));
         }
       }
     }
@@ -192,13 +199,13 @@ class Igemm {
 
   // Packs one vector of output channels of one group.
   void pack(int64_t group, int64_t vector, Acc* staging) {
-    const int64_t k0 = vector * kLanes, panel = vector / kPanelVectors;
+    const int64_t k0 = vector * kLanes, panel = vector / panel_width;
     const int nk = static_cast<int>(least(kLanes, kg - k0));
     const int64_t pitch = panel_vectors(panel) * kLanes;
-    W* out =
-        packed + (group * vectors + panel * kPanelVectors) * kLanes * (kdim / kPair) + vector % kPanelVectors * kLanes;
+    W* out = packed + (group * vectors + panel * panel_width) * kLanes * (kdim / kPair) + vector % panel_width * kLanes;
     if constexpr (kPair == 1) {
-      pack_rows(group, k0, nk, out, pitch);
+      if (folded) pack_folded(k0, nk, out, pitch);
+      else pack_rows(group, k0, nk, out, pitch);
     } else {
       std::memset(static_cast<void*>(staging), 0, static_cast<size_t>(kdim) * kLanes * sizeof(Acc));
       pack_rows(group, k0, nk, staging, kLanes);
@@ -228,6 +235,19 @@ class Igemm {
     } else {
       transpose_run(w, k_step, nk, cg * taps, taps, 0, 0, out, pitch);
     }
+  }
+
+  void pack_folded(int64_t k0, int nk, Acc* out, int64_t pitch) {
+    const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2], group_out = p.k / p.groups;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t c = 0; c < cg; ++c)
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t k = k0 + i, row = p.transposed ? k / group_out * cg + c : k;
+          const int64_t columns = p.transposed ? group_out : cg, column = p.transposed ? k % group_out : c;
+          const int64_t at =
+              p.weight_channels_last ? (row * taps + tap) * columns + column : (row * columns + column) * taps + tap;
+          out[(tap_rows[tap] + c) * pitch + i] = i < nk ? load_one(static_cast<const S*>(p.w) + at) : Acc(0);
+        }
   }
 
   // A run of `length` weights that are consecutive in each of nk output channels; they walk through `taps` taps, then
@@ -297,7 +317,7 @@ class Igemm {
   }
 
   void fill_window(Chunk& c) {
-    const int64_t length = round_up(cg, kPair);
+    const int64_t length = pixel_length, channels = folded ? p.c : cg;
     const Range *rd = &c.inputs[0], *rh = &c.inputs[1], *rw = &c.inputs[2];
     const bool whole_rows = rw->size == p.in[2];
     const int64_t lines = whole_rows ? 1 : rh->size;  // whole rows follow each other without a gap
@@ -311,13 +331,13 @@ class Igemm {
         X* out = c.window + i * c.pitch[0] + line * c.pitch[1];
         const S* from = input(c, rd->begin + i, rh->begin + line, rw->begin);
         if (!p.channels_last) {
-          copy_transposed(out, length, from, in_pixels(), cg, run);
-        } else if (cg == p.c && cg == length) {
-          copy(out, from, run * cg);
+          copy_transposed(out, length, from, in_pixels(), channels, run);
+        } else if (channels == p.c && channels == length) {
+          copy(out, from, run * channels);
         } else {
           for (int64_t j = 0; j < run; ++j) {
-            copy(out + j * length, from + j * p.c, cg);
-            for (int64_t k = cg; k < length; ++k) put(out + j * length + k, Acc(0));
+            copy(out + j * length, from + j * p.c, channels);
+            for (int64_t k = channels; k < length; ++k) put(out + j * length + k, Acc(0));
           }
         }
       }
@@ -366,8 +386,8 @@ class Igemm {
   void run_item(Chunk& c, int64_t item) {
     const int64_t part = item % kparts;
     item /= kparts;
-    c.group = item % p.groups;
-    item /= p.groups;
+    c.group = item % groups;
+    item /= groups;
     c.cell[2] = item % col_chunks * cols;
     item /= col_chunks;
     c.cell[1] = item % row_chunks * rows;
@@ -424,11 +444,13 @@ class Igemm {
     s.row_pitch = pixels;
     s.taps = taps;
     s.steps = (merged ? row_length(tw.count) : round_up(cg, kPair)) / kPair;
+    s.group_in = static_cast<int>(cg);
+    s.group_out = static_cast<int>(p.k / p.groups);
     s.channel = window ? 0 : c.group * cg;
     s.places = c.places;
     int64_t tabulated_pitch = -1;
     for (int64_t panel = c.first_panel; panel < c.last_panel; ++panel) {
-      const int64_t v0 = panel * kPanelVectors;
+      const int64_t v0 = panel * panel_width;
       const int nv = panel_vectors(panel);
       const int64_t pitch = direct(panel) ? d[2].out : c.columns;
       if (pitch != tabulated_pitch) {
@@ -446,7 +468,13 @@ class Igemm {
         s.out = sums_of(c, panel);
         s.out_pitch = nv * kLanes;
       }
-      run_strip<P>(s, pixels, nv);
+      if (!folded) {
+        run_strip<P>(s, pixels, nv);
+      } else if constexpr (kPair == 1) {
+        s.channel = v0 * kLanes / s.group_out * cg;
+        if (nv == 1) run_group_strip<Acc, 1>(s, pixels);
+        else run_group_strip<Acc, kGroupPanelVectors>(s, pixels);
+      }
       if (!many_phases && !direct(panel)) finish(c, od, panel);
     }
   }
@@ -493,7 +521,7 @@ class Igemm {
 
   void finish(const Chunk& c, int64_t od, int64_t panel) {
     const int64_t lines = least(c.cells[1] * d[1].out_step, d[1].out - c.cell[1] * d[1].out_step);
-    const int64_t k0 = panel * kPanelVectors * kLanes, pitch = panel_vectors(panel) * kLanes;
+    const int64_t k0 = panel * panel_width * kLanes, pitch = panel_vectors(panel) * kLanes;
     const int64_t nk = least(pitch, kg - k0), channel = c.group * kg + k0;
     const bool whole_rows = c.columns == d[2].out;
     const int64_t runs = whole_rows ? 1 : lines, length = whole_rows ? lines * c.columns : c.columns;
@@ -509,22 +537,10 @@ class Igemm {
     }
   }
 
-  FASTCV_INLINE void store_final(const ConvParams& p, int64_t at, Vec<Acc> v, int n) {
-    S* y = static_cast<S*>(p.y) + at;
-    const S* residual = static_cast<const S*>(p.residual);
-    if (n == kLanes) {
-      if (residual != nullptr) v = v + load(residual + at);
-      store(y, activate(v, p.activation));
-    } else {
-      if (residual != nullptr) v = v + load_n(residual + at, n);
-      store_n(y, activate(v, p.activation), n);
-    }
-  }
-
   void store_pixels(const Acc* sums, int64_t pitch, int64_t at, int64_t nk, int64_t pixels) const {
     for (int64_t i = 0; i < pixels; ++i, sums += pitch, at += p.k)
       for (int64_t k = 0; k < nk; k += kLanes)
-        store_final(p, at + k, load(sums + k), static_cast<int>(least(kLanes, nk - k)));
+        store_final<S>(p, at + k, load(sums + k), static_cast<int>(least(kLanes, nk - k)));
   }
 
   void store_planes(const Acc* sums, int64_t pitch, int64_t at, int64_t plane, int64_t nk, int64_t pixels) const {
@@ -535,13 +551,16 @@ class Igemm {
         Vec<Acc> square[kLanes];
         for (int j = 0; j < kLanes; ++j) square[j] = j < n ? load(sums + (i + j) * pitch + k) : Vec<Acc>(Acc(0));
         transpose(square);
-        for (int j = 0; j < m; ++j) store_final(p, at + (k + j) * plane + i, square[j], n);
+        for (int j = 0; j < m; ++j) store_final<S>(p, at + (k + j) * plane + i, square[j], n);
       }
   }
 
   const ConvParams& p;
   Dim d[3];
-  int64_t cg, kg;           // channels per group
+  bool folded;              // small groups run together
+  int64_t cg, kg, groups;   // channels per group; folded, kg is of all groups, which count as one
+  int64_t pixel_length;     // of an input pixel, in the window or in x
+  int64_t panel_width;      // vectors of a whole panel
   int64_t vectors, panels;  // of output channels, per group
   int64_t rows_w, kdim;     // packed rows: of one (d, h) tap, of all
   bool window, merged;      // inputs are copied; with the taps along the width side by side

@@ -51,6 +51,8 @@ struct Strip {
   const int64_t* places;             // [pixels]: where in out each pixel's sums go, in units of out_pitch
   typename P::Acc* out;
   int64_t out_pitch;
+  // Small groups, many to a vector: channels in and out per group, else 0.
+  int group_in, group_out;
 };
 
 template <class P, int MR, int NV>
@@ -118,6 +120,86 @@ static void run_strip(const Strip<P>& s, int64_t pixels, int vectors) {
   }
 }
 
+// ---- small groups: a vector of outputs spans several groups -------------------------------------------------------
+
+// Lane j of vector a moved to where index says.
+template <class T>
+FASTCV_INLINE Vec<T> permute(Vec<T> a, Mask<T> index) {
+  return Vec<T>(__builtin_shuffle(a.v, index.v));
+}
+
+// Each output lane takes its own group's channels out of one load of the pixel: GroupIn permutations per tap, none
+// (GroupIn = 0) if every channel is a group of its own. Weights are [taps * GroupIn][panel].
+template <class T, int MR, int NV, int GroupIn>
+[[gnu::noinline]] static void group_tile(const Strip<PlainProduct<T>>& s, int64_t pixel) {
+  constexpr int kWidth = Vec<T>::width;
+  Vec<T> sum[MR][NV];
+  Mask<T> index[GroupIn == 0 ? 1 : GroupIn];
+  if constexpr (GroupIn > 0)
+    for (int j = 0; j < kWidth; ++j) index[0].v[j] = static_cast<int_of<T>>(j / s.group_out * GroupIn);
+  for (int c = 1; c < GroupIn; ++c) index[c] = index[0] + Mask<T>(static_cast<int_of<T>>(c));
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) sum[m][v] = load(s.bias + v * kWidth);
+  const T* w = s.weights;
+  const int64_t vector_step = GroupIn == 0 ? kWidth : kWidth / s.group_out * GroupIn;
+  for (int64_t tap = 0; tap < s.taps; ++tap) {
+    const T* const* rows = s.rows + tap * s.row_pitch + pixel;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const T* x = rows[m] + s.channel;
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        const Vec<T> channels = load(x + v * vector_step);
+        if constexpr (GroupIn == 0) {
+          sum[m][v] = fma(channels, load(w + v * kWidth), sum[m][v]);
+        } else {
+#pragma GCC unroll 8
+          for (int c = 0; c < GroupIn; ++c)
+            sum[m][v] = fma(permute(channels, index[c]), load(w + (c * NV + v) * kWidth), sum[m][v]);
+        }
+      }
+    }
+    w += (GroupIn == 0 ? 1 : GroupIn) * NV * kWidth;
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    T* out = s.out + s.places[pixel + m] * s.out_pitch;
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) store(out + v * kWidth, sum[m][v]);
+  }
+}
+
+template <class T, int NV, int GroupIn>
+static void group_strip(const Strip<PlainProduct<T>>& s, int64_t pixels) {
+  int64_t i = 0;
+  for (; i + 6 <= pixels; i += 6) group_tile<T, 6, NV, GroupIn>(s, i);
+  for (; i < pixels; ++i) group_tile<T, 1, NV, GroupIn>(s, i);
+}
+
+inline constexpr int kGroupPanelVectors = 2;
+template <class T>
+static bool groups_fit(int64_t group_in, int64_t group_out) {
+  return group_in <= group_out && group_in <= 8 && (group_in & (group_in - 1)) == 0 && group_out < Vec<T>::width &&
+         Vec<T>::width % group_out == 0;
+}
+
+template <class T, int NV>
+static void run_group_strip(const Strip<PlainProduct<T>>& s, int64_t pixels) {
+  if (s.group_out == 1) return group_strip<T, NV, 0>(s, pixels);
+  switch (s.group_in) {
+    case 1:
+      return group_strip<T, NV, 1>(s, pixels);
+    case 2:
+      return group_strip<T, NV, 2>(s, pixels);
+    case 4:
+      return group_strip<T, NV, 4>(s, pixels);
+    default:
+      return group_strip<T, NV, 8>(s, pixels);
+  }
+}
+
 // ---- transposition of a square of vectors ------------------------------------------------------------------------
 
 namespace detail {
@@ -145,25 +227,6 @@ FASTCV_INLINE void transpose(Vec<T> (&r)[Vec<T>::width]) {
 #pragma GCC unroll 16
     for (int i = 0; i < w; ++i) r[i] = next[i];
   }
-}
-
-template <class T>
-FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
-  const Vec<T> zero(T(0));
-  switch (activation) {
-    case Activation::none:
-      return v;
-    case Activation::relu:
-      return select<T>(v <= zero, zero, v);
-    case Activation::relu6:
-      return select<T>(v <= zero, zero, select<T>(v >= Vec<T>(T(6)), Vec<T>(T(6)), v));
-    case Activation::silu:
-      return v / (Vec<T>(T(1)) + exp(-v));
-    case Activation::hardswish:
-      return select<T>(v <= Vec<T>(T(-3)), zero,
-                       select<T>(v >= Vec<T>(T(3)), v, v * (v + Vec<T>(T(3))) / Vec<T>(T(6))));
-  }
-  __builtin_unreachable();
 }
 
 }  // namespace fastcv::FASTCV_ISA
