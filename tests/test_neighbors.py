@@ -470,8 +470,11 @@ def test_compile_export_and_vmap() -> None:
     assert torch.equal(torch.vmap(lambda t: F.knn(t, y, 2)[1])(x.unsqueeze(1)), F.knn(x.unsqueeze(1), y, 2)[1])
     per_sample = torch.vmap(torch.func.grad(lambda a, b: F.cdist(a, b).sum() + F.knn(a, b, 2)[0].sum()))(x, y)
     torch.testing.assert_close(per_sample, a.grad)
-    hessian = torch.func.hessian(lambda a: F.cdist(a, y[0].double()).sum())(x[0, :1].double())
-    torch.testing.assert_close(hessian, torch.func.hessian(lambda a: (a - y[0].double()).norm(dim=-1).sum())(x[0, :1].double()))
+    hessian = [
+        torch.func.jacrev(torch.func.grad(f))(x[0, :1].double())
+        for f in (lambda a: F.cdist(a, y[0].double()).sum(), lambda a: (a - y[0].double()).norm(dim=-1).sum())
+    ]
+    torch.testing.assert_close(*hessian)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -488,7 +491,8 @@ def test_weaker_instruction_sets(isa: str) -> None:
     code = (
         "import torch, fastcv.functional as F; torch.manual_seed(0); x, y = torch.randint(0, 9, (2, 70, 33)).float()\n"
         "for f in (torch.Tensor.float, torch.Tensor.double, torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.byte):\n"
-        "  for p in (1, 2, 3): print(F.cdist(f(x), f(y), p).double().sum().item(), (F.knn(f(x), f(y), 5, p)[1] * torch.arange(5)).sum().item())"
+        "  for p in (1, 2, 3):\n"
+        "    print(F.cdist(f(x), f(y), p).double().sum().item(), (F.knn(f(x), f(y), 5, p)[1] * torch.arange(5)).sum().item())"
     )
     run = lambda isa: subprocess.run(  # noqa: E731
         [sys.executable, "-c", code], env={**os.environ, "FASTCV_CPU_ISA": isa}, capture_output=True, text=True, check=True
@@ -500,7 +504,7 @@ def test_weaker_instruction_sets(isa: str) -> None:
 # ---- anything -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2), st.integers(0, 40), st.integers(1, 150), st.integers(0, 140), st.integers(1, 60),
     st.sampled_from([0.0, 1.0, 2.0, INF]), st.sampled_from([*DTYPES, torch.uint8]), st.integers(0, 2**31),
