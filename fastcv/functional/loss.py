@@ -842,9 +842,7 @@ def _(input: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 @_ext.fake("soft_iou_loss_backward")
-def _(
-    grad: Tensor, input: Tensor, target: Tensor, sums: Tensor, eps: float, need_input: bool, need_target: bool
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, input: Tensor, target: Tensor, sums: Tensor, eps: float, need_input: bool, need_target: bool) -> tuple[Tensor, Tensor]:
     return input.new_empty(input.shape if need_input else [0]), input.new_empty(input.shape if need_target else [0])
 
 

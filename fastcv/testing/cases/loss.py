@@ -14,7 +14,7 @@ NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _scores(*shape: int, dim: int, **kwargs: Any) -> Callable[[torch.Generator], Any]:
-    return lambda g: ((2 * randn(g, *shape), dim), kwargs)
+    return lambda g: ((2 * (randn(g, *shape) if shape else randn(g, 1)[0]), dim), kwargs)
 
 
 def _classes(*shape: int, ignore: bool = False, weight: bool = False, log: bool = False, **kwargs: Any) -> Callable[[torch.Generator], Any]:
@@ -127,10 +127,26 @@ CASES: list[Case] = [
     ),
     Case("nll_loss", "weight", _classes(33, 12, log=True, weight=True), grad=(0,)),
     Case("nll_loss", "map_none", _classes(2, 3, 5, 7, log=True, ignore=True, reduction="none"), grad=(0,), layouts=("contiguous",)),
-    Case("linear_cross_entropy", "head_512x256x2000", _linear(512, 256, 2000), flops=2 * 512 * 256 * 2000, bench=True, grad=(0, 1)),
-    Case("linear_cross_entropy", "head_64x128x20000", _linear(64, 128, 20000), flops=2 * 64 * 128 * 20000, bench=True, grad=(0, 1)),
-    Case("linear_cross_entropy", "odd", _linear(13, 37, 41, reduction="sum"), grad=(0, 1)),
-    Case("linear_cross_entropy", "none", _linear(5, 9, 70, bias=False, reduction="none"), grad=(0, 1)),
+    Case(
+        "linear_cross_entropy",
+        "head_512x256x2000",
+        _linear(512, 256, 2000),
+        flops=2 * 512 * 256 * 2000,
+        bench=True,
+        grad=(0, 1),
+        dtypes=NARROW,
+    ),
+    Case(
+        "linear_cross_entropy",
+        "head_64x128x20000",
+        _linear(64, 128, 20000),
+        flops=2 * 64 * 128 * 20000,
+        bench=True,
+        grad=(0, 1),
+        dtypes=NARROW,
+    ),
+    Case("linear_cross_entropy", "odd", _linear(13, 37, 41, reduction="sum"), grad=(0, 1), dtypes=NARROW),
+    Case("linear_cross_entropy", "none", _linear(5, 9, 70, bias=False, reduction="none"), grad=(0, 1), dtypes=NARROW),
     Case("multi_margin_loss", "svm_4096x10", _classes(4096, 10), bench=True, grad=(0,), dtypes=(torch.float32,)),
     Case("multi_margin_loss", "imagenet_256x1000", _classes(256, 1000), bench=True, grad=(0,), dtypes=(torch.float32,)),
     Case("multi_margin_loss", "squared", _classes(9, 21, weight=True, p=2, margin=0.5), grad=(0,), dtypes=(torch.float32, torch.float64)),
