@@ -45,7 +45,8 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
   q.weight = p.class_weight ? class_weight.data() : nullptr;
   q.grad_loss = p.grad_loss ? grad_loss.data() : nullptr;
   q.loss = loss.data();
-  q.grad = p.grad_x || p.grad_w || p.grad_b ? grad.data() : nullptr;
+  const bool wants_grad = p.grad_x || p.grad_w || p.grad_b;
+  q.grad = wants_grad ? grad.data() : nullptr;
   q.bad = p.bad;
   q.outer = rows;
   q.classes = classes;
@@ -58,7 +59,7 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
   cross_entropy_ref(q, exec);
   if (*p.bad >= 0) return;
   narrow<S>(loss, p.loss);
-  if (!q.grad) return;
+  if (!wants_grad) return;
   std::vector<double> grad_x(p.grad_x ? rows * features : 0), grad_w(p.grad_w ? classes * features : 0);
   std::vector<double> grad_b(p.grad_b ? classes : 0);
   for (int64_t r = 0; r < rows; ++r)

@@ -20,6 +20,7 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
   constexpr int w = V::width;
   const int n0 = n < w ? n : w, n1 = n - n0;
   V sum[rows][2];
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     const T* from = accumulate ? c + i * ldc : bias;
     sum[i][0] = from ? load_up_to(from, n0) : V(T(0));
@@ -34,6 +35,7 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
       sum[i][1] = fma(left, b1, sum[i][1]);
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     store_up_to(c + i * ldc, sum[i][0], n0);
     if (n1 > 0) store_up_to(c + i * ldc + w, sum[i][1], n1);
