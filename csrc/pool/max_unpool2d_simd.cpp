@@ -35,19 +35,23 @@ struct Part {
   }
 }
 
+// The map is zero already.
 template <class S>
 void place(const MaxUnpool2dParams& p, const Part& part) {
   const S* x = static_cast<const S*>(p.x) + part.small_base;
   const int64_t* index = p.index + part.small_base;
   S* y = static_cast<S*>(p.y) + part.big_base;
-  for (int64_t i = 0; i < p.big; ++i)
-    for (int64_t k = 0; k < part.count; ++k) y[i * part.step + k] = S{};
-  for (int64_t i = 0; i < p.small; ++i) {
-    for (int64_t k = 0; k < part.count; ++k) {
-      const int64_t at = i * part.step + k, to = index[at];
-      if (static_cast<uint64_t>(to) < static_cast<uint64_t>(p.big)) y[to * part.step + k] = x[at];
-      else report(p, part.small_base + at);
-    }
+  const auto put = [&](int64_t at, int64_t step, int64_t k) __attribute__((always_inline)) {
+    const int64_t to = index[at];
+    if (static_cast<uint64_t>(to) < static_cast<uint64_t>(p.big)) [[likely]]
+      y[to * step + k] = x[at];
+    else report(p, part.small_base + at);
+  };
+  if (!p.channels_last) {
+    for (int64_t i = 0; i < p.small; ++i) put(i, 1, 0);
+  } else {
+    for (int64_t i = 0; i < p.small; ++i)
+      for (int64_t k = 0; k < part.count; ++k) put(i * part.step + k, part.step, k);
   }
 }
 
@@ -97,6 +101,11 @@ void take(const MaxUnpool2dParams& p, const Part& part) {
 void max_unpool2d(const MaxUnpool2dParams& p, const Exec& exec) {
   dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
+    if (!p.accumulate) {
+      parallel_for(exec, p.n * p.c * p.big, kGrain, [&](int64_t begin, int64_t end) {
+        std::memset(static_cast<S*>(p.y) + begin, 0, (end - begin) * sizeof(S));
+      });
+    }
     parallel_slots(exec, parts(p), grain(p), [&](int slot, int64_t begin, int64_t end) {
       char* scratch = static_cast<char*>(exec.workspace) + slot * max_unpool2d_workspace(p, 1);
       for (int64_t item = begin; item < end; ++item) {
