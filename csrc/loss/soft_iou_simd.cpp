@@ -69,9 +69,7 @@ void backward(const SoftIouParams& p, const Exec& exec) {
 
 }  // namespace
 
-size_t soft_iou_workspace(const SoftIouParams& p, int) {
-  return p.groups * blocks_per_group(p) * 2 * sizeof(double);
-}
+size_t soft_iou_workspace(const SoftIouParams& p, int) { return p.groups * blocks_per_group(p) * 2 * sizeof(double); }
 
 void soft_iou(const SoftIouParams& p, const Exec& exec) {
   dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p, exec); });
