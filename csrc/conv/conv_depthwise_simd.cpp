@@ -2,11 +2,12 @@
 //
 // The input lines of a chunk of rows are copied into scratch in the arithmetic's type, with the zeros beyond their
 // ends, and split by position modulo the stride, so that every tap of a vector of outputs is one load.
+#include "conv/conv_plan.h"
+
 #include <utility>
 
 #include "common/dispatch.h"
 #include "conv/conv.h"
-#include "conv/conv_plan.h"
 #include "conv/conv_store.h"
 
 namespace fastcv::FASTCV_ISA {

@@ -1,6 +1,7 @@
 // The door of cross_entropy and nll_loss: schemas, checks, outputs. Class indices out of range raise IndexError.
-#include "common/door.h"
 #include "loss/nll.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

@@ -1,5 +1,6 @@
-#include "common/dispatch.h"
 #include "loss/linear_cross_entropy.h"
+
+#include "common/dispatch.h"
 #include "loss/targets.h"
 #include "loss/tile.h"
 

@@ -1,6 +1,7 @@
 // The door of linear_cross_entropy: schema, checks, outputs.
-#include "common/door.h"
 #include "loss/linear_cross_entropy.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

@@ -1,6 +1,7 @@
 // The doors of multi_margin_loss, kl_div, soft_iou_loss and of scale_gradient, which finishes a fused gradient.
-#include "common/door.h"
 #include "loss/kl_div.h"
+
+#include "common/door.h"
 #include "loss/multi_margin.h"
 #include "loss/scale.h"
 #include "loss/soft_iou.h"

@@ -1,5 +1,6 @@
-#include "common/dispatch.h"
 #include "loss/multi_margin.h"
+
+#include "common/dispatch.h"
 #include "loss/tile.h"
 
 // One row at a time, vectors over its classes: the target's own term is computed with the rest and taken out at the

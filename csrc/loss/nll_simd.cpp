@@ -1,5 +1,6 @@
-#include "common/dispatch.h"
 #include "loss/nll.h"
+
+#include "common/dispatch.h"
 #include "loss/targets.h"
 
 // One load per sample: nothing to vectorise but the clearing of the gradient; threads hide the cache misses.

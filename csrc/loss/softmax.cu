@@ -1,8 +1,9 @@
 // softmax and log_softmax over a contiguous last dimension, forward and backward: one block per row, arithmetic in
 // float (double for double), every row read two or three times (the repeats come from the L2 cache), no shared memory
 // beyond one word per warp. Sums run in an order that depends on the row length only.
-#include "common/launch.cuh"
 #include "loss/softmax.h"
+
+#include "common/launch.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -1,6 +1,7 @@
 // The door of softmax and log_softmax, forward and backward: schema, checks, output, device.
-#include "common/door.h"
 #include "loss/softmax.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {
