@@ -343,6 +343,10 @@ FASTCV_INLINE void store(S* p, Vec<acc_t<S>> a) {
     if constexpr (std::is_same_v<S, f16>) {
       _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     } else {
+#if defined(__AVX512BF16__)
+      _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)a.v));  // subnormals become zero
+      return;
+#endif
       const __m512i u = (__m512i)a.v;
       const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
       const __m512i rounded =
