@@ -709,7 +709,7 @@ def test_vmap_and_func() -> None:
 def test_autocast() -> None:
     x, target = torch.randn(4, 5).bfloat16(), torch.randint(0, 5, (4,))
     with torch.autocast("cpu", torch.bfloat16):
-        assert F.softmax(x, 1).dtype == F.log_softmax(x, 1).dtype == torch.float32
+        assert F.softmax(x, 1).dtype == T.softmax(x, 1).dtype and F.log_softmax(x, 1).dtype == T.log_softmax(x, 1).dtype
         assert F.cross_entropy(x, target).dtype == F.nll_loss(x, target).dtype == torch.float32
         assert F.multi_margin_loss(x, target).dtype == F.kl_div(x, x.softmax(1), reduction="sum").dtype == torch.float32
         assert F.linear_cross_entropy(x, x, target % 4).dtype == torch.float32

@@ -11,8 +11,9 @@
 // Dims are always three, depth, height, width; missing ones come first and have size, kernel and stride 1.
 // x, y and residual are dense, [n][c][d][h][w] or (channels_last) [n][d][h][w][c]; y overlaps no input.
 // w is dense [rows][columns / groups][taps] or (weight_channels_last) [rows][taps][columns / groups], rows being k in
-// conv and c in dgrad. f32, bf16 and f16 accumulate in float, f64 in double. NaN and infinities reach only the outputs
-// whose formula reads them. Results depend neither on n nor on the number of threads, bit for bit.
+// conv and c in dgrad. f32, bf16 and f16 accumulate in float, f64 in double. NaN and infinities of x reach only the
+// outputs whose formula reads them; those of w may also reach outputs whose taps lie outside x. Results depend neither
+// on n nor on the number of threads, bit for bit.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"

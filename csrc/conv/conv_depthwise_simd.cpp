@@ -2,11 +2,12 @@
 //
 // The input lines of a chunk of rows are copied into scratch in the arithmetic's type, with the zeros beyond their
 // ends, and split by position modulo the stride, so that every tap of a vector of outputs is one load.
+#include "conv/conv_plan.h"
+
 #include <utility>
 
 #include "common/dispatch.h"
 #include "conv/conv.h"
-#include "conv/conv_plan.h"
 #include "conv/conv_store.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -82,6 +83,7 @@ class Depthwise {
     int64_t plane, cell[3], cells[3];
     Range inputs[2];
     Acc bias;
+    bool is_3x3, upwards;  // the taps are 3 lines of 3; the lines come last first
   };
 
   void run_item(Chunk& c, int64_t chunk, int64_t plane, int64_t planes) const {
@@ -170,6 +172,9 @@ class Depthwise {
     c.line_taps = td.count * th.count;
     c.width_taps = tw.count;
     c.table_pitch = nh;
+    c.upwards = th.offset_step < 0;
+    c.is_3x3 = td.count == 1 && th.count == 3 && tw.count == 3 && d[1].in_step <= 2 &&
+               (th.offset_step == 1 || th.offset_step == -1);
   }
 
   void run_phase(Chunk& c, int64_t fd, int64_t fh, int64_t fw, const Taps& td, const Taps& th, const Taps& tw) const {
@@ -194,8 +199,15 @@ class Depthwise {
   template <int R>
   void run_rows(const Chunk& c, int64_t i, int64_t nw, int64_t at) const {
     int64_t j = 0;
-    for (; j + kVectors * kLanes <= nw; j += kVectors * kLanes) tile<R, kVectors>(c, i, j, kLanes, at);
-    for (; j < nw; j += kLanes) tile<R, 1>(c, i, j, static_cast<int>(least(kLanes, nw - j)), at);
+    for (; j + kVectors * kLanes <= nw; j += kVectors * kLanes) run_tile<R, kVectors>(c, i, j, kLanes, at);
+    for (; j < nw; j += kLanes) run_tile<R, 1>(c, i, j, static_cast<int>(least(kLanes, nw - j)), at);
+  }
+
+  template <int R, int V>
+  void run_tile(const Chunk& c, int64_t i, int64_t j, int n, int64_t at) const {
+    if (R < kRows || !c.is_3x3) return tile<R, V>(c, i, j, n, at);
+    if (d[1].in_step == 1) tile_3x3<kRows, V, 1>(c, i, j, n, at);
+    else tile_3x3<kRows, V, 2>(c, i, j, n, at);
   }
 
   // R rows of V vectors; of the last vector, n outputs.
@@ -221,6 +233,42 @@ class Depthwise {
           for (int v = 0; v < V; ++v) sum[r][v] = fma(load(x[r] + offset + v * kLanes), weight, sum[r][v]);
       }
     }
+    store_tile(sum, i, j, n, at);
+  }
+
+  // The same for 3 x 3 taps one line apart, with inputs Step lines apart: a line is loaded once for all rows that it
+  // meets. Loads off the vector grid cost twice, and they bound the plain tile.
+  template <int R, int V, int Step>
+  [[gnu::noinline]] void tile_3x3(const Chunk& c, int64_t i, int64_t j, int n, int64_t at) const {
+    Vec<Acc> sum[R][V], weight[3][3];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[r][v] = Vec<Acc>(c.bias);
+#pragma GCC unroll 3
+    for (int a = 0; a < 3; ++a)
+#pragma GCC unroll 3
+      for (int b = 0; b < 3; ++b) weight[a][b] = Vec<Acc>(c.weights[(c.upwards ? 2 - a : a) * 3 + b]);
+    constexpr int kLines = (R - 1) * Step + 3;
+#pragma GCC unroll 9
+    for (int l = 0; l < kLines; ++l) {
+      const int row = l < 3 ? 0 : (l - 2 + Step - 1) / Step, tap = l - row * Step;
+      const Acc* x = c.table[(c.upwards ? 2 - tap : tap) * c.table_pitch + i + row] + j;
+#pragma GCC unroll 3
+      for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) {
+          const Vec<Acc> input = load(x + c.offsets[b] + v * kLanes);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r)
+            if (l - r * Step >= 0 && l - r * Step < 3) sum[r][v] = fma(input, weight[l - r * Step][b], sum[r][v]);
+        }
+    }
+    store_tile(sum, i, j, n, at);
+  }
+
+  template <int R, int V>
+  void store_tile(const Vec<Acc> (&sum)[R][V], int64_t i, int64_t j, int n, int64_t at) const {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
         const int64_t to = at + (i + r) * d[1].out_step * d[2].out + (j + v * kLanes) * d[2].out_step;

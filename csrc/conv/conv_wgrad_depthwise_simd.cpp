@@ -6,9 +6,10 @@
 // row-major: vectors run over the pixels of a row; the input rows under a block of output rows are first copied into
 // scratch with their padding and split by the stride's phase, so that every offset reads contiguous memory. Images are
 // grouped into parts. The number of parts follows from the geometry, and the parts are added in order.
+#include "conv/conv_wgrad.h"
+
 #include "common/dispatch.h"
 #include "common/simd.h"
-#include "conv/conv_wgrad.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

@@ -1,6 +1,7 @@
 // The door of conv_wgrad: schema, checks, torch's layout rule, output. No arithmetic on elements.
-#include "common/door.h"
 #include "conv/conv_wgrad.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

@@ -76,8 +76,8 @@ struct Backward {
           [&](int64_t j, int n) {
             const int64_t i = start + j;
             const V g = load_n(grad + i, n) * detail::load_raw_n(weight + i, n);
-            a[1] += g;
-            b[1] += select<T>(first_lanes<T>(n), g * (load_n(x + i, n) - hi), V(T(0)));
+            a[3] += g;
+            b[3] += select<T>(first_lanes<T>(n), g * (load_n(x + i, n) - hi), V(T(0)));
           });
       total.g += reduce_add((a[0] + a[1]) + (a[2] + a[3]));
       total.gd += reduce_add((b[0] + b[1]) + (b[2] + b[3]));
@@ -94,7 +94,7 @@ struct Backward {
     const Affine<T> normal = affine_of<T>(mean, invstd, 1, 0);
     const V hi(normal.hi), scale(normal.scale), shift(normal.shift);
     GradAffine<T> a{};
-    if (dx != nullptr) {
+    if (dx != nullptr && l > 1) {  // a row of one element has no gradient, where rounding would leave some
       const GradSums s = sums(grad, x, hi);
       const double lo = mean - static_cast<double>(normal.hi);
       a = grad_affine<T>(static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);

@@ -114,7 +114,7 @@ def _register_softmax(name: str, log: bool) -> Any:
             raise TypeError(f"{name}: dim must be int, not {type(dim).__name__}")
         if dtype is not None:
             input = input.to(dtype)
-        else:
+        elif input.is_cuda:  # aten's autocast lists: float32 on CUDA, input's dtype on the CPU
             (input,) = autocast_float32(input)
         _check_float(name, input)
         return with_grad(input, dim) if needs_grad(input) else forward(input, dim)
@@ -132,7 +132,7 @@ _log_softmax = _register_softmax("log_softmax", log=True)
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    """exp(x) / sum exp(x) along ``dim``; the same shape, row-major, in ``dtype`` (default: input's; under autocast float32).
+    """exp(x) / sum exp(x) along ``dim``; the same shape, row-major, in ``dtype`` (default: input's; under CUDA autocast float32).
 
     input: any shape and strides; float32, float64, bfloat16, float16 (16-bit types compute in float32); anything castable
     if ``dtype`` is given. Without ``dim`` it warns and takes 0 for tensors of 0, 1 or 3 dimensions, else 1.
@@ -393,16 +393,16 @@ def cross_entropy(
     """
     number = _reduction_number(reduction, size_average, reduce)
     input, weight = autocast_float32(input, weight)
+    if label_smoothing > 1:
+        raise RuntimeError(f"cross_entropy: label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    if not label_smoothing > 0:  # torch takes negative and NaN as none
+        label_smoothing = 0.0
     if target.shape == input.shape:
         input, target, weight = _prepare_soft(input, target, weight, ignore_index, label_smoothing)
     else:
         if input.dim() == 0:
             raise IndexError("cross_entropy: expected 1 or more dimensions, got a scalar input")
         _check_classes("cross_entropy", input, target, weight)
-    if not 0 < label_smoothing <= 1:
-        if label_smoothing > 1:
-            raise RuntimeError(f"cross_entropy: label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-        label_smoothing = 0.0
     if needs_grad(target, weight):
         return _composed_cross_entropy(input, target, weight, number, ignore_index, label_smoothing)
     if needs_grad(input):
