@@ -17,7 +17,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ KS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 
 @dataclass(frozen=True)
 class Settings:
-    """The sizes of a run. At most ``knn_limit`` images (drawn by the seed) serve as neighbours, ``timing_images`` are timed."""
+    """The sizes of a run. At most ``knn_limit`` images (drawn by the seed) serve as neighbours, ``timing_images`` are timed.
+
+    threads: for both libraries; None is torch's own number.
+    """
 
     recipe: Recipe
     blocks: tuple[int, int, int] = (1, 1, 1)
@@ -49,9 +53,11 @@ class Settings:
     knn_limit: int = 10_000
     timing_images: int = 256
     rounds: int = 25
+    threads: int | None = None
 
 
-DIGITS = Settings(Recipe(epochs=20, batch_size=64, learning_rate=0.1, warmup_epochs=2, shift=1))
+# On 8x8 images an op takes some ten microseconds: a second thread gains little, and on a busy machine waiting for it costs 40x.
+DIGITS = Settings(Recipe(epochs=20, batch_size=64, learning_rate=0.1, warmup_epochs=2, shift=1), threads=1)
 PHOTOS = Settings(Recipe(epochs=10, batch_size=128, learning_rate=0.1, warmup_epochs=1, shift=4))
 FEW_PHOTOS = Settings(Recipe(epochs=30, batch_size=32, learning_rate=0.05, warmup_epochs=2, shift=4))
 MANY = 5_000  # images from which PHOTOS holds
@@ -212,7 +218,8 @@ class Demo:
 
         report, parts = self.report, self.split
         counts = f"{len(parts.train):,} to train, {len(parts.validation):,} to validate, {len(parts.test):,} to test"
-        table = Table(title=Text(f"{self.data.name}: {counts}", style="bold"), title_justify="left")
+        threads = report["machine"]["threads"]
+        table = Table(title=Text(f"{self.data.name}: {counts}; {threads} thread{'s' * (threads > 1)}", style="bold"), title_justify="left")
         table.add_column("")
         for column in ("fastcv", "torch", "torch / fastcv"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -275,6 +282,16 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _largest(values: Tensor) -> float:
     return float(values.detach().abs().max())
 
@@ -292,7 +309,7 @@ def run(
     demo = Demo(data, settings, console, layers)
     demo.report |= {
         "versions": {"fastcv": fastcv.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": settings.threads or torch.get_num_threads()},
         "data": {
             "name": data.name,
             "shape": list(data.images.shape[1:]),
@@ -301,10 +318,11 @@ def run(
         },
         "settings": asdict(demo.settings),
     }
-    demo.first_step()
-    demo.train()
-    demo.fold_and_time()
-    demo.nearest_neighbours()
+    with _threads(settings.threads):
+        demo.first_step()
+        demo.train()
+        demo.fold_and_time()
+        demo.nearest_neighbours()
     checks = demo.checks(least_accuracy)
     demo.report["seconds"] = time.perf_counter() - start
     table = demo.table()

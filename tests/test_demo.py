@@ -28,16 +28,7 @@ rich_console = pytest.importorskip("rich.console")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-SMALL = demo.Settings(Recipe(epochs=2, batch_size=32, warmup_epochs=0.5), widths=(4, 8, 8), timing_images=8, rounds=3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The layers here are too small to share; two threads would wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+SMALL = demo.Settings(Recipe(epochs=2, batch_size=32, warmup_epochs=0.5), widths=(4, 8, 8), timing_images=8, rounds=3, threads=1)
 
 
 def _console(**kwargs: object) -> "rich_console.Console":
