@@ -49,4 +49,18 @@ extern const VariantTable<ConvParams> conv_dgrad_table;  // dgrad
 
 void conv_ref(const ConvParams&, const Exec&);
 
+#define FASTCV_CONV_KERNELS(isa)                               \
+  namespace isa {                                              \
+  void conv_igemm(const ConvParams&, const Exec&);             \
+  size_t conv_igemm_workspace(const ConvParams&, int threads); \
+  }
+FASTCV_CONV_KERNELS(portable)
+FASTCV_CONV_KERNELS(avx2)
+FASTCV_CONV_KERNELS(avx512)
+#undef FASTCV_CONV_KERNELS
+namespace avx512bf16 {
+void conv_igemm_bf16(const ConvParams&, const Exec&);
+size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
+}  // namespace avx512bf16
+
 }  // namespace fastcv

@@ -1,33 +1,8 @@
 #include "conv/conv_wgrad.h"
+#include "conv/ref_scalars.h"
 
 namespace fastcv {
 namespace {
-
-float widen(float x) { return x; }
-double widen(double x) { return x; }
-float widen(bf16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float y;
-  __builtin_memcpy(&y, &bits, sizeof y);
-  return y;
-}
-float widen(f16 x) {
-  _Float16 y;
-  __builtin_memcpy(&y, &x.bits, sizeof y);
-  return static_cast<float>(y);
-}
-void narrow(double x, float* y) { *y = static_cast<float>(x); }
-void narrow(double x, double* y) { *y = x; }
-void narrow(double x, bf16* y) {
-  const float f = static_cast<float>(x);
-  uint32_t bits;
-  __builtin_memcpy(&bits, &f, sizeof bits);
-  y->bits = static_cast<uint16_t>(f != f ? (bits >> 16) | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-void narrow(double x, f16* y) {
-  const _Float16 h = static_cast<_Float16>(static_cast<float>(x));
-  __builtin_memcpy(&y->bits, &h, sizeof h);
-}
 
 // Offset of element (n, c, d, h, w).
 struct Strides {

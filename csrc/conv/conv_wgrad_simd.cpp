@@ -21,7 +21,9 @@ constexpr int kRows = 4, kVectors = 3;
 #else
 constexpr int kRows = 4, kVectors = 2;
 #endif
-constexpr int64_t kChunk = 192;      // pixels: one A and one B panel of this length fill a 32 KB L1
+constexpr int64_t kChunk = 128;      // pixels: one A and one B panel of this length leave room in a 32 KB L1
+constexpr int64_t kShortChunk = 32;  // few pixels are cut finer, into up to kFewChunks: shorter sums round less
+constexpr int64_t kFewChunks = 4;
 constexpr int64_t kBlockRows = 512;  // output channels packed at once: with kChunk floats each, less than half an L2
 constexpr int64_t kMinPart = 8;      // chunks: a shorter part would spend its time on the sum of the parts
 constexpr int64_t kEnoughItems = 64;
@@ -57,7 +59,7 @@ struct Plan {
     row_panels = ceil_div(kg, kRows);
     row_blocks = ceil_div(kg, kBlockRows);
     column_panels = ceil_div(columns, panel);
-    chunks = ceil_div(pixels, kChunk);
+    chunks = greater(ceil_div(pixels, kChunk), lesser(kFewChunks, ceil_div(pixels, kShortChunk)));
     const int64_t items = greater(1, p.groups * row_blocks * column_panels);
     const int64_t bytes = greater(1, p.out_channels * columns * static_cast<int64_t>(sizeof(T)));
     parts = greater(1, lesser(ceil_div(kEnoughItems, items), lesser(chunks / kMinPart, kMaxPartBytes / bytes)));

@@ -57,6 +57,10 @@ Tensor conv_wgrad_cpu(const Tensor& input, const Tensor& grad_output, Ints kerne
   const Tensor x = as_dense(input, p.input_channels_last), dy = as_dense(grad_output, p.grad_channels_last);
   Ints weight_sizes{p.out_channels, p.in_channels / groups};
   weight_sizes.insert(weight_sizes.end(), kernel_size.begin(), kernel_size.end());
+  int64_t elements = 1;
+  for (const int64_t size : weight_sizes)
+    check(!__builtin_mul_overflow(elements, size, &elements) && elements < (int64_t{1} << 56),
+          "conv_wgrad: a weight of ", show(weight_sizes), " is too large");
   Tensor dw = empty(weight_sizes, input.scalar_type(), input, p.weight_channels_last);
   p.input = x.data_ptr();
   p.grad_output = dy.data_ptr();

@@ -1,0 +1,19 @@
+#include "neighbors/knn.h"
+
+namespace fastcv {
+namespace {
+
+constexpr Variant<KnnParams> kRows[] = {
+#if defined(__x86_64__)
+    {"tile_avx512", Isa::avx512, nullptr, &avx512::knn_workspace, &avx512::knn},
+    {"tile_avx2", Isa::avx2, nullptr, &avx2::knn_workspace, &avx2::knn},
+#endif
+    {"tile_portable", Isa::portable, nullptr, &portable::knn_workspace, &portable::knn},
+    {"ref", Isa::portable, nullptr, nullptr, &knn_ref},
+};
+
+}  // namespace
+
+const VariantTable<KnnParams> knn_table("knn", kRows);
+
+}  // namespace fastcv

@@ -1,0 +1,44 @@
+#include "norm/group_norm.h"
+
+namespace fastcv {
+namespace {
+
+// Channels_last: per thread the partial sums of one image and at most eight numbers per channel.
+size_t image_bytes(int64_t c, int64_t s) {
+  return static_cast<size_t>(c) * (2 * norm_supers(s, c) + 8) * sizeof(double) + 16 * 64;
+}
+
+size_t workspace(const GroupNormParams& p, int threads) {
+  return p.channels_last ? threads * image_bytes(p.c, p.s) : 0;
+}
+
+// Backward: two sums per image and channel beside that.
+size_t backward_workspace(const GroupNormBackwardParams& p, int threads) {
+  const size_t sums = static_cast<size_t>(p.n) * p.c * 2 * sizeof(double) + 4 * 64;
+  return sums + (p.channels_last ? threads * image_bytes(p.c, p.s) : 0);
+}
+
+constexpr Variant<GroupNormParams> kRows[] = {
+#if defined(__x86_64__)
+    {"chan_avx512", Isa::avx512, nullptr, &workspace, &avx512::group_norm},
+    {"chan_avx2", Isa::avx2, nullptr, &workspace, &avx2::group_norm},
+#endif
+    {"chan_portable", Isa::portable, nullptr, &workspace, &portable::group_norm},
+    {"ref", Isa::portable, nullptr, nullptr, &group_norm_ref},
+};
+
+constexpr Variant<GroupNormBackwardParams> kBackwardRows[] = {
+#if defined(__x86_64__)
+    {"two_pass_avx512", Isa::avx512, nullptr, &backward_workspace, &avx512::group_norm_backward},
+    {"two_pass_avx2", Isa::avx2, nullptr, &backward_workspace, &avx2::group_norm_backward},
+#endif
+    {"two_pass_portable", Isa::portable, nullptr, &backward_workspace, &portable::group_norm_backward},
+    {"ref", Isa::portable, nullptr, nullptr, &group_norm_backward_ref},
+};
+
+}  // namespace
+
+const VariantTable<GroupNormParams> group_norm_table("group_norm", kRows);
+const VariantTable<GroupNormBackwardParams> group_norm_backward_table("group_norm_backward", kBackwardRows);
+
+}  // namespace fastcv

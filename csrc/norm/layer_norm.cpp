@@ -1,0 +1,40 @@
+#include "norm/layer_norm.h"
+
+namespace fastcv {
+namespace {
+
+// weight and bias in the accumulation type.
+size_t workspace(const LayerNormParams& p, int) { return static_cast<size_t>(p.l) * 2 * sizeof(double) + 4 * 64; }
+
+// weight; per partial sum of rows two doubles, and per thread two numbers of the accumulation type, for each element of a row.
+size_t backward_workspace(const LayerNormBackwardParams& p, int threads) {
+  const bool parameters = p.dweight.data != nullptr || p.dbias.data != nullptr;
+  const int64_t rows = layer_norm_super_rows(p.m), supers = parameters ? (p.m + rows - 1) / rows : 0;
+  return static_cast<size_t>(p.l) * (1 + 2 * supers + (parameters ? 2 * threads : 0)) * sizeof(double) +
+         (4 + 2 * threads) * 64;
+}
+
+constexpr Variant<LayerNormParams> kRows[] = {
+#if defined(__x86_64__)
+    {"chan_avx512", Isa::avx512, nullptr, &workspace, &avx512::layer_norm},
+    {"chan_avx2", Isa::avx2, nullptr, &workspace, &avx2::layer_norm},
+#endif
+    {"chan_portable", Isa::portable, nullptr, &workspace, &portable::layer_norm},
+    {"ref", Isa::portable, nullptr, nullptr, &layer_norm_ref},
+};
+
+constexpr Variant<LayerNormBackwardParams> kBackwardRows[] = {
+#if defined(__x86_64__)
+    {"two_pass_avx512", Isa::avx512, nullptr, &backward_workspace, &avx512::layer_norm_backward},
+    {"two_pass_avx2", Isa::avx2, nullptr, &backward_workspace, &avx2::layer_norm_backward},
+#endif
+    {"two_pass_portable", Isa::portable, nullptr, &backward_workspace, &portable::layer_norm_backward},
+    {"ref", Isa::portable, nullptr, nullptr, &layer_norm_backward_ref},
+};
+
+}  // namespace
+
+const VariantTable<LayerNormParams> layer_norm_table("layer_norm", kRows);
+const VariantTable<LayerNormBackwardParams> layer_norm_backward_table("layer_norm_backward", kBackwardRows);
+
+}  // namespace fastcv

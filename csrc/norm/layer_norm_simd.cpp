@@ -1,0 +1,180 @@
+#include "norm/layer_norm.h"
+
+#include "common/dispatch.h"
+#include "norm/norm_simd.h"
+
+namespace fastcv::FASTCV_ISA {
+namespace {
+
+constexpr int64_t kFlushRows = 32;  // rows whose parameter gradients are summed before they go to double
+
+template <class T>
+T* widened(const NormVector& v, int64_t l, double absent, Carver& carve) {
+  T* values = carve.take<T>(l);
+  for (int64_t i = 0; i < l; ++i) values[i] = static_cast<T>(read(v, i, absent));
+  return values;
+}
+
+template <class S>
+void forward(const LayerNormParams& p, const Exec& exec) {
+  using T = acc_t<S>;
+  using V = Vec<T>;
+  Carver carve{static_cast<char*>(exec.workspace)};
+  const T* weight = widened<T>(p.weight, p.l, 1, carve);
+  const T* bias = widened<T>(p.bias, p.l, 0, carve);
+  parallel_for(exec, p.m, grain_of(p.l), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const S* x = static_cast<const S*>(p.x) + row * p.l;
+      S* y = static_cast<S*>(p.y) + row * p.l;
+      const Moments m = run_moments(x, 1, 0, p.l);
+      const double var = m.m2 / static_cast<double>(p.l);
+      p.mean[row] = m.mean;
+      p.var[row] = var;
+      const Affine<T> a = affine_of<T>(m.mean, 1 / __builtin_sqrt(var + p.eps), 1, 0);
+      const V hi(a.hi), scale(a.scale), shift(a.shift);
+      sweep<V::width>(
+          p.l,
+          [&](int64_t i, int) {
+            const V normal = fma(load(x + i) - hi, scale, shift);
+            store(y + i, fma(normal, detail::load_raw(weight + i), detail::load_raw(bias + i)));
+          },
+          [&](int64_t i, int n) {
+            const V normal = fma(load_n(x + i, n) - hi, scale, shift);
+            store_n(y + i, fma(normal, detail::load_raw_n(weight + i, n), detail::load_raw_n(bias + i, n)), n);
+          });
+    }
+  });
+}
+
+template <class S>
+struct Backward {
+  using T = acc_t<S>;
+  using V = Vec<T>;
+  const LayerNormBackwardParams& p;
+  const int64_t l = p.l;
+  Carver carve;
+  const T* weight;
+  const bool parameters = p.dweight.data != nullptr || p.dbias.data != nullptr;
+
+  Backward(const LayerNormBackwardParams& params, void* workspace)
+      : p(params), carve{static_cast<char*>(workspace)}, weight(widened<T>(p.weight, p.l, 1, carve)) {}
+
+  // Sums of G = weight * grad and of G * (x - hi).
+  GradSums sums(const S* grad, const S* x, V hi) const {
+    GradSums total = {0, 0};
+    for (int64_t start = 0; start < l; start += kChunk) {
+      V a[4], b[4];
+      for (int k = 0; k < 4; ++k) a[k] = b[k] = V(T(0));
+      sweep<V::width>(
+          min64(kChunk, l - start),
+          [&](int64_t j, int k) {
+            const int64_t i = start + j;
+            const V g = load(grad + i) * detail::load_raw(weight + i);
+            a[k] += g;
+            b[k] = fma(g, load(x + i) - hi, b[k]);
+          },
+          [&](int64_t j, int n) {
+            const int64_t i = start + j;
+            const V g = load_n(grad + i, n) * detail::load_raw_n(weight + i, n);
+            a[1] += g;
+            b[1] += select<T>(first_lanes<T>(n), g * (load_n(x + i, n) - hi), V(T(0)));
+          });
+      total.g += reduce_add((a[0] + a[1]) + (a[2] + a[3]));
+      total.gd += reduce_add((b[0] + b[1]) + (b[2] + b[3]));
+    }
+    return total;
+  }
+
+  // One row: dx, and its part of dweight and dbias added to w and b where they are not null.
+  void row(int64_t r, T* w, T* b) const {
+    const S* grad = static_cast<const S*>(p.grad) + r * l;
+    const S* x = static_cast<const S*>(p.x) + r * l;
+    S* dx = p.dx == nullptr ? nullptr : static_cast<S*>(p.dx) + r * l;
+    const double mean = p.mean[r], invstd = 1 / __builtin_sqrt(p.var[r] + p.eps);
+    const Affine<T> normal = affine_of<T>(mean, invstd, 1, 0);
+    const V hi(normal.hi), scale(normal.scale), shift(normal.shift);
+    GradAffine<T> a{};
+    if (dx != nullptr) {
+      const GradSums s = sums(grad, x, hi);
+      const double lo = mean - static_cast<double>(normal.hi);
+      a = grad_affine<T>(static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);
+    }
+    const V ga(a.a), gb(a.b), gc(a.c);
+    sweep<V::width>(
+        l,
+        [&](int64_t i, int) {
+          const V g = load(grad + i), d = load(x + i) - hi;
+          if (dx != nullptr) store(dx + i, fma(g * detail::load_raw(weight + i), ga, fma(d, gb, gc)));
+          if (w == nullptr) return;
+          detail::store_raw(w + i, fma(g, fma(d, scale, shift), detail::load_raw(w + i)));
+          detail::store_raw(b + i, g + detail::load_raw(b + i));
+        },
+        [&](int64_t i, int n) {
+          const V g = load_n(grad + i, n), d = load_n(x + i, n) - hi;
+          if (dx != nullptr) store_n(dx + i, fma(g * detail::load_raw_n(weight + i, n), ga, fma(d, gb, gc)), n);
+          if (w == nullptr) return;
+          detail::store_raw_n(w + i, fma(g, fma(d, scale, shift), detail::load_raw_n(w + i, n)), n);
+          detail::store_raw_n(b + i, g + detail::load_raw_n(b + i, n), n);
+        });
+  }
+
+  void run(const Exec& exec) {
+    if (!parameters) {
+      parallel_for(exec, p.m, grain_of(l), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) row(r, nullptr, nullptr);
+      });
+      return;
+    }
+    const int64_t super_rows = layer_norm_super_rows(p.m), supers = ceil_div(p.m, super_rows);
+    double* partial = carve.take<double>(2 * supers * l);
+    T* sums = carve.take<T>(2 * l * exec.threads);
+    parallel_slots(exec, supers, grain_of(super_rows * l), [&](int slot, int64_t begin, int64_t end) {
+      T* w = sums + 2 * l * slot;
+      T* b = w + l;
+      for (int64_t u = begin; u < end; ++u) {
+        double* total = partial + 2 * u * l;
+        for (int64_t i = 0; i < 2 * l; ++i) total[i] = 0;
+        const int64_t last = min64((u + 1) * super_rows, p.m);
+        for (int64_t r = u * super_rows; r < last; r += kFlushRows) {
+          for (int64_t i = 0; i < 2 * l; ++i) w[i] = 0;
+          for (int64_t k = r; k < min64(r + kFlushRows, last); ++k) row(k, w, b);
+          for (int64_t i = 0; i < 2 * l; ++i) total[i] += w[i];
+        }
+      }
+    });
+    parallel_for(exec, l, grain_of(2 * supers), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        double dweight = 0, dbias = 0;
+        for (int64_t u = 0; u < supers; ++u) {
+          dweight += partial[2 * u * l + i];
+          dbias += partial[(2 * u + 1) * l + i];
+        }
+        write(p.dweight, i, dweight);
+        write(p.dbias, i, dbias);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+void layer_norm(const LayerNormParams& p, const Exec& exec) {
+  if (p.m * p.l == 0) {
+    for (int64_t i = 0; i < p.m; ++i) p.mean[i] = p.var[i] = 0;
+    return;
+  }
+  dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p, exec); });
+}
+
+void layer_norm_backward(const LayerNormBackwardParams& p, const Exec& exec) {
+  if (p.m * p.l == 0) {
+    for (int64_t i = 0; i < p.l; ++i) {
+      write(p.dweight, i, 0);
+      write(p.dbias, i, 0);
+    }
+    return;
+  }
+  dispatch_float(p.dtype, [&](auto zero) { Backward<decltype(zero)>(p, exec.workspace).run(exec); });
+}
+
+}  // namespace fastcv::FASTCV_ISA
