@@ -1,0 +1,217 @@
+"""Compares an optimised model with torch's on an example, against float64, and undoes what errs too much.
+
+The rule is fastcv.testing's: an error against float64 of at most twice torch's own in the same dtype, plus one eps. It is
+asked of each fused chain and each module on the input it gets within the model, then of the whole model's outputs and, in
+training mode, of all parameters' gradients together (some are zero but for rounding, and have no relative error alone).
+Everything runs on copies: statistics, gradients and random states of the model stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .chain import BatchNormChain, Chain
+from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
+from .kernels import OPS
+from .pending import Pending
+from .report import Report, Row
+from .trace import model_copy
+
+_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+
+
+def verify(model: nn.Module, report: Report, example: Any) -> None:
+    """Fills in the report's errors; takes away fusions, then kernels, of ``model`` that err by more than the rule allows."""
+    args, kwargs = _arguments(example)
+    training = report.mode == "training"
+    rows = {row.name: row for row in report.rows}
+    torchs = _run(_torch_only(model), args, kwargs, training)
+    exact = _run(_torch_only(model).double(), _double(args), _double(kwargs), training)
+    for undo in (None, undo_fusions, undo_kernels):
+        if undo is not None:
+            for row in undo(model, rows):
+                row.reason = "undone: the model's output erred by more than twice torch's own error"
+        watched = model_copy(model)
+        measured = _watch(watched)
+        results = _run(watched, args, kwargs, training)
+        report.errors = _errors(results, torchs, exact)
+        for name, (error, allowed) in measured.items():
+            rows[name].max_error, rows[name].allowed = error, allowed
+        bad = {name for name, (error, allowed) in measured.items() if error > allowed}
+        if bad:
+            _undo_alone(model, rows, bad)
+            report.errors = _errors(_run(model_copy(model), args, kwargs, training), torchs, exact)
+        if all(error <= allowed for error, allowed in report.errors.values()):
+            return
+
+
+def _undo_alone(model: nn.Module, rows: dict[str, Row], names: set[str]) -> None:
+    for name in names:
+        row = rows[name]
+        error, allowed = row.max_error, row.allowed
+        (undo_fusions if row.fused else undo_kernels)(model, rows, {name})
+        row.reason = f"undone: error {error:.1e} on the example, allowed {allowed:.1e}"
+
+
+def undo_fusions(model: nn.Module, rows: dict[str, Row], names: set[str] | None = None) -> list[Row]:
+    """Each module of the chains (all, or those with heads of these names) on a kernel of its own; returns the heads' rows."""
+    undone = []
+    for name, module in model.named_modules():
+        forward = installed(module)
+        if isinstance(forward, (HeadForward, BatchNormForward)) and (names is None or forward.chain.name in names):
+            KernelForward(module).install()
+            row = rows[name]
+            row.op = OPS[type(module)]
+            if row.fused:
+                undone.append(row)
+                row.fused = []
+    return undone
+
+
+def undo_kernels(model: nn.Module, rows: dict[str, Row], names: set[str] | None = None) -> list[Row]:
+    """The modules (all, or of these names) on torch's kernels again; returns their rows."""
+    undone = []
+    for name, module in model.named_modules():
+        if isinstance(installed(module), KernelForward) and (names is None or name in names):
+            del module.forward
+            rows[name].op = ""
+            undone.append(rows[name])
+    return undone
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, dict):
+        return (), example
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+def _double(value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, value)
+
+
+def _fresh(value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(memory_format=torch.preserve_format), value)
+
+
+def _torch_only(model: nn.Module) -> nn.Module:
+    twin = model_copy(model)
+    for module in twin.modules():
+        if installed(module) is not None:
+            del module.forward
+    return twin
+
+
+def _run(model: nn.Module, args: Any, kwargs: Any, training: bool) -> dict[str, Tensor]:
+    """Outputs, and in training mode gradients of a fixed weighting of them, as one vector each. Dropout is off."""
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+        torch.manual_seed(0)
+        output = model(*_fresh(args), **_fresh(kwargs))
+        tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+        results = {"output": torch.cat([t.detach().flatten() for t in tensors])} if tensors else {}
+        used = [t for t in tensors if t.requires_grad]
+        if used:
+            generator = torch.Generator().manual_seed(0)
+            weights = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in used]
+            torch.autograd.backward(used, weights)
+            gradients = [p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]
+            if gradients:
+                results["gradient"] = torch.cat(gradients)
+    return results
+
+
+def _errors(ours: dict[str, Tensor], torchs: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    return {key: _error(ours[key], torchs[key], exact[key], total=key == "gradient") for key in exact if key in ours}
+
+
+def _error(ours: Tensor, torchs: Tensor, exact: Tensor, total: bool = False) -> tuple[float, float]:
+    """(error, allowed) of the largest element, or in total by the Euclidean norm."""
+    from ..testing.compare import max_error
+
+    def total_error(result: Tensor, reference: Tensor) -> float:
+        scale = reference.double().norm().item()
+        error = (result.double() - reference.double()).norm().item()
+        return error / scale if scale > 0 else error
+
+    measure = total_error if total else max_error
+    return measure(ours, exact), 2 * measure(torchs, exact) + torch.finfo(ours.dtype).eps
+
+
+def _watch(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Makes the copy's chains and kernels measure themselves at each call; returns where the largest errors will stand."""
+    measured: dict[str, tuple[float, float]] = {}
+
+    def note(name: str, ours: Any, reference: Callable[[torch.dtype | None], Any]) -> Any:
+        if isinstance(ours, Tensor) and ours.is_floating_point():
+            error, allowed = _error(ours.detach(), reference(None), reference(torch.float64))
+            if name not in measured or error - allowed > measured[name][0] - measured[name][1]:
+                measured[name] = error, allowed
+        return ours
+
+    for name, module in model.named_modules():
+        forward = installed(module)
+        if isinstance(forward, HeadForward):
+            _watch_chain(forward.chain, note)
+        elif isinstance(forward, KernelForward) and not isinstance(forward, (BatchNormForward, OwnerForward)):
+            _watch_kernel(name, forward, note)
+    return measured
+
+
+def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
+    compute = chain.compute
+
+    def measured(pending: Pending, activation: str | None, again: bool) -> Tensor:
+        modules = [chain.head] if isinstance(chain, BatchNormChain) else [chain.head, chain.bn][: 1 + pending.normalised]
+        twins = [_twin(m) for m in modules if m is not None]
+        x, residual = pending.x.detach().clone(memory_format=torch.preserve_format), _fresh(pending.residual)
+
+        def reference(dtype: torch.dtype | None) -> Tensor:
+            cast = (lambda t: t) if dtype is None else (lambda t: t.to(dtype))
+            with torch.no_grad():
+                y = cast(x)
+                for twin in twins:
+                    y = cast(copy.deepcopy(twin))(y)
+                y = y if residual is None else y + cast(residual)
+                return y if activation is None else _ACTIVATIONS[activation](y)
+
+        return note(chain.name, compute(pending, activation, again), reference)
+
+    chain.compute = measured
+
+
+def _watch_kernel(name: str, forward: KernelForward, note: Callable[..., Any]) -> None:
+    module = forward.module
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        twin = _twin(module)
+        inputs = _fresh((args, kwargs))
+
+        def reference(dtype: torch.dtype | None) -> Any:
+            with torch.no_grad():
+                own_args, own_kwargs = inputs if dtype is None else _double(inputs)
+                return (twin if dtype is None else copy.deepcopy(twin).to(dtype))(*own_args, **own_kwargs)
+
+        return note(name, forward(*args, **kwargs), reference)
+
+    module.forward = measured
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy of a leaf module on torch's kernels, without hooks."""
+    twin = type(module).__new__(type(module))
+    nn.Module.__init__(twin)
+    twin.__dict__.update({k: v for k, v in vars(module).items() if k != "forward" and not k.endswith("_hooks")})
+    copied = {k: None if v is None else v.detach().clone() for k, v in (*module._parameters.items(), *module._buffers.items())}
+    twin.__dict__["_parameters"] = {k: None if (t := copied[k]) is None else nn.Parameter(t, False) for k in module._parameters}
+    twin.__dict__["_buffers"] = {k: copied[k] for k in module._buffers}
+    return twin
