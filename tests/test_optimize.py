@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastcv
 from fastcv.models.resnet_cifar import resnet8
+from fastcv.optimizer.kernels import OPS, kernel_class
 from fastcv.testing import assert_close
 
 
@@ -298,10 +299,16 @@ def test_kernels_and_labels() -> None:
     assert chains(functional) == {"branch.0": ["branch.1", "add", "relu6"], "conv": ["hardswish"], "last": ["relu"]}
 
 
-@pytest.mark.parametrize("name", fastcv.optimizer.kernels.OPS)
-def test_every_served_module_has_a_forward_of_its_own(name: type[nn.Module]) -> None:
-    kernel = getattr(fastcv.nn, name.__name__)
-    assert "forward" in vars(kernel), f"{kernel} leaves forward to torch"
+@pytest.mark.parametrize("kind", OPS)
+def test_every_served_module_has_a_forward_of_its_own(kind: type[nn.Module]) -> None:
+    assert "forward" in vars(kernel_class(kind.__new__(kind))), f"fastcv.nn.{kind.__name__} leaves forward to torch"
+
+
+def test_models_of_fastcv_modules_are_fused_too() -> None:
+    model = trained(nn.Sequential(fastcv.nn.Conv2d(8, 4, 3), fastcv.nn.BatchNorm2d(4), nn.ReLU())).eval()
+    ours = fastcv.optimize(model, example=images())
+    assert chains(ours) == {"0": ["1", "2"]} and ops_run(ours) == ["conv"]
+    check(ours, model)
 
 
 # ---- what is left alone --------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from torch.nn.utils import parametrize
 
 from .. import nn as fastcv_nn
 
-# Module class of torch.nn -> the op of fastcv.functional that serves it.
+# Module class, of torch.nn or fastcv.nn -> the op of fastcv.functional that serves it.
 OPS: dict[type[nn.Module], str] = {
-    getattr(nn, name): op
+    getattr(package, name): op
     for name, op in {
         "Conv1d": "conv1d",
         "Conv2d": "conv2d",
@@ -41,6 +41,7 @@ OPS: dict[type[nn.Module], str] = {
         "KLDivLoss": "kl_div",
     }.items()
     if name in fastcv_nn.__all__
+    for package in (nn, fastcv_nn)
 }
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))

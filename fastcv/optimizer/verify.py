@@ -3,6 +3,8 @@
 The rule is fastcv.testing's: an error against float64 of at most twice torch's own in the same dtype, plus one eps. It is
 asked of each fused chain and each module on the input it gets within the model, then of the whole model's outputs and, in
 training mode, of all parameters' gradients together (some are zero but for rounding, and have no relative error alone).
+The largest error of a small example is a matter of luck in the last bit, so what breaks the rule by its largest error is
+undone only if it breaks it by the Euclidean norm of its error as well; a wrong element stands out in both.
 Everything runs on copies: statistics, gradients and random states of the model stay.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,14 @@ from .trace import model_copy
 _ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 
 
+class Measured(NamedTuple):
+    """An error against float64 by the largest element, what torch's own allows, and whether the rule is kept."""
+
+    error: float
+    allowed: float
+    passed: bool
+
+
 def verify(model: nn.Module, report: Report, example: Any) -> None:
     """Fills in the report's errors; takes away fusions, then kernels, of ``model`` that err by more than the rule allows."""
     args, kwargs = _arguments(example)
@@ -40,15 +50,15 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
                 row.reason = "undone: the model's output erred by more than twice torch's own error"
         watched = model_copy(model)
         measured = _watch(watched)
-        results = _run(watched, args, kwargs, training)
-        report.errors = _errors(results, torchs, exact)
-        for name, (error, allowed) in measured.items():
-            rows[name].max_error, rows[name].allowed = error, allowed
-        bad = {name for name, (error, allowed) in measured.items() if error > allowed}
+        overall = _errors(_run(watched, args, kwargs, training), torchs, exact)
+        for name, result in measured.items():
+            rows[name].max_error, rows[name].allowed = result.error, result.allowed
+        bad = {name for name, result in measured.items() if not result.passed}
         if bad:
             _undo_alone(model, rows, bad)
-            report.errors = _errors(_run(model_copy(model), args, kwargs, training), torchs, exact)
-        if all(error <= allowed for error, allowed in report.errors.values()):
+            overall = _errors(_run(model_copy(model), args, kwargs, training), torchs, exact)
+        report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
+        if all(result.passed for result in overall.values()):
             return
 
 
@@ -130,32 +140,40 @@ def _run(model: nn.Module, args: Any, kwargs: Any, training: bool) -> dict[str, 
     return results
 
 
-def _errors(ours: dict[str, Tensor], torchs: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    return {key: _error(ours[key], torchs[key], exact[key], total=key == "gradient") for key in exact if key in ours}
+def _errors(ours: dict[str, Tensor], torchs: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, Measured]:
+    return {key: _measure(ours[key], torchs[key], exact[key]) for key in exact if key in ours}
 
 
-def _error(ours: Tensor, torchs: Tensor, exact: Tensor, total: bool = False) -> tuple[float, float]:
-    """(error, allowed) of the largest element, or in total by the Euclidean norm."""
+def _measure(ours: Tensor, torchs: Tensor, exact: Tensor) -> Measured:
     from ..testing.compare import max_error
 
-    def total_error(result: Tensor, reference: Tensor) -> float:
-        scale = reference.double().norm().item()
-        error = (result.double() - reference.double()).norm().item()
-        return error / scale if scale > 0 else error
-
-    measure = total_error if total else max_error
-    return measure(ours, exact), 2 * measure(torchs, exact) + torch.finfo(ours.dtype).eps
+    eps = torch.finfo(ours.dtype).eps
+    largest = max_error(ours, exact), 2 * max_error(torchs, exact) + eps
+    total = _total_error(ours, exact), 2 * _total_error(torchs, exact) + eps
+    return Measured(*largest, passed=largest[0] <= largest[1] or total[0] <= total[1])
 
 
-def _watch(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Makes the copy's chains and kernels measure themselves at each call; returns where the largest errors will stand."""
-    measured: dict[str, tuple[float, float]] = {}
+def _total_error(result: Tensor, reference: Tensor) -> float:
+    """Euclidean norm of the error over that of the reference, both without the elements that are not finite."""
+    result, reference = result.double(), reference.double()
+    finite = reference.isfinite()
+    if not torch.equal(finite, result.isfinite()):
+        return float("inf")
+    scale = reference[finite].norm().item()
+    error = (result[finite] - reference[finite]).norm().item()
+    return error / scale if scale > 0 else error
+
+
+def _watch(model: nn.Module) -> dict[str, Measured]:
+    """Makes the copy's chains and kernels measure themselves at each call; returns where their worst results will stand."""
+    worst: dict[str, Measured] = {}
 
     def note(name: str, ours: Any, reference: Callable[[torch.dtype | None], Any]) -> Any:
         if isinstance(ours, Tensor) and ours.is_floating_point():
-            error, allowed = _error(ours.detach(), reference(None), reference(torch.float64))
-            if name not in measured or error - allowed > measured[name][0] - measured[name][1]:
-                measured[name] = error, allowed
+            result = _measure(ours.detach(), reference(None), reference(torch.float64))
+            before = worst.get(name)
+            if before is None or (before.passed, before.allowed - before.error) > (result.passed, result.allowed - result.error):
+                worst[name] = result
         return ours
 
     for name, module in model.named_modules():
@@ -164,7 +182,7 @@ def _watch(model: nn.Module) -> dict[str, tuple[float, float]]:
             _watch_chain(forward.chain, note)
         elif isinstance(forward, KernelForward) and not isinstance(forward, (BatchNormForward, OwnerForward)):
             _watch_kernel(name, forward, note)
-    return measured
+    return worst
 
 
 def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
@@ -208,7 +226,8 @@ def _watch_kernel(name: str, forward: KernelForward, note: Callable[..., Any]) -
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a leaf module on torch's kernels, without hooks."""
-    twin = type(module).__new__(type(module))
+    kind = getattr(nn, type(module).__name__)
+    twin = kind.__new__(kind)
     nn.Module.__init__(twin)
     twin.__dict__.update({k: v for k, v in vars(module).items() if k != "forward" and not k.endswith("_hooks")})
     copied = {k: None if v is None else v.detach().clone() for k, v in (*module._parameters.items(), *module._buffers.items())}
