@@ -5,6 +5,7 @@ model carry forwards that point into the copy.
 from __future__ import annotations
 
 import inspect
+from types import CodeType
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class InstanceForward:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(type(self.module).forward.__get__(self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        return type(self.module).forward.__code__  # torch.export reads the file and line of a forward here
 
     __name__ = "forward"
 
