@@ -114,7 +114,7 @@ class Demo:
         epochs = self.settings.recipe.epochs
         parameters = sum(p.numel() for p in self.networks["torch"].parameters())
         validation = self.part(self.split.validation)
-        title = f"Training a ResNet of {parameters:,} parameters for {epochs} epoch{"s" * (epochs > 1)}: fastcv/torch"
+        title = f"Training a ResNet of {parameters:,} parameters for {epochs} epoch{'s' * (epochs > 1)}: fastcv/torch"
         with task(self.console, title, sum(t.steps for t in trainers.values())) as progress:
             for epoch in range(epochs):
                 for name in list(trainers)[:: 1 if epoch % 2 == 0 else -1]:

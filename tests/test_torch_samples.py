@@ -41,25 +41,30 @@ def leaves(value: Any, grad: bool) -> Any:
     )
 
 
-def double(value: Any) -> Any:
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors, and dtypes among the arguments, in ``dtype``."""
+
     def convert(t: Any) -> Any:
         if isinstance(t, torch.Tensor) and t.is_floating_point():
-            return t.detach().double().requires_grad_(t.requires_grad)
-        return torch.float64 if t in DTYPES and isinstance(t, torch.dtype) else t
+            return t.detach().to(dtype).requires_grad_(t.requires_grad)
+        return dtype if isinstance(t, torch.dtype) and t in DTYPES else t
 
     return tree_map(convert, value)
 
 
-def compare(ours: Any, torchs: Any, what: str) -> None:
-    """Runs two callables on the same arguments, forward and backward, in the arguments' dtype, and torch's in float64."""
+def compare(ours: Any, torchs: Any, dtype: torch.dtype, what: str) -> None:
+    """Runs two callables on the same arguments, forward and backward, and torch's in float64 (for float64: in float32 too)."""
     call, args, kwargs = torchs
-    mine, theirs, exact = leaves((args, kwargs), True), leaves((args, kwargs), True), double(leaves((args, kwargs), True))
-    exact[1].pop("options", None)  # torch's chunked linear_cross_entropy refuses float64; the formula is the same
+    mine, theirs = leaves((args, kwargs), True), leaves((args, kwargs), True)
+    yardsticks = [cast(leaves((args, kwargs), True), t) for t in (torch.float64, torch.float32)[: 2 if dtype == torch.float64 else 1]]
+    for _, other in yardsticks:
+        other.pop("options", None)  # torch's chunked linear_cross_entropy refuses float64; the formula is the same
+    runs = [mine, theirs, *yardsticks]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = [tree_leaves(f(*a, **k)) for f, (a, k) in ((ours, mine), (call, theirs), (call, exact))]
-    for i, (a, t, r) in enumerate(zip(*results, strict=True)):
-        assert_close(a, r, t, f"{what} output {i}")
+        results = [tree_leaves(f(*a, **k)) for f, (a, k) in zip([ours, *[call] * 3], runs, strict=False)]
+    for i, (a, t, *r) in enumerate(zip(*results, strict=True)):
+        assert_close(a, r[0], t, f"{what} output {i}", *r[1:])
         if t.numel() and t.dim() in (4, 5):
             assert a.stride() == t.stride(), f"{what} output {i}: strides {a.stride()}, torch gives {t.stride()}"
     if not results[1][0].requires_grad:
@@ -68,12 +73,11 @@ def compare(ours: Any, torchs: Any, what: str) -> None:
     weight = torch.randn(results[2][0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).half().double()
     for outputs in results:
         outputs[0].backward(weight.to(outputs[0].dtype))
-    for i, (a, t, r) in enumerate(
-        zip(*([x for x in tree_leaves(v) if isinstance(x, torch.Tensor)] for v in (mine, theirs, exact)), strict=True)
-    ):
+    tensors = ([x for x in tree_leaves(run) if isinstance(x, torch.Tensor)] for run in runs)
+    for i, (a, t, *r) in enumerate(zip(*tensors, strict=True)):
         if t.grad is not None:
             assert a.grad is not None, f"{what}: tensor {i} got no gradient"
-            assert_close(a.grad, r.grad, t.grad, f"{what} gradient of tensor {i}")
+            assert_close(a.grad, r[0].grad, t.grad, f"{what} gradient of tensor {i}", *(x.grad for x in r[1:]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -84,7 +88,7 @@ def test_samples(op: Any, dtype: torch.dtype) -> None:
     function = getattr(fastcv.functional, op.name.split(".")[-1])
     samples = list(op.sample_inputs("cpu", dtype, requires_grad=dtype in op.supported_backward_dtypes("cpu")))
     for i, sample in list(enumerate(samples))[:: 1 + len(samples) // MOST]:
-        compare(function, (op.op, (sample.input, *sample.args), sample.kwargs), f"{label(op)} sample {i}: {sample.summary()}")
+        compare(function, (op.op, (sample.input, *sample.args), sample.kwargs), dtype, f"{label(op)} sample {i}: {sample.summary()}")
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op.error_inputs_func is not None], ids=label)
@@ -109,15 +113,19 @@ def test_module_samples(info: Any, dtype: torch.dtype, training: bool) -> None:
         init, call = sample.constructor_input, sample.forward_input
         if call is None:
             continue
-        torchs = info.module_cls(*init.args, **init.kwargs).to(dtype).train(training)
-        ours = cls(*init.args, **init.kwargs).to(dtype).train(training)
-        exact = info.module_cls(*double(init.args), **double(init.kwargs)).double().train(training)
-        ours.load_state_dict(torchs.state_dict())
-        exact.load_state_dict(torchs.state_dict())
-        mine, theirs, reference = leaves(call.args, True), leaves(call.args, True), double(leaves(call.args, True))
-        a, t = ours(*mine, **call.kwargs), torchs(*theirs, **call.kwargs)
-        r = exact(*reference, **double(call.kwargs))
-        for i, (x, y, z) in enumerate(zip(tree_leaves(a), tree_leaves(t), tree_leaves(r), strict=True)):
-            assert_close(x, z, y, f"{info.name} output {i} of {init.args} {init.kwargs}")
+        state = info.module_cls(*init.args, **init.kwargs).to(dtype).state_dict()
+
+        def module(kind: Any, in_dtype: torch.dtype, init: Any = init, state: Any = state) -> torch.nn.Module:
+            made = kind(*cast(init.args, in_dtype), **cast(init.kwargs, in_dtype)).to(in_dtype).train(training)
+            made.load_state_dict(state)
+            return made
+
+        ours, torchs = module(cls, dtype), module(info.module_cls, dtype)
+
+        def peer(*args: Any, torchs: Any = torchs, module: Any = module, **kwargs: Any) -> Any:
+            floating = [t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+            return (torchs if floating[0] == dtype else module(info.module_cls, floating[0]))(*args, **kwargs)
+
+        compare(ours, (peer, call.args, call.kwargs), dtype, f"{info.name}{init.args}{init.kwargs}")
         for key, value in torchs.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[key], value, msg=lambda text, key=key: f"{info.name} {key}: {text}")

@@ -400,6 +400,10 @@ FASTCV_INLINE Vec<T> zip_half(Vec<T> a, Vec<T> b, std::integer_sequence<int, i..
   constexpr int w = Vec<T>::width;
   return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
 }
+template <int first, class T, int... i>
+FASTCV_INLINE Vec<T> unzip_half(Vec<T> low, Vec<T> high, std::integer_sequence<int, i...>) {
+  return Vec<T>(__builtin_shufflevector(low.v, high.v, (2 * i + first)...));
+}
 }  // namespace detail
 
 // a0 b0 a1 b1 ...: the first half of that sequence and the second.
@@ -408,6 +412,14 @@ FASTCV_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high) {
   constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
   low = detail::zip_half<false>(a, b, lanes);
   high = detail::zip_half<true>(a, b, lanes);
+}
+
+// And back: the elements of even and of odd index of the sequence low, high.
+template <class T>
+FASTCV_INLINE void unzip(Vec<T> low, Vec<T> high, Vec<T>& even, Vec<T>& odd) {
+  constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
+  even = detail::unzip_half<0>(low, high, lanes);
+  odd = detail::unzip_half<1>(low, high, lanes);
 }
 
 // M rows of one vector each, M a power of two. Afterwards v, read in memory order, holds lane 0 of every row, then lane

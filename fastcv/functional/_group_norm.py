@@ -119,7 +119,9 @@ def _save_backward(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _second_order(ctx: Any, ups: tuple[Vector, ...], shape: list[int], vector: list[int], dims: list[int], rest: list[int]) -> tuple[Any, ...]:
+def _second_order(
+    ctx: Any, ups: tuple[Vector, ...], shape: list[int], vector: list[int], dims: list[int], rest: list[int]
+) -> tuple[Any, ...]:
     """shape: what input is viewed as; vector: what weight and bias are; dims: normalised over; rest: summed over for the weight."""
     grad, input, weight, bias = ctx.saved_tensors
     _, eps, wanted = ctx.scalars

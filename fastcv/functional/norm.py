@@ -174,9 +174,7 @@ def batch_norm_act(
             f"fastcv batch_norm_act: expected a residual of shape {list(input.shape)} and {input.dtype}, "
             f"got {list(residual.shape)} and {residual.dtype}"
         )
-    return _normalise(
-        "batch_norm_act", input, running_mean, running_var, weight, bias, training, momentum, eps, residual, slope, cap
-    )
+    return _normalise("batch_norm_act", input, running_mean, running_var, weight, bias, training, momentum, eps, residual, slope, cap)
 
 
 # Group, instance and layer norm --------------------------------------------------------------------------------------------------
@@ -202,7 +200,9 @@ def group_norm(
         raise TypeError(f"fastcv group_norm: argument 'num_groups' must be int, not {type(num_groups).__name__}")
     n, channels = input.shape[:2]
     if n * channels // num_groups * prod(input.shape[2:]) == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(input.shape)}, num_groups={num_groups}")
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {list(input.shape)}, num_groups={num_groups}"
+        )
     if num_groups < 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
     if channels % num_groups != 0:
@@ -293,7 +293,9 @@ def instance_norm(
         vectors.append(_as_vector("instance_norm", name, t, channels))
     running_mean, running_var, weight, bias = vectors
     if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):
-        raise RuntimeError("fastcv instance_norm is not differentiable with respect to running_mean and running_var: they cannot require grad")
+        raise RuntimeError(
+            "fastcv instance_norm is not differentiable with respect to running_mean and running_var: they cannot require grad"
+        )
     input = input.contiguous()
     grad = needs_grad(input, weight, bias)
     if not use_input_stats:

@@ -20,7 +20,9 @@ def _statistics(g: torch.Generator, channels: int) -> list[torch.Tensor]:
     return [randn(g, channels), randn(g, channels).abs() + 0.5]
 
 
-def _batch_norm(name: str, *sizes: int, training: bool = True, affine: bool = True, running: bool = True, eps: float = 1e-5, **more: Any) -> Case:
+def _batch_norm(
+    name: str, *sizes: int, training: bool = True, affine: bool = True, running: bool = True, eps: float = 1e-5, **more: Any
+) -> Case:
     def build(g: torch.Generator) -> Any:
         c = sizes[1]
         statistics = _statistics(g, c) if running or not training else [None, None]
@@ -121,7 +123,9 @@ CASES: list[Case] = [
     _batch_norm("empty-plane", 2, 4, 0, layouts=("contiguous",)),
     _batch_norm("large-eps", 4, 6, 5, 5, eps=3.0),
     *(
-        _batch_norm_act(f"{mode}-{act}-{'add' if residual else 'plain'}", 3, 21, 5, 6, training=mode == "train", activation=act, residual=residual)
+        _batch_norm_act(
+            f"{mode}-{act}-{'add' if residual else 'plain'}", 3, 21, 5, 6, training=mode == "train", activation=act, residual=residual
+        )
         for mode in ("train", "eval")
         for act in (None, "relu", "relu6", "leaky_relu")
         for residual in (False, True)
