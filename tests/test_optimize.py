@@ -205,10 +205,11 @@ def flat(value) -> torch.Tensor:
 def check(ours: nn.Module, model: nn.Module, x: torch.Tensor | None = None) -> None:
     """ours answers as model does, by the accuracy rule, without gradients and in the mode it is in."""
     x = images() if x is None else x
-    exact = copy.deepcopy(model).double()
+    exact, single = copy.deepcopy(model).double(), copy.deepcopy(model).float()
     with torch.no_grad():
         mine, torchs, reference = ours(x.clone()), model(x.clone()), exact(x.double())
-    assert_close(flat(mine), flat(reference), flat(torchs))
+        rounded = flat(single(x.float())) if x.dtype is torch.float64 else None
+    assert_close(flat(mine), flat(reference), flat(torchs), single=rounded)
     if isinstance(mine, torch.Tensor):
         assert type(mine) is torch.Tensor and mine.shape == torchs.shape and mine.stride() == torchs.stride()
 
@@ -230,7 +231,10 @@ def reason(model: nn.Module, name: str) -> str:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", ZOO)
 def test_inference(name: str, layout: torch.memory_format) -> None:
-    model = make(name).eval().to(memory_format=layout)
+    model = make(name).eval()
+    for p in model.parameters():
+        if p.dim() == 4:
+            p.data = p.data.contiguous(memory_format=layout)
     ours = fastcv.optimize(model)
     assert len(chains(ours)) == ZOO[name][1], ours.fastcv_report
     x = images().to(memory_format=layout)
@@ -242,20 +246,22 @@ def test_inference(name: str, layout: torch.memory_format) -> None:
     assert len(fused) < len(ops_run(apart, x)) or not chains(ours) or name in ("functional", "pre_activation", "shared_conv")
 
 
-def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and all gradients, the input's among them, of a fixed weighting of the output."""
+def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Of a fixed weighting of the output: output, all gradients with the input's, the parameters without a gradient."""
     x = x.clone().requires_grad_()
     model.zero_grad()
     y = flat(model(x))
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).half().to(y.dtype)
     (y * weight).sum().backward()
-    return y.detach(), torch.cat([x.grad.flatten(), *[p.grad.flatten() for p in model.parameters()]])
+    absent = [name for name, p in model.named_parameters() if p.grad is None]
+    return y.detach(), torch.cat([x.grad.flatten(), *[p.grad.flatten() for p in model.parameters() if p.grad is not None]]), absent
 
 
 def check_gradients(ours: nn.Module, model: nn.Module) -> None:
     exact = copy.deepcopy(model).double()
     results = [gradients(m, images().to(d)) for m, d in ((ours, torch.float32), (exact, torch.float64), (model, torch.float32))]
-    for mine, reference, torchs in zip(*results, strict=True):
+    assert results[0][2] == results[2][2]
+    for mine, reference, torchs in zip(*(r[:2] for r in results), strict=True):
         error, allowed = (mine - reference).norm(), 2 * (torchs - reference).norm()
         assert error <= allowed + torch.finfo(mine.dtype).eps * reference.norm()
 
@@ -384,8 +390,9 @@ NOT_FUSED = {
         "no running statistics",
     ),
     "hooked batch norm": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), with_hook(nn.BatchNorm2d(8))), "0", "hooks"),
+    "synchronised": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.SyncBatchNorm(8)), "0", "no kernel for SyncBatchNorm"),
     "untraceable": (Branching, "conv", "cannot be traced"),
-    "two names": (lambda: two_names(), "0", "shared by 2 names"),
+    "two names": (lambda: TwoNames(), "conv", "shared by 2 names"),
 }
 
 
@@ -394,13 +401,16 @@ def with_hook(module: nn.Module) -> nn.Module:
     return module
 
 
-def two_names() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
-    model.register_module("also", nn.Sequential())
-    model.also.register_module("conv", model[0])
-    model.forward = None
-    del model.forward
-    return model
+class TwoNames(nn.Module):
+    """A convolution registered twice, called once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.convs = nn.ModuleList([self.conv])
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
 
 
 @pytest.mark.parametrize("name", NOT_FUSED)
@@ -410,8 +420,7 @@ def test_not_fused_and_said_why(name: str) -> None:
     ours = fastcv.optimize(model)
     assert text in reason(ours, where)
     assert where not in chains(ours)
-    if name != "two names":
-        check(ours, model)
+    check(ours, model)
 
 
 def test_a_batch_norm_in_training_is_not_folded() -> None:
@@ -554,8 +563,8 @@ def test_folds_again_after_a_change(change) -> None:
     model = make("block").eval()
     ours = fastcv.optimize(model)
     check(ours, model)
-    change(model), change(ours)
-    check(ours, model)
+    change(ours)
+    check(ours, fastcv.restore(copy.deepcopy(ours)))
     assert ops_run(ours) == ["conv", "conv", "conv"]
 
 
@@ -713,7 +722,6 @@ def test_checkpointing(reentrant: bool) -> None:
             m(images()).square().sum().backward()
             results.append(torch.cat([p.grad.flatten() for p in m.parameters()]))
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(ours.state_dict(), model.state_dict())
 
 
 def test_threads_do_not_see_each_other() -> None:

@@ -76,7 +76,7 @@ def any_global_hook() -> bool:
 
 
 def why_left_alone(module: nn.Module) -> str | None:
-    """Why ``module``, which resembles one of OPS, keeps torch's forward; None if fastcv serves it."""
+    """Why ``module`` keeps torch's forward; None if fastcv serves it."""
     kind = type(module)
     parameters = list(module.parameters(recurse=False))
     if any(is_lazy(t) for t in parameters):
@@ -86,7 +86,10 @@ def why_left_alone(module: nn.Module) -> str | None:
     if kind.__module__.startswith("torch.ao."):
         return f"quantised: {kind.__module__}.{kind.__qualname__}"
     if kind not in OPS:
-        return f"{kind.__qualname__} is a subclass of nn.{resembles(module).__name__} and may compute something else"
+        like = resembles(module)
+        if like is None:
+            return f"fastcv has no kernel for {kind.__qualname__}"
+        return f"{kind.__qualname__} is a subclass of nn.{like.__name__} and may compute something else"
     for hook in module._forward_pre_hooks.values():
         if type(hook).__module__.startswith("torch.nn.utils."):
             return f"{type(hook).__name__}: its weight is computed anew at each call"

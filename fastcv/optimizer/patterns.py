@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .chain import ACTIVATIONS
 from .kernels import OPS, has_hooks, why_left_alone
-from .trace import Trace, common_owner
+from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
 _ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 _ACTIVATION_FUNCTIONS = {
@@ -33,6 +33,7 @@ _ACTIVATION_FUNCTIONS = {
     F.silu: "silu",
     F.hardswish: "hardswish",
 }
+_RAW_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _ADDITIONS = (operator.add, torch.add)
 _IN_PLACE_ADDITIONS = (operator.iadd,)
 
@@ -68,8 +69,8 @@ class Prover:
         plans: list[Plan] = []
         refused: dict[str, str] = {}
         calls = [(n, self._module(n)) for n in self.trace.graph.nodes if n.op == "call_module"]
-        convs = [(n, m) for n, m in calls if isinstance(m, _ConvNd) and type(m) in OPS and not training]
-        norms = [(n, m) for n, m in calls if isinstance(m, _BatchNorm) and type(m) in OPS]
+        convs = [(n, m) for n, m in calls if isinstance(m, _ConvNd) and OPS.get(type(m)) in self.ops and not training]
+        norms = [(n, m) for n, m in calls if isinstance(m, _BatchNorm) and OPS.get(type(m)) in self.ops]
         # From the last to the first: where two branches are added the later one adds, for the other is a tensor by then.
         for find, candidates in ((self._conv_chain, convs), (self._batch_norm_chain, norms)):
             for node, module in reversed(candidates):
@@ -89,24 +90,21 @@ class Prover:
             return reason if norms else ""
         if len(node.users) != 1:
             return f"its output is used {len(node.users)} times" if norms else ""
-        nodes, steps, bn = [node], [], None
+        nodes, steps, bn_name = [node], [], None
         if norms:
+            bn, bn_name = self._module(norms[0]), self.trace.full_name(norms[0])
+            if type(bn) in OPS and OPS[type(bn)] not in self.ops:
+                return ""
             if self._only_use(nodes) is None:
-                return "a tensor is changed in place between it and its batch norm"
-            bn = self._module(norms[0])
-            bn_name = self.trace.full_name(norms[0])
-            reason = self._why_not_member(norms[0], bn)
-            if reason is None and (bn.running_mean is None or bn.running_var is None):
-                reason = "it has no running statistics"
-            if reason is None and bn.num_features != conv.out_channels:
-                reason = f"it has {bn.num_features} channels, the convolution {conv.out_channels}"
+                return f"a tensor is changed in place before batch norm {bn_name}"
+            reason = self._why_not_member(norms[0], bn) or _why_not_foldable(bn, conv)
             if reason:
                 return f"batch norm {bn_name}: {reason}"
             nodes.append(norms[0])
             steps.append("batch_norm")
         if OPS[type(conv)] == "conv2d":
             self._extend(nodes, steps, ACTIVATIONS["conv2d"])
-        return self._plan(nodes, steps, None if bn is None else bn_name) if steps else ""
+        return self._plan(nodes, steps, bn_name) if steps else ""
 
     def _batch_norm_chain(self, node: fx.Node, bn: nn.Module) -> Plan | str:
         if self._why_not_member(node, bn):
@@ -158,8 +156,6 @@ class Prover:
         return self.modules[self.trace.full_name(node)] if node.op == "call_module" else None
 
     def _why_not_member(self, node: fx.Node, module: nn.Module) -> str | None:
-        if type(module) not in OPS or OPS[type(module)] not in self.ops:
-            return f"{OPS.get(type(module), type(module).__name__)} is not among the ops to replace"
         reason = why_left_alone(module)
         if reason:
             return reason
@@ -195,12 +191,19 @@ class Prover:
         name = getattr(node.target, "__name__", "")
         if name in ("setitem", "delitem") or name.endswith("_") or "out" in node.kwargs or node.kwargs.get("inplace"):
             return True
-        if getattr(node.target, "__module__", "") == "_operator":
-            return name.startswith("i") and name[1:] in _OPERATORS
-        return any(a is True for a in node.args)
+        home = getattr(node.target, "__module__", None) or ""  # of torch.add and its like: None
+        if home == "_operator":
+            return name in IN_PLACE_OPERATORS
+        known = home.split(".")[0] in ("", "torch", "math", "builtins") and not isinstance(node.target, _RAW_OPS)
+        return not known or any(a is True for a in node.args)
 
 
-_OPERATORS = {"add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "concat"}
+def _why_not_foldable(bn: nn.Module, conv: nn.Module) -> str | None:
+    if bn.running_mean is None or bn.running_var is None:
+        return "it has no running statistics"
+    if bn.num_features != conv.out_channels:
+        return f"it has {bn.num_features} channels, the convolution {conv.out_channels}"
+    return None
 
 
 def _activation(node: fx.Node, module: nn.Module | None, value: fx.Node) -> str | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from .kernels import OPS
+
+IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
 @dataclass
@@ -55,6 +58,19 @@ def model_copy(model: nn.Module, meta: bool = False) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+class _Proxy(fx.Proxy):
+    """A Proxy that tells ``x += y`` from ``x = x + y``."""
+
+
+def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    function = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, root: str, opaque: set[nn.Module]) -> None:
         super().__init__()
@@ -62,6 +78,9 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
         self.stack = [root]
         self.owners: dict[fx.Node, tuple[str, ...]] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.opaque or type(m) in OPS or super().is_leaf_module(m, module_qualified_name)
