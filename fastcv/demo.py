@@ -51,7 +51,7 @@ class Settings:
     rounds: int = 25
 
 
-DIGITS = Settings(Recipe(epochs=25, batch_size=64, learning_rate=0.1, warmup_epochs=2, shift=1))
+DIGITS = Settings(Recipe(epochs=20, batch_size=64, learning_rate=0.1, warmup_epochs=2, shift=1))
 PHOTOS = Settings(Recipe(epochs=10, batch_size=128, learning_rate=0.1, warmup_epochs=1, shift=4))
 FEW_PHOTOS = Settings(Recipe(epochs=30, batch_size=32, learning_rate=0.05, warmup_epochs=2, shift=4))
 MANY = 5_000  # images from which PHOTOS holds

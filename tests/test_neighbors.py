@@ -83,7 +83,11 @@ def test_every_variant_finds_the_same_neighbours(variant: str, dtype: torch.dtyp
     ):  # fmt: skip
         x, y = integers(2, m, d, dtype=dtype), integers(2, n, d, dtype=dtype)
         with fastcv.use(knn=variant):
-            distances, indices = F.knn(x, y, k, p)
+            try:
+                distances, indices = F.knn(x, y, k, p)
+            except ValueError as error:
+                assert "cannot run this call" in str(error) and variant.startswith("filter")
+                continue
         matrix = torch.cdist(x.double(), y.double(), 1.0 if p == 1 else p, "donot_use_mm_for_euclid_dist")
         if p == 2:  # integers below the root compare exactly
             matrix = (x.double()[:, :, None] - y.double()[:, None]).square().sum(-1)
@@ -289,6 +293,36 @@ def test_any_strides(make: Callable[[Tensor], Tensor]) -> None:
     assert torch.equal(*(torch.autograd.grad((F.cdist(t, y) * w).sum(), t)[0] for t in (a, b)))
 
 
+@pytest.mark.skipif("filter_f32_avx512bf16" not in usable("knn"), reason="needs a CPU with AVX-512 bf16")
+@pytest.mark.parametrize("data", ["normal", "offset", "scales", "clusters", "duplicates", "strange", "tiny", "huge"])
+def test_the_filter_finds_what_the_tiles_find(data: str) -> None:
+    """The bounds of the bf16 filter lose no neighbour: the same bits as the exact tiles, where bounds are tight and where not."""
+    for m, n, d, k in ((70, 2100, 64, 10), (300, 2048, 131, 32), (64, 5000, 300, 1), (33, 2500, 65, 5)):
+        x, y = torch.randn(2, m, d), torch.randn(2, n, d)
+        if data == "offset":
+            x, y = x + 1000, y + 1000
+        elif data == "scales":
+            y = y * torch.logspace(-3, 3, n)[torch.randperm(n), None]
+        elif data == "clusters":
+            x, y = (t * 1e-3 + torch.randint(0, 3, (*t.shape[:-1], 1)) for t in (x, y))
+        elif data == "duplicates":
+            y[:, 100:] = y[:, 3:4]
+            y[:, 200:260] = x[:, :1]
+        elif data == "strange":
+            y[:, 7], y[:, 9, 3], y[0, 11, 0], x[0, 2, 1] = math.nan, INF, -INF, math.nan
+        elif data == "tiny":
+            x, y = x * 1e-20, y * 1e-20
+        elif data == "huge":
+            x, y = x * 1e18, y * 1e19
+        results = []
+        for variant in ("filter_f32_avx512bf16", "tile_avx512"):
+            with fastcv.use(knn=variant):
+                results.append(F.knn(x, y, k))
+        assert torch.equal(results[0][1], results[1][1])
+        assert torch.equal(results[0][0].view(torch.int32) & 0x7FC00000, results[1][0].view(torch.int32) & 0x7FC00000)
+        assert torch.equal(results[0][0].nan_to_num(-1), results[1][0].nan_to_num(-1))
+
+
 # ---- invariance ---------------------------------------------------------------------------------------------------
 
 
@@ -470,8 +504,11 @@ def test_compile_export_and_vmap() -> None:
     assert torch.equal(torch.vmap(lambda t: F.knn(t, y, 2)[1])(x.unsqueeze(1)), F.knn(x.unsqueeze(1), y, 2)[1])
     per_sample = torch.vmap(torch.func.grad(lambda a, b: F.cdist(a, b).sum() + F.knn(a, b, 2)[0].sum()))(x, y)
     torch.testing.assert_close(per_sample, a.grad)
-    hessian = torch.func.hessian(lambda a: F.cdist(a, y[0].double()).sum())(x[0, :1].double())
-    torch.testing.assert_close(hessian, torch.func.hessian(lambda a: (a - y[0].double()).norm(dim=-1).sum())(x[0, :1].double()))
+    hessian = [
+        torch.func.jacrev(torch.func.grad(f))(x[0, :1].double())
+        for f in (lambda a: F.cdist(a, y[0].double()).sum(), lambda a: (a - y[0].double()).norm(dim=-1).sum())
+    ]
+    torch.testing.assert_close(*hessian)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -488,7 +525,8 @@ def test_weaker_instruction_sets(isa: str) -> None:
     code = (
         "import torch, fastcv.functional as F; torch.manual_seed(0); x, y = torch.randint(0, 9, (2, 70, 33)).float()\n"
         "for f in (torch.Tensor.float, torch.Tensor.double, torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.byte):\n"
-        "  for p in (1, 2, 3): print(F.cdist(f(x), f(y), p).double().sum().item(), (F.knn(f(x), f(y), 5, p)[1] * torch.arange(5)).sum().item())"
+        "  for p in (1, 2, 3):\n"
+        "    print(F.cdist(f(x), f(y), p).double().sum().item(), (F.knn(f(x), f(y), 5, p)[1] * torch.arange(5)).sum().item())"
     )
     run = lambda isa: subprocess.run(  # noqa: E731
         [sys.executable, "-c", code], env={**os.environ, "FASTCV_CPU_ISA": isa}, capture_output=True, text=True, check=True
@@ -500,7 +538,7 @@ def test_weaker_instruction_sets(isa: str) -> None:
 # ---- anything -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2), st.integers(0, 40), st.integers(1, 150), st.integers(0, 140), st.integers(1, 60),
     st.sampled_from([0.0, 1.0, 2.0, INF]), st.sampled_from([*DTYPES, torch.uint8]), st.integers(0, 2**31),

@@ -29,6 +29,15 @@ TABLES = [t for t in fastcv.variants() if t.endswith(("pool2d", "pool2d_backward
 inf, nan = float("inf"), float("nan")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Small maps: threads are the subject of one test only, and cost more than they save in the others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal values, NaN equal to NaN."""
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -143,10 +143,28 @@ FASTCV_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 // The smaller / larger of two numbers; b where either is NaN (as the x86 instructions have it).
 template <class T>
 FASTCV_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm512_min_ps((__m512)a.v, (__m512)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm512_min_pd((__m512d)a.v, (__m512d)b.v));
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm256_min_ps((__m256)a.v, (__m256)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm256_min_pd((__m256d)a.v, (__m256d)b.v));
+#endif
   return Vec<T>(a.v < b.v ? a.v : b.v);
 }
 template <class T>
 FASTCV_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm512_max_ps((__m512)a.v, (__m512)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm512_max_pd((__m512d)a.v, (__m512d)b.v));
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm256_max_ps((__m256)a.v, (__m256)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm256_max_pd((__m256d)a.v, (__m256d)b.v));
+#endif
   return Vec<T>(a.v > b.v ? a.v : b.v);
 }
 // The larger, or NaN if either is NaN.
@@ -343,6 +361,10 @@ FASTCV_INLINE void store(S* p, Vec<acc_t<S>> a) {
     if constexpr (std::is_same_v<S, f16>) {
       _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     } else {
+#if defined(__AVX512BF16__)
+      _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)a.v));  // subnormals become zero
+      return;
+#endif
       const __m512i u = (__m512i)a.v;
       const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
       const __m512i rounded =
@@ -474,18 +496,24 @@ FASTCV_INLINE T reduce_max_nan(Vec<T> a) {
 // results below the normal range round correctly.
 template <class T>
 FASTCV_INLINE Vec<T> exp(Vec<T> x) {
-  using I = int_of<T>;
+  using I [[maybe_unused]] = int_of<T>;
   constexpr bool f32 = std::is_same_v<T, float>;
   constexpr T kLog2e = T(1.44269504088896340736);
   constexpr T kHi = f32 ? T(0.693359375) : T(6.93145751953125e-1);
   constexpr T kLo = f32 ? T(-2.12194440054690583e-4) : T(1.42860682030941723212e-6);
   constexpr T kMax = f32 ? T(89) : T(710), kMin = f32 ? T(-104) : T(-746);
   const Vec<T> clamped = max(Vec<T>(kMin), min(Vec<T>(kMax), x));  // in this order NaN stays
+#if defined(__AVX512F__)
+  Vec<T> n;
+  if constexpr (f32) n = Vec<T>((typename Vec<T>::Raw)_mm512_roundscale_ps((__m512)(clamped * Vec<T>(kLog2e)).v, 8));
+  else n = Vec<T>((typename Vec<T>::Raw)_mm512_roundscale_pd((__m512d)(clamped * Vec<T>(kLog2e)).v, 8));
+#else
   // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits.
   constexpr T kShift = f32 ? T(12582912.0) : T(6755399441055744.0);
   const Vec<T> shifted = fma(clamped, Vec<T>(kLog2e), Vec<T>(kShift));
   const Vec<T> n = shifted - Vec<T>(kShift);
   const Vec<I> ni = bitcast<I>(shifted) - bitcast<I>(Vec<T>(kShift));
+#endif
   const Vec<T> r = fma(n, Vec<T>(-kLo), fma(n, Vec<T>(-kHi), clamped));
   Vec<T> p;
   if constexpr (f32) {
@@ -504,12 +532,17 @@ FASTCV_INLINE Vec<T> exp(Vec<T> x) {
   p = fma(p, r, Vec<T>(T(0.5)));
   p = fma(p, r, Vec<T>(T(1)));
   p = fma(p, r, Vec<T>(T(1)));
+#if defined(__AVX512F__)
+  if constexpr (f32) return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_ps((__m512)p.v, (__m512)n.v));
+  else return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_pd((__m512d)p.v, (__m512d)n.v));
+#else
   constexpr int kBits = f32 ? 23 : 52;
   constexpr I kBias = f32 ? 127 : 1023;
   const Vec<I> half = Vec<I>(ni.v >> 1), rest = ni - half;
   const Vec<T> s1 = bitcast<T>(Vec<I>((half + Vec<I>(kBias)).v << kBits));
   const Vec<T> s2 = bitcast<T>(Vec<I>((rest + Vec<I>(kBias)).v << kBits));
   return p * s1 * s2;
+#endif
 }
 
 // ---- log: 1 ulp-scale, log(0) = -inf, log(negative) = NaN, log(+inf) = inf, NaN stays -----------------------------

@@ -11,8 +11,9 @@
 // Dims are always three, depth, height, width; missing ones come first and have size, kernel and stride 1.
 // x, y and residual are dense, [n][c][d][h][w] or (channels_last) [n][d][h][w][c]; y overlaps no input.
 // w is dense [rows][columns / groups][taps] or (weight_channels_last) [rows][taps][columns / groups], rows being k in
-// conv and c in dgrad. f32, bf16 and f16 accumulate in float, f64 in double. NaN and infinities reach only the outputs
-// whose formula reads them. Results depend neither on n nor on the number of threads, bit for bit.
+// conv and c in dgrad. f32, bf16 and f16 accumulate in float, f64 in double. NaN and infinities of x reach only the
+// outputs whose formula reads them; those of w may also reach outputs whose taps lie outside x. Results depend neither
+// on n nor on the number of threads, bit for bit.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -49,10 +50,12 @@ extern const VariantTable<ConvParams> conv_dgrad_table;  // dgrad
 
 void conv_ref(const ConvParams&, const Exec&);
 
-#define FASTCV_CONV_KERNELS(isa)                               \
-  namespace isa {                                              \
-  void conv_igemm(const ConvParams&, const Exec&);             \
-  size_t conv_igemm_workspace(const ConvParams&, int threads); \
+#define FASTCV_CONV_KERNELS(isa)                                   \
+  namespace isa {                                                  \
+  void conv_igemm(const ConvParams&, const Exec&);                 \
+  size_t conv_igemm_workspace(const ConvParams&, int threads);     \
+  void conv_depthwise(const ConvParams&, const Exec&);             \
+  size_t conv_depthwise_workspace(const ConvParams&, int threads); \
   }
 FASTCV_CONV_KERNELS(portable)
 FASTCV_CONV_KERNELS(avx2)

@@ -1,6 +1,7 @@
+#include "conv/conv_bias_grad.h"
+
 #include "common/dispatch.h"
 #include "common/simd.h"
-#include "conv/conv_bias_grad.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

@@ -1,6 +1,7 @@
 // The door of conv_bias_grad: schema, checks, output. No arithmetic on elements.
-#include "common/door.h"
 #include "conv/conv_bias_grad.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

@@ -11,6 +11,7 @@
 // Groups run one after the other. Groups so small that several share a vector of output channels ("folded", depthwise
 // above all) run together as if they were one, each lane picking its own group's channels.
 #pragma once
+#include "conv/conv_store.h"
 #include "conv/conv_tile.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -111,13 +112,17 @@ class Igemm {
     lay_out(threads);
   }
 
+  static int64_t most_outputs(const Dim& dim, int64_t cells) { return least(cells * dim.out_step, dim.out); }
+
   void cut(int threads) {
-    constexpr int64_t kPixels = 384, kWindow = 512 << 10;
-    const int64_t phases = d[1].phases * d[2].phases;
+    constexpr int64_t kWindow = 512 << 10;
+    // Taller windows copy fewer rows twice.
+    const int64_t pixel_limit = window && d[1].kernel > 1 ? 1024 : 384;
     cols = d[2].cells <= 512 ? d[2].cells : ceil_div(d[2].cells, ceil_div(d[2].cells, 256));
-    rows = most(1, least(d[1].cells, kPixels / cols));
+    rows = cols < d[2].cells ? 1 : most(1, least(d[1].cells, pixel_limit / cols));
     const auto too_much = [&](int64_t limit) {
-      const int64_t sums = many_phases ? rows * cols * phases * vectors * kLanes : 0;
+      const int64_t outputs = most_outputs(d[1], rows) * most_outputs(d[2], cols);
+      const int64_t sums = many_phases ? outputs * vectors * kLanes : 0;
       return (window_elements(rows, cols) + sums) * static_cast<int64_t>(sizeof(Acc)) > limit;
     };
     while (rows > 1 && too_much(kWindow)) rows = (rows + 1) / 2;
@@ -156,7 +161,8 @@ class Igemm {
     table_at = window ? aligned((window_elements(rows, cols) + kLanes) * static_cast<int64_t>(sizeof(X))) : 0;
     places_at = table_at + aligned(pixels * most_taps * 8);
     sums_at = places_at + aligned(pixels * 8);
-    sum_panel = pixels * (many_phases ? d[1].out_step * d[2].out_step : 1) * panel_width * kLanes;
+    const int64_t sums = many_phases ? most_outputs(d[1], rows) * most_outputs(d[2], cols) : kBlock;
+    sum_panel = sums * panel_width * kLanes;
     slot_bytes = sums_at + aligned(sum_panel * (many_phases ? panels : 1) * static_cast<int64_t>(sizeof(Acc)));
     const size_t staging = kPair == 1 ? 0 : aligned(kdim * kLanes * static_cast<int64_t>(sizeof(Acc)));
     if (slot_bytes < staging) slot_bytes = staging;
@@ -257,9 +263,7 @@ class Igemm {
     for (int64_t q = 0; q < length; q += kLanes) {
       const int m = static_cast<int>(least(kLanes, length - q));
       Vec<Acc> square[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        square[i] = i >= nk ? Vec<Acc>(Acc(0)) : m == kLanes ? load(w + i * k_step + q) : load_n(w + i * k_step + q, m);
-      transpose(square);
+      load_square(square, w + q, k_step, nk, m);
       for (int i = 0; i < m; ++i) {
         store(out + (tap_rows[tap] + channel) * pitch, square[i]);
         if (++tap == first_tap + taps) tap = first_tap, ++channel;
@@ -294,16 +298,14 @@ class Igemm {
       for (int64_t i = 0; i < pixels; i += kLanes) {
         const int ni = static_cast<int>(least(kLanes, pixels - i));
         Vec<Acc> square[kLanes];
-        for (int j = 0; j < kLanes; ++j) {
-          const S* s = from + (c + j) * plane + i;
-          square[j] = j >= nc ? Vec<Acc>(Acc(0)) : ni == kLanes ? load(s) : load_n(s, ni);
-        }
-        transpose(square);
+        load_square(square, from + c * plane + i, plane, nc, ni);
         X* to = out + i * length + c;
-        if (stored == kLanes)
-          for (int j = 0; j < ni; ++j) store(to + j * length, square[j]);
-        else
+        if (stored == kLanes && ni == kLanes) {
+#pragma GCC unroll 16
+          for (int j = 0; j < kLanes; ++j) store(to + j * length, square[j]);
+        } else {
           for (int j = 0; j < ni; ++j) store_n(to + j * length, square[j], stored);
+        }
       }
     }
   }
@@ -439,7 +441,6 @@ class Igemm {
     if (pixels == 0) return;
     const int64_t taps = tabulate(c, nh, nw, td, th, tw);
     Strip<P> s;
-    s.rows = c.table;
     s.row_pitch = pixels;
     s.taps = taps;
     s.steps = (merged ? row_length(tw.count) : round_up(cg, kPair)) / kPair;
@@ -458,23 +459,39 @@ class Igemm {
           for (int64_t j = 0; j < nw; ++j) *place++ = (i * d[1].out_step + fh) * pitch + j * d[2].out_step + fw;
         tabulated_pitch = pitch;
       }
+      s.rows = c.table;
       s.weights = packed + (c.group * vectors + v0) * kLanes * (kdim / kPair) + row / kPair * nv * kLanes;
       s.bias = bias + (c.group * vectors + v0) * kLanes;
+      if (folded) s.channel = v0 * kLanes / s.group_out * cg;
       if (direct(panel)) {
         s.out = static_cast<Acc*>(p.y) + first_output(c, od) * p.k + c.group * kg + v0 * kLanes;
         s.out_pitch = p.k;
-      } else {
+        multiply(s, pixels, nv);
+      } else if (many_phases) {
         s.out = sums_of(c, panel);
         s.out_pitch = nv * kLanes;
+        multiply(s, pixels, nv);
+      } else {
+        // One phase: pixels and places are consecutive, and few sums at a time stay in the first-level cache.
+        s.out = c.sums;
+        s.out_pitch = nv * kLanes;
+        for (int64_t i = 0; i < pixels; i += kBlock) {
+          const int64_t n = least(kBlock, pixels - i);
+          s.rows = c.table + i;
+          multiply(s, n, nv);
+          finish_run(c, panel, c.sums, first_output(c, od) + i, n);
+        }
       }
-      if (!folded) {
-        run_strip<P>(s, pixels, nv);
-      } else if constexpr (kPair == 1) {
-        s.channel = v0 * kLanes / s.group_out * cg;
-        if (nv == 1) run_group_strip<Acc, 1>(s, pixels);
-        else run_group_strip<Acc, kGroupPanelVectors>(s, pixels);
-      }
-      if (!many_phases && !direct(panel)) finish(c, od, panel);
+    }
+  }
+  static constexpr int64_t kBlock = 96;  // pixels; a multiple of the rows of every tile and of every vector's width
+
+  void multiply(const Strip<P>& s, int64_t pixels, int nv) const {
+    if (!folded) {
+      run_strip<P>(s, pixels, nv);
+    } else if constexpr (kPair == 1) {
+      if (nv == 1) run_group_strip<Acc, 1>(s, pixels);
+      else run_group_strip<Acc, kGroupPanelVectors>(s, pixels);
     }
   }
 
@@ -518,40 +535,31 @@ class Igemm {
   // ---- from sums to y
   // ------------------------------------------------------------------------------------------------
 
+  // All sums of a chunk's plane.
   void finish(const Chunk& c, int64_t od, int64_t panel) {
     const int64_t lines = least(c.cells[1] * d[1].out_step, d[1].out - c.cell[1] * d[1].out_step);
-    const int64_t k0 = panel * panel_width * kLanes, pitch = panel_vectors(panel) * kLanes;
-    const int64_t nk = least(pitch, kg - k0), channel = c.group * kg + k0;
-    const bool whole_rows = c.columns == d[2].out;
-    const int64_t runs = whole_rows ? 1 : lines, length = whole_rows ? lines * c.columns : c.columns;
-    for (int64_t i = 0; i < runs; ++i) {
-      const Acc* sums = sums_of(c, panel) + i * c.columns * pitch;
-      const int64_t pixel = first_output(c, od) + i * d[2].out;
-      if (p.channels_last) {
-        store_pixels(sums, pitch, pixel * p.k + channel, nk, length);
-      } else {
-        const int64_t plane = d[0].out * d[1].out * d[2].out;
-        store_planes(sums, pitch, (c.n * p.k + channel) * plane + pixel - c.n * plane, plane, nk, length);
-      }
-    }
+    const int64_t pitch = panel_vectors(panel) * kLanes, first = first_output(c, od);
+    if (c.columns == d[2].out) return finish_run(c, panel, sums_of(c, panel), first, lines * c.columns);
+    for (int64_t i = 0; i < lines; ++i)
+      finish_run(c, panel, sums_of(c, panel) + i * c.columns * pitch, first + i * d[2].out, c.columns);
   }
 
-  FASTCV_INLINE void store_final(const ConvParams& p, int64_t at, Vec<Acc> v, int n) {
-    S* y = static_cast<S*>(p.y) + at;
-    const S* residual = static_cast<const S*>(p.residual);
-    if (n == kLanes) {
-      if (residual != nullptr) v = v + load(residual + at);
-      store(y, activate(v, p.activation));
+  // Sums of consecutive pixels of y, of which `pixel` is the first (counted through all images).
+  void finish_run(const Chunk& c, int64_t panel, const Acc* sums, int64_t pixel, int64_t pixels) {
+    const int64_t k0 = panel * panel_width * kLanes, pitch = panel_vectors(panel) * kLanes;
+    const int64_t nk = least(pitch, kg - k0), channel = c.group * kg + k0;
+    if (p.channels_last) {
+      store_pixels(sums, pitch, pixel * p.k + channel, nk, pixels);
     } else {
-      if (residual != nullptr) v = v + load_n(residual + at, n);
-      store_n(y, activate(v, p.activation), n);
+      const int64_t plane = d[0].out * d[1].out * d[2].out;
+      store_planes(sums, pitch, (c.n * p.k + channel) * plane + pixel - c.n * plane, plane, nk, pixels);
     }
   }
 
   void store_pixels(const Acc* sums, int64_t pitch, int64_t at, int64_t nk, int64_t pixels) const {
     for (int64_t i = 0; i < pixels; ++i, sums += pitch, at += p.k)
       for (int64_t k = 0; k < nk; k += kLanes)
-        store_final(p, at + k, load(sums + k), static_cast<int>(least(kLanes, nk - k)));
+        store_final<S>(p, at + k, load(sums + k), static_cast<int>(least(kLanes, nk - k)));
   }
 
   void store_planes(const Acc* sums, int64_t pitch, int64_t at, int64_t plane, int64_t nk, int64_t pixels) const {
@@ -560,9 +568,8 @@ class Igemm {
         const int n = static_cast<int>(least(kLanes, pixels - i));
         const int m = static_cast<int>(least(kLanes, nk - k));
         Vec<Acc> square[kLanes];
-        for (int j = 0; j < kLanes; ++j) square[j] = j < n ? load(sums + (i + j) * pitch + k) : Vec<Acc>(Acc(0));
-        transpose(square);
-        for (int j = 0; j < m; ++j) store_final(p, at + (k + j) * plane + i, square[j], n);
+        load_square(square, sums + i * pitch + k, pitch, n, kLanes);
+        for (int j = 0; j < m; ++j) store_final<S>(p, at + (k + j) * plane + i, square[j], n);
       }
   }
 

@@ -1,6 +1,7 @@
+#include "conv/conv_igemm.h"
+
 #include "common/dispatch.h"
 #include "conv/conv.h"
-#include "conv/conv_igemm.h"
 
 namespace fastcv::FASTCV_ISA {
 

@@ -1,17 +1,14 @@
 // The formula of conv.h as it stands, summed in double.
+#include "conv/conv.h"
+
 #include <cmath>
 #include <type_traits>
 
-#include "conv/conv.h"
-
-#define FASTCV_ISA conv_reference  // for the scalar conversions of simd.h
 #include "common/dispatch.h"
-#include "common/simd.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {
-
-namespace scalar = conv_reference;
 
 double activate(double v, Activation activation) {
   switch (activation) {
@@ -44,7 +41,7 @@ int64_t source(const ConvParams& p, int dim, int64_t o, int64_t r) {
 
 template <class S>
 double at(const void* base, int64_t i) {
-  return scalar::load_one(static_cast<const S*>(base) + i);
+  return widen(static_cast<const S*>(base)[i]);
 }
 
 template <class S>
@@ -78,7 +75,7 @@ void run(const ConvParams& p) {
         }
         const int64_t to = index(n, k, pixel, p.k, out_pixels);
         if (p.residual != nullptr) sum += at<S>(p.residual, to);
-        scalar::store_one(static_cast<S*>(p.y) + to, static_cast<scalar::acc_t<S>>(activate(sum, p.activation)));
+        narrow(activate(sum, p.activation), static_cast<S*>(p.y) + to);
       }
 }
 

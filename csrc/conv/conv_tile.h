@@ -4,8 +4,6 @@
 // A Product says what is multiplied: X, how a pixel's channels are stored; kPair, how many of them one step consumes;
 // W, a packed weight (kPair channels of one output channel); Acc, what sums are kept in.
 #pragma once
-#include <utility>
-
 #include "conv/conv_plan.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -202,50 +200,55 @@ static void run_group_strip(const Strip<PlainProduct<T>>& s, int64_t pixels) {
 
 // ---- transposition of a square of vectors ------------------------------------------------------------------------
 
-namespace detail {
-
-template <class Raw, int... i>
-FASTCV_INLINE void interleave(Raw a, Raw b, Raw& low, Raw& high, std::integer_sequence<int, i...>) {
-  constexpr int n = sizeof...(i);
-  low = __builtin_shufflevector(a, b, (i / 2 + (i % 2) * n)...);
-  high = __builtin_shufflevector(a, b, (n / 2 + i / 2 + (i % 2) * n)...);
-}
-
-}  // namespace detail
-
-// r[i][j] <-> r[j][i]. Each pass interleaves row i with row i + width/2.
+// r[i][j] <-> r[j][i].
 template <class T>
-FASTCV_INLINE void transpose(Vec<T> (&r)[Vec<T>::width]) {
-  constexpr int w = Vec<T>::width;
+FASTCV_INLINE void transpose_square(Vec<T> (&r)[Vec<T>::width]) {
+#if defined(__AVX512F__)
+  // Shuffles without index vectors: sixteen rows and their halves fit into the registers.
+  if constexpr (sizeof(T) == 4) {
+    using Raw = typename Vec<T>::Raw;
+    __m512 u[16];
 #pragma GCC unroll 4
-  for (int pass = 1; pass < w; pass *= 2) {
-    Vec<T> next[w];
-#pragma GCC unroll 8
-    for (int i = 0; i < w / 2; ++i)
-      detail::interleave(r[i].v, r[i + w / 2].v, next[2 * i].v, next[2 * i + 1].v,
-                         std::make_integer_sequence<int, w>());
-#pragma GCC unroll 16
-    for (int i = 0; i < w; ++i) r[i] = next[i];
+    for (int i = 0; i < 16; i += 4) {
+      const __m512 a = (__m512)r[i].v, b = (__m512)r[i + 1].v, c = (__m512)r[i + 2].v, d = (__m512)r[i + 3].v;
+      const __m512d ab0 = (__m512d)_mm512_unpacklo_ps(a, b), ab1 = (__m512d)_mm512_unpackhi_ps(a, b);
+      const __m512d cd0 = (__m512d)_mm512_unpacklo_ps(c, d), cd1 = (__m512d)_mm512_unpackhi_ps(c, d);
+      u[i] = (__m512)_mm512_unpacklo_pd(ab0, cd0);
+      u[i + 1] = (__m512)_mm512_unpackhi_pd(ab0, cd0);
+      u[i + 2] = (__m512)_mm512_unpacklo_pd(ab1, cd1);
+      u[i + 3] = (__m512)_mm512_unpackhi_pd(ab1, cd1);
+    }
+    // Lane j % 4 of each quarter of u[i + j % 4] now holds column j of rows i .. i + 3.
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512 even0 = _mm512_shuffle_f32x4(u[j], u[4 + j], 0x88),
+                   odd0 = _mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
+      const __m512 even1 = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
+      const __m512 odd1 = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
+      r[j].v = (Raw)_mm512_shuffle_f32x4(even0, even1, 0x88);
+      r[4 + j].v = (Raw)_mm512_shuffle_f32x4(odd0, odd1, 0x88);
+      r[8 + j].v = (Raw)_mm512_shuffle_f32x4(even0, even1, 0xdd);
+      r[12 + j].v = (Raw)_mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+    }
+    return;
   }
+#endif
+  transpose<Vec<T>::width>(r);
 }
 
-template <class T>
-FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
-  const Vec<T> zero(T(0));
-  switch (activation) {
-    case Activation::none:
-      return v;
-    case Activation::relu:
-      return select<T>(v <= zero, zero, v);
-    case Activation::relu6:
-      return select<T>(v <= zero, zero, select<T>(v >= Vec<T>(T(6)), Vec<T>(T(6)), v));
-    case Activation::silu:
-      return v / (Vec<T>(T(1)) + exp(-v));
-    case Activation::hardswish:
-      return select<T>(v <= Vec<T>(T(-3)), zero,
-                       select<T>(v >= Vec<T>(T(3)), v, v * (v + Vec<T>(T(3))) / Vec<T>(T(6))));
+// [rows][row_step] -> [width][to_step]; a whole square, or rows and columns of one, the rest of it read as zeros.
+template <class T, class S>
+FASTCV_INLINE void load_square(Vec<T> (&r)[Vec<T>::width], const S* from, int64_t row_step, int rows, int columns) {
+  constexpr int w = Vec<T>::width;
+  if (rows == w && columns == w) {
+#pragma GCC unroll 16
+    for (int i = 0; i < w; ++i) r[i] = load(from + i * row_step);
+  } else if (columns == w) {
+    for (int i = 0; i < w; ++i) r[i] = i < rows ? load(from + i * row_step) : Vec<T>(T(0));
+  } else {
+    for (int i = 0; i < w; ++i) r[i] = i < rows ? load_n(from + i * row_step, columns) : Vec<T>(T(0));
   }
-  __builtin_unreachable();
+  transpose_square(r);
 }
 
 }  // namespace fastcv::FASTCV_ISA

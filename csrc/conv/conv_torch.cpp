@@ -1,6 +1,7 @@
 // The door of conv and conv_dgrad: schemas, checks, torch's layout rule, outputs. No arithmetic on elements.
-#include "common/door.h"
 #include "conv/conv.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

@@ -3,14 +3,22 @@
 namespace fastcv {
 namespace {
 
+#define FASTCV_ROWS(isa)                                                                                  \
+  {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace, \
+   &isa::conv_wgrad_depthwise},                                                                           \
+  {                                                                                                       \
+    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                         \
+  }
+
 constexpr Variant<ConvWgradParams> kRows[] = {
 #if defined(__x86_64__)
-    {"gemm_avx512", Isa::avx512, nullptr, &avx512::conv_wgrad_workspace, &avx512::conv_wgrad},
-    {"gemm_avx2", Isa::avx2, nullptr, &avx2::conv_wgrad_workspace, &avx2::conv_wgrad},
+    FASTCV_ROWS(avx512),
+    FASTCV_ROWS(avx2),
 #endif
-    {"gemm_portable", Isa::portable, nullptr, &portable::conv_wgrad_workspace, &portable::conv_wgrad},
+    FASTCV_ROWS(portable),
     {"ref", Isa::portable, nullptr, nullptr, &conv_wgrad_ref},
 };
+#undef FASTCV_ROWS
 
 }  // namespace
 

@@ -29,10 +29,13 @@ struct ConvWgradParams {
 extern const VariantTable<ConvWgradParams> conv_wgrad_table;
 
 void conv_wgrad_ref(const ConvWgradParams&, const Exec&);
-#define FASTCV_CONV_WGRAD(isa)                              \
-  namespace isa {                                           \
-  size_t conv_wgrad_workspace(const ConvWgradParams&, int); \
-  void conv_wgrad(const ConvWgradParams&, const Exec&);     \
+#define FASTCV_CONV_WGRAD(isa)                                        \
+  namespace isa {                                                     \
+  size_t conv_wgrad_workspace(const ConvWgradParams&, int);           \
+  void conv_wgrad(const ConvWgradParams&, const Exec&);               \
+  const char* conv_wgrad_depthwise_why_not(const ConvWgradParams&);   \
+  size_t conv_wgrad_depthwise_workspace(const ConvWgradParams&, int); \
+  void conv_wgrad_depthwise(const ConvWgradParams&, const Exec&);     \
   }
 FASTCV_CONV_WGRAD(portable)
 FASTCV_CONV_WGRAD(avx2)

@@ -1,5 +1,6 @@
 #include "conv/conv_wgrad.h"
-#include "conv/ref_scalars.h"
+
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {

@@ -7,9 +7,10 @@
 // parts with sums of their own, in number a function of the geometry only; the parts are added in order at the end.
 // Columns run over (offset, channel) for a channels_last input and over (channel, offset) otherwise: the order in which
 // the input is read, and in which the weight of the same layout is written.
+#include "conv/conv_wgrad.h"
+
 #include "common/dispatch.h"
 #include "common/simd.h"
-#include "conv/conv_wgrad.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

@@ -1,6 +1,7 @@
 // The door of conv_wgrad: schema, checks, torch's layout rule, output. No arithmetic on elements.
-#include "common/door.h"
 #include "conv/conv_wgrad.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {
@@ -54,6 +55,8 @@ Tensor conv_wgrad_cpu(const Tensor& input, const Tensor& grad_output, Ints kerne
   p.input_channels_last = is_channels_last(input);
   p.grad_channels_last = is_channels_last(grad_output);
   p.weight_channels_last = p.input_channels_last || p.grad_channels_last;
+  // Without a sum over channels a copy costs less than a kernel that reads two layouts.
+  if (p.in_channels == groups) p.grad_channels_last = p.input_channels_last;
   const Tensor x = as_dense(input, p.input_channels_last), dy = as_dense(grad_output, p.grad_channels_last);
   Ints weight_sizes{p.out_channels, p.in_channels / groups};
   weight_sizes.insert(weight_sizes.end(), kernel_size.begin(), kernel_size.end());

@@ -1,10 +1,11 @@
-#include "common/dispatch.h"
 #include "loss/cross_entropy.h"
+
+#include "common/dispatch.h"
 #include "loss/targets.h"
 #include "loss/tile.h"
 
-// Long rows one at a time, everything else on column tiles (tile.h): three sweeps over scores that stay in cache, so that
-// memory sees one read of the scores and, where a gradient is wanted, one write of it.
+// Long rows one at a time, everything else on column tiles (tile.h): three sweeps over scores that stay in cache, so
+// that memory sees one read of the scores and, where a gradient is wanted, one write of it.
 namespace fastcv::FASTCV_ISA {
 namespace {
 

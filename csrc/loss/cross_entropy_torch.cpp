@@ -1,6 +1,7 @@
 // The door of cross_entropy and nll_loss: schemas, checks, outputs. Class indices out of range raise IndexError.
-#include "common/door.h"
 #include "loss/nll.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {
@@ -20,8 +21,8 @@ int64_t product(const Ints& values, size_t begin) {
   return result;
 }
 
-// Takes (N, C, d...), (N, C) or (C) as it stands where the kernel can read it: row-major, channels_last, or a transposed
-// matrix; makes it row-major otherwise.
+// Takes (N, C, d...), (N, C) or (C) as it stands where the kernel can read it: row-major, channels_last, or a
+// transposed matrix; makes it row-major otherwise.
 Scores scores_of(const Tensor& x) {
   const Ints size = sizes(x);
   if (size.size() == 1) return {as_dense(x), {1}, 1, size[0], 1};
@@ -43,8 +44,8 @@ struct Call {
 };
 
 // Checks everything that reading memory depends on and fills c.p except the outputs. c must not move afterwards.
-void prepare(const char* op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-             int64_t reduction, int64_t ignore_index, double smoothing, bool allow_soft, Call& c) {
+void prepare(const char* op, const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+             int64_t ignore_index, double smoothing, bool allow_soft, Call& c) {
   check(input.dim() >= 1, op, ": expected input of 1 or more dimensions, got a scalar");
   check(reduction >= 0 && reduction <= 2, op, ": reduction ", reduction, " is none of 0 (none), 1 (mean), 2 (sum)");
   check(smoothing >= 0 && smoothing <= 1, op, ": label_smoothing must be between 0.0 and 1.0, got ", smoothing);
@@ -78,8 +79,8 @@ void prepare(const char* op, const Tensor& input, const Tensor& target, const Op
   if (weight) {
     check(weight->dim() == 1 && weight->numel() == c.scores.classes, op, ": expected a weight for each of ",
           c.scores.classes, " classes, got size ", show(sizes(*weight)));
-    check(weight->scalar_type() == input.scalar_type(), op, ": expected weight dtype ",
-          dtype_name(input.scalar_type()), ", got ", dtype_name(weight->scalar_type()));
+    check(weight->scalar_type() == input.scalar_type(), op, ": expected weight dtype ", dtype_name(input.scalar_type()),
+          ", got ", dtype_name(weight->scalar_type()));
     c.weight = as_dense(*weight);
     c.p.weight = c.weight->data_ptr();
   }
@@ -101,16 +102,15 @@ Tensor loss_for(const Call& c, const Tensor& like) {
 void run(const VariantTable<CrossEntropyParams>& table, Call& c, const Tensor& input) {
   run_variant(table, c.p, input);
   if (c.bad < 0) return;
-  const int64_t value = c.p.target_kind == Target::i64
-                            ? static_cast<const int64_t*>(c.p.target)[c.bad]
-                            : int64_t{static_cast<const uint8_t*>(c.p.target)[c.bad]};
+  const int64_t value = c.p.target_kind == Target::i64 ? static_cast<const int64_t*>(c.p.target)[c.bad]
+                                                       : int64_t{static_cast<const uint8_t*>(c.p.target)[c.bad]};
   std::string index;
   int64_t flat = c.bad;
   for (size_t d = c.sample_sizes.size(); d-- > 0; flat /= c.sample_sizes[d])
     index = std::to_string(flat % c.sample_sizes[d]) + (index.empty() ? "" : ", ") + index;
   throw std::out_of_range("target " + std::to_string(value) + (index.empty() ? "" : " at index (" + index + ")") +
-                          " is outside [0, " + std::to_string(c.p.classes) + "); did you mean ignore_index=" +
-                          std::to_string(value) + "?");
+                          " is outside [0, " + std::to_string(c.p.classes) +
+                          "); did you mean ignore_index=" + std::to_string(value) + "?");
 }
 
 Tensor take_grad(Call& c, const Tensor& input, const Tensor* grad_loss, Tensor& dense) {

@@ -1,9 +1,10 @@
-// Kullback-Leibler divergence, element by element: t (log t - x), or exp(t) (t - x) if the target is logarithmic; 0 log 0 = 0.
+// Kullback-Leibler divergence, element by element: t (log t - x), or exp(t) (t - x) if the target is logarithmic; 0 log
+// 0 = 0.
 //
-// Contract: all tensors are dense with the same order of n elements; dtypes f32 f64 bf16 f16 (16-bit types compute in float).
-// kl_div: loss receives n terms, or with `reduce` their sum / divisor. kl_div_backward: grad_x and grad_target, each may be
-// null, receive the derivatives times grad_loss (n values, or one with `reduce`). The derivative in a target of 0 is NaN, as
-// in torch. Sums run in double over fixed blocks.
+// Contract: all tensors are dense with the same order of n elements; dtypes f32 f64 bf16 f16 (16-bit types compute in
+// float). kl_div: loss receives n terms, or with `reduce` their sum / divisor. kl_div_backward: grad_x and grad_target,
+// each may be null, receive the derivatives times grad_loss (n values, or one with `reduce`). The derivative in a
+// target of 0 is NaN, as in torch. Sums run in double over fixed blocks.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"

@@ -1,11 +1,10 @@
 #include "loss/kl_div.h"
-#include "loss/scalar.h"
+
+#include "common/dispatch.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {
-
-using scalar::from_double;
-using scalar::to_double;
 
 template <class S>
 void forward(const KlDivParams& p) {
@@ -13,12 +12,12 @@ void forward(const KlDivParams& p) {
   S* loss = static_cast<S*>(p.loss);
   double sum = 0;
   for (int64_t i = 0; i < p.n; ++i) {
-    const double v = to_double(x[i]), t = to_double(target[i]);
+    const double v = widen(x[i]), t = widen(target[i]);
     const double term = p.log_target ? std::exp(t) * (t - v) : (t == 0 ? 0 : t * std::log(t)) - t * v;
     sum += term;
-    if (!p.reduce) from_double(term, &loss[i]);
+    if (!p.reduce) narrow(term, &loss[i]);
   }
-  if (p.reduce) from_double(sum / p.divisor, loss);
+  if (p.reduce) narrow(sum / p.divisor, loss);
 }
 
 template <class S>
@@ -27,23 +26,22 @@ void backward(const KlDivParams& p) {
   const S* grad_loss = static_cast<const S*>(p.grad_loss);
   S *grad_x = static_cast<S*>(p.grad_x), *grad_target = static_cast<S*>(p.grad_target);
   for (int64_t i = 0; i < p.n; ++i) {
-    const double v = to_double(x[i]), t = to_double(target[i]);
-    const double g = p.reduce ? to_double(grad_loss[0]) / p.divisor : to_double(grad_loss[i]);
+    const double v = widen(x[i]), t = widen(target[i]);
+    const double g = p.reduce ? widen(grad_loss[0]) / p.divisor : widen(grad_loss[i]);
     const double e = p.log_target ? std::exp(t) : t;
-    if (grad_x) from_double(-e * g, &grad_x[i]);
-    if (grad_target)
-      from_double(g * (p.log_target ? e * (t - v + 1) : t == 0 ? NAN : std::log(t) + 1 - v), &grad_target[i]);
+    if (grad_x) narrow(-e * g, &grad_x[i]);
+    if (grad_target) narrow(g * (p.log_target ? e * (t - v + 1) : t == 0 ? NAN : std::log(t) + 1 - v), &grad_target[i]);
   }
 }
 
 }  // namespace
 
 void kl_div_ref(const KlDivParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
 }
 
 void kl_div_backward_ref(const KlDivParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

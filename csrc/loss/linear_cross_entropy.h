@@ -1,11 +1,12 @@
-// cross_entropy(x W^T + b) without the rows x classes matrix of scores: a chunk of rows at a time is multiplied, reduced to
-// its losses and, where gradients are wanted, turned into score gradients in place and multiplied back.
+// cross_entropy(x W^T + b) without the rows x classes matrix of scores: a chunk of rows at a time is multiplied,
+// reduced to its losses and, where gradients are wanted, turned into score gradients in place and multiplied back.
 //
-// Contract: x (rows, features), w (classes, features), bias (classes) or null, dense; target, class_weight, ignore_index,
-// smoothing, reduction, loss, grad_loss and bad as in cross_entropy.h (probabilities are (rows, classes)). grad_x, grad_w,
-// grad_b may be null; gradients are of the loss times grad_loss (null: 1; then reduction is not none). dtypes f32 f64 bf16
-// f16: 16-bit tensors are widened and multiplied in float. A score is one sum over the features in order; gradients of
-// w and b sum the rows in order, chunk by chunk: nothing depends on the number of threads.
+// Contract: x (rows, features), w (classes, features), bias (classes) or null, dense; target, class_weight,
+// ignore_index, smoothing, reduction, loss, grad_loss and bad as in cross_entropy.h (probabilities are (rows,
+// classes)). grad_x, grad_w, grad_b may be null; gradients are of the loss times grad_loss (null: 1; then reduction is
+// not none). dtypes f32 f64 bf16 f16: 16-bit tensors are widened and multiplied in float. A score is one sum over the
+// features in order; gradients of w and b sum the rows in order, chunk by chunk: nothing depends on the number of
+// threads.
 #pragma once
 #include "loss/cross_entropy.h"
 

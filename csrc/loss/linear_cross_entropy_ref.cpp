@@ -2,25 +2,23 @@
 
 #include <vector>
 
-#include "loss/scalar.h"
+#include "common/dispatch.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {
 
-using scalar::from_double;
-using scalar::to_double;
-
 template <class S>
 std::vector<double> widened(const void* data, int64_t n) {
   std::vector<double> result(n);
-  for (int64_t i = 0; i < n; ++i) result[i] = to_double(static_cast<const S*>(data)[i]);
+  for (int64_t i = 0; i < n; ++i) result[i] = widen(static_cast<const S*>(data)[i]);
   return result;
 }
 
 template <class S>
 void narrow(const std::vector<double>& from, void* to) {
   if (to)
-    for (size_t i = 0; i < from.size(); ++i) from_double(from[i], static_cast<S*>(to) + i);
+    for (size_t i = 0; i < from.size(); ++i) narrow(from[i], static_cast<S*>(to) + i);
 }
 
 template <class S>
@@ -45,7 +43,8 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
   q.weight = p.class_weight ? class_weight.data() : nullptr;
   q.grad_loss = p.grad_loss ? grad_loss.data() : nullptr;
   q.loss = loss.data();
-  q.grad = p.grad_x || p.grad_w || p.grad_b ? grad.data() : nullptr;
+  const bool wants_grad = p.grad_x || p.grad_w || p.grad_b;
+  q.grad = wants_grad ? grad.data() : nullptr;
   q.bad = p.bad;
   q.outer = rows;
   q.classes = classes;
@@ -58,7 +57,7 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
   cross_entropy_ref(q, exec);
   if (*p.bad >= 0) return;
   narrow<S>(loss, p.loss);
-  if (!q.grad) return;
+  if (!wants_grad) return;
   std::vector<double> grad_x(p.grad_x ? rows * features : 0), grad_w(p.grad_w ? classes * features : 0);
   std::vector<double> grad_b(p.grad_b ? classes : 0);
   for (int64_t r = 0; r < rows; ++r)
@@ -78,7 +77,7 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
 }  // namespace
 
 void linear_cross_entropy_ref(const LinearCrossEntropyParams& p, const Exec& exec) {
-  scalar::dispatch(p.dtype, [&](auto zero) { run<decltype(zero)>(p, exec); });
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p, exec); });
 }
 
 }  // namespace fastcv

@@ -1,14 +1,16 @@
-#include "common/dispatch.h"
 #include "loss/linear_cross_entropy.h"
+
+#include "common/dispatch.h"
 #include "loss/targets.h"
 #include "loss/tile.h"
 
-// Three products per chunk of rows, all by one blocked kernel: scores = X W^T + b, dX = G W, dW += G^T X. The right operand is
-// packed (and widened) into panels of two vectors, a block of the summed dimension at a time; the left one is read in place.
+// Three products per chunk of rows, all by one blocked kernel: scores = X W^T + b, dX = G W, dW += G^T X. The right
+// operand is packed (and widened) into panels of two vectors, a block of the summed dimension at a time; the left one
+// is read in place.
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int64_t kDepth = 256;            // summed elements per panel: two vectors wide, it stays in the L1 or L2 cache
+constexpr int64_t kDepth = 256;  // summed elements per panel: two vectors wide, it stays in the L1 or L2 cache
 constexpr int64_t kChunkScores = 1 << 21;  // scores per chunk of rows: what is held instead of the whole matrix
 constexpr int kTall = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;  // rows of the register tile
 
@@ -20,6 +22,7 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
   constexpr int w = V::width;
   const int n0 = n < w ? n : w, n1 = n - n0;
   V sum[rows][2];
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     const T* from = accumulate ? c + i * ldc : bias;
     sum[i][0] = from ? load_up_to(from, n0) : V(T(0));
@@ -34,6 +37,7 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
       sum[i][1] = fma(left, b1, sum[i][1]);
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     store_up_to(c + i * ldc, sum[i][0], n0);
     if (n1 > 0) store_up_to(c + i * ldc + w, sum[i][1], n1);
@@ -214,7 +218,8 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
       widen(static_cast<const S*>(p.target) + r0 * p.classes, m * p.classes, at(a.soft));
       ce.target = at(a.soft);
     }
-    for (int64_t i = 0; i < m; ++i) scales[i] = each && grad_loss ? load_one(grad_loss + r0 + i) : static_cast<T>(scale);
+    for (int64_t i = 0; i < m; ++i)
+      scales[i] = each && grad_loss ? load_one(grad_loss + r0 + i) : static_cast<T>(scale);
     ce.grad_loss = scales;
     ce.loss = losses + r0;
     ce.grad = wants_grad(p) ? scores : nullptr;

@@ -1,6 +1,7 @@
 // The door of linear_cross_entropy: schema, checks, outputs.
-#include "common/door.h"
 #include "loss/linear_cross_entropy.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {
@@ -72,13 +73,13 @@ void run(const VariantTable<LinearCrossEntropyParams>& table, const Call& c, con
   const int64_t value = c.p.target_kind == Target::i64 ? static_cast<const int64_t*>(c.p.target)[c.bad]
                                                        : int64_t{static_cast<const uint8_t*>(c.p.target)[c.bad]};
   throw std::out_of_range("target " + std::to_string(value) + " at index (" + std::to_string(c.bad) +
-                          ") is outside [0, " + std::to_string(c.p.classes) + "); did you mean ignore_index=" +
-                          std::to_string(value) + "?");
+                          ") is outside [0, " + std::to_string(c.p.classes) +
+                          "); did you mean ignore_index=" + std::to_string(value) + "?");
 }
 
-Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& w, const OptionalTensor& bias,
-                                const Tensor& target, const OptionalTensor& class_weight, int64_t reduction,
-                                int64_t ignore_index, double smoothing) {
+Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& w, const OptionalTensor& bias, const Tensor& target,
+                                const OptionalTensor& class_weight, int64_t reduction, int64_t ignore_index,
+                                double smoothing) {
   Call c;
   prepare("linear_cross_entropy", input, w, bias, target, class_weight, reduction, ignore_index, smoothing, c);
   Tensor loss = empty(reduction == 0 ? Ints{c.p.rows} : Ints{}, input.scalar_type(), input);
@@ -135,7 +136,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
-      "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, int "
+      "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, "
+      "int "
       "reduction, int ignore_index, float label_smoothing) -> Tensor");
   m.def(
       "linear_cross_entropy_with_grad(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? "

@@ -1,6 +1,7 @@
 // The doors of multi_margin_loss, kl_div, soft_iou_loss and of scale_gradient, which finishes a fused gradient.
-#include "common/door.h"
 #include "loss/kl_div.h"
+
+#include "common/door.h"
 #include "loss/multi_margin.h"
 #include "loss/scale.h"
 #include "loss/soft_iou.h"
@@ -196,8 +197,8 @@ Tensor scale_gradient_cpu(const Tensor& x, const Tensor& factor) {
   const bool transposed = x.dim() == 2 && x.stride(0) == 1 && x.stride(1) == x.size(0) && x.numel() > 0;
   const bool channels_last = !transposed && !is_dense(x, false) && is_dense(x, true);
   const Tensor dense = transposed ? x : as_dense(x, channels_last);
-  Tensor result = empty_strided(sizes(x), transposed ? strides(x) : dense_strides(sizes(x), channels_last),
-                                x.scalar_type(), x);
+  Tensor result =
+      empty_strided(sizes(x), transposed ? strides(x) : dense_strides(sizes(x), channels_last), x.scalar_type(), x);
   const ScaleParams p{dense.data_ptr(), factor.data_ptr(), result.data_ptr(), x.numel(), float_dtype(x, op)};
   run_variant(scale_gradient_table, p, x);
   return result;
@@ -206,8 +207,7 @@ Tensor scale_gradient_cpu(const Tensor& x, const Tensor& factor) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
-  m.def(
-      "multi_margin_loss(Tensor input, Tensor target, int p, float margin, Tensor? weight, int reduction) -> Tensor");
+  m.def("multi_margin_loss(Tensor input, Tensor target, int p, float margin, Tensor? weight, int reduction) -> Tensor");
   m.def(
       "multi_margin_loss_backward(Tensor grad, Tensor input, Tensor target, int p, float margin, Tensor? weight, int "
       "reduction) -> Tensor");

@@ -1,11 +1,10 @@
 #include "loss/multi_margin.h"
-#include "loss/scalar.h"
+
+#include "common/dispatch.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {
-
-using scalar::from_double;
-using scalar::to_double;
 
 template <class S>
 void run(const MultiMarginParams& p) {
@@ -22,31 +21,31 @@ void run(const MultiMarginParams& p) {
   for (int64_t r = 0; r < p.rows; ++r) {
     const S* row = x + r * p.classes;
     const int64_t t = p.target[r];
-    const double scale = (weight ? to_double(weight[t]) : 1) / static_cast<double>(p.classes);
+    const double scale = (weight ? widen(weight[t]) : 1) / static_cast<double>(p.classes);
     const auto slack = [&](int64_t c) {
-      const double z = p.margin - to_double(row[t]) + to_double(row[c]);
+      const double z = p.margin - widen(row[t]) + widen(row[c]);
       return c != t && z > 0 ? z : 0.0;
     };
     double mine = 0, pull = 0;
     for (int64_t c = 0; c < p.classes; ++c) mine += p.p == 1 ? slack(c) : slack(c) * slack(c);
     total += mine * scale;
-    if (loss && each) from_double(mine * scale, &loss[r]);
+    if (loss && each) narrow(mine * scale, &loss[r]);
     if (!grad) continue;
-    const double g = to_double(grad_loss[each ? r : 0]) * scale / divisor;
+    const double g = widen(grad_loss[each ? r : 0]) * scale / divisor;
     const auto slope = [&](int64_t c) { return slack(c) > 0 ? (p.p == 1 ? g : 2 * g * slack(c)) : 0.0; };
     for (int64_t c = 0; c < p.classes; ++c) {
       pull += slope(c);
-      if (c != t) from_double(slope(c), &grad[r * p.classes + c]);
+      if (c != t) narrow(slope(c), &grad[r * p.classes + c]);
     }
-    from_double(-pull, &grad[r * p.classes + t]);
+    narrow(-pull, &grad[r * p.classes + t]);
   }
-  if (loss && !each) from_double(total / divisor, loss);
+  if (loss && !each) narrow(total / divisor, loss);
 }
 
 }  // namespace
 
 void multi_margin_ref(const MultiMarginParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

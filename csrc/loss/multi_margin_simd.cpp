@@ -1,8 +1,10 @@
-#include "common/dispatch.h"
 #include "loss/multi_margin.h"
+
+#include "common/dispatch.h"
 #include "loss/tile.h"
 
-// One row at a time, vectors over its classes: the target's own term is computed with the rest and taken out at the end.
+// One row at a time, vectors over its classes: the target's own term is computed with the rest and taken out at the
+// end.
 namespace fastcv::FASTCV_ISA {
 namespace {
 
@@ -20,8 +22,9 @@ struct Row {
   // max(0, margin - x_t + x_c), 0 for the target itself and for NaN.
   V slack(int64_t c, int n) const {
     const V z = shift + load_up_to(x + c, n);
-    const Mask<T> others = iota<int_of<T>>() != Vec<int_of<T>>(static_cast<int_of<T>>(
-                               target >= c && target < c + V::width ? target - c : -1));
+    const Mask<T> others =
+        iota<int_of<T>>() !=
+        Vec<int_of<T>>(static_cast<int_of<T>>(target >= c && target < c + V::width ? target - c : -1));
     return select<T>((z > V(T(0))) & others & first_lanes<T>(n < V::width ? n : V::width), z, V(T(0)));
   }
   int lanes(int64_t c) const { return static_cast<int>(classes - c < V::width ? classes - c : V::width); }

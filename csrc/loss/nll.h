@@ -1,5 +1,5 @@
-// Negative log likelihood of log-probabilities x: loss_r = -w_t x_t, 0 where t == ignore_index. Params, layouts, reductions
-// and the treatment of bad targets are cross_entropy.h's (class indices only, no smoothing).
+// Negative log likelihood of log-probabilities x: loss_r = -w_t x_t, 0 where t == ignore_index. Params, layouts,
+// reductions and the treatment of bad targets are cross_entropy.h's (class indices only, no smoothing).
 //
 // nll_loss needs loss; nll_loss_backward needs grad and grad_loss and does not read x.
 #pragma once

@@ -1,11 +1,10 @@
 #include "loss/nll.h"
-#include "loss/scalar.h"
+
+#include "common/dispatch.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {
-
-using scalar::from_double;
-using scalar::to_double;
 
 template <class S>
 void run(const CrossEntropyParams& p) {
@@ -23,30 +22,30 @@ void run(const CrossEntropyParams& p) {
   for (int64_t r = 0; r < rows && *p.bad < 0; ++r) {
     if (index(r) == p.ignore_index) continue;
     if (index(r) < 0 || index(r) >= p.classes) *p.bad = r;
-    else count += weight ? to_double(weight[index(r)]) : 1;
+    else count += weight ? widen(weight[index(r)]) : 1;
   }
   if (*p.bad >= 0) return;
   if (grad)
-    for (int64_t i = 0; i < rows * p.classes; ++i) from_double(0, &grad[i]);
+    for (int64_t i = 0; i < rows * p.classes; ++i) narrow(0, &grad[i]);
   for (int64_t r = 0; r < rows; ++r) {
     const bool ignored = index(r) == p.ignore_index;
     const int64_t at = ignored ? 0 : (r / p.inner * p.classes + index(r)) * p.inner + r % p.inner;
-    const double w = ignored ? 0 : weight ? to_double(weight[index(r)]) : 1;
+    const double w = ignored ? 0 : weight ? widen(weight[index(r)]) : 1;
     if (loss) {
-      const double mine = ignored ? 0 : -w * to_double(x[at]);
+      const double mine = ignored ? 0 : -w * widen(x[at]);
       total += mine;
-      if (each) from_double(mine, &loss[r]);
+      if (each) narrow(mine, &loss[r]);
     }
     if (grad && !ignored)
-      from_double(-w * to_double(grad_loss[each ? r : 0]) / (p.reduction == Reduction::mean ? count : 1), &grad[at]);
+      narrow(-w * widen(grad_loss[each ? r : 0]) / (p.reduction == Reduction::mean ? count : 1), &grad[at]);
   }
-  if (loss && !each) from_double(p.reduction == Reduction::mean ? total / count : total, loss);
+  if (loss && !each) narrow(p.reduction == Reduction::mean ? total / count : total, loss);
 }
 
 }  // namespace
 
 void nll_ref(const CrossEntropyParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

@@ -1,14 +1,15 @@
-#include "loss/scalar.h"
 #include "loss/scale.h"
+
+#include "common/dispatch.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 
 void scale_ref(const ScaleParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) {
+  dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
-    const double factor = scalar::to_double(*static_cast<const S*>(p.factor));
-    for (int64_t i = 0; i < p.n; ++i)
-      scalar::from_double(scalar::to_double(static_cast<const S*>(p.x)[i]) * factor, static_cast<S*>(p.y) + i);
+    const double factor = widen(*static_cast<const S*>(p.factor));
+    for (int64_t i = 0; i < p.n; ++i) narrow(widen(static_cast<const S*>(p.x)[i]) * factor, static_cast<S*>(p.y) + i);
   });
 }
 

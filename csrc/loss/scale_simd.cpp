@@ -1,5 +1,6 @@
-#include "common/dispatch.h"
 #include "loss/scale.h"
+
+#include "common/dispatch.h"
 #include "loss/tile.h"
 
 namespace fastcv::FASTCV_ISA {

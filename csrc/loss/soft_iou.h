@@ -1,8 +1,9 @@
 // Soft intersection over union of x and t in [0, 1], per group of n elements:
-//   I = sum x t, U = sum (x + t - x t), loss = 1 - (I + eps) / (U + eps), and 0 where U + eps is 0 (two empty masks agree).
+//   I = sum x t, U = sum (x + t - x t), loss = 1 - (I + eps) / (U + eps), and 0 where U + eps is 0 (two empty masks
+//   agree).
 //
-// Contract: x, target and the gradients are dense (groups, n), dtypes f32 f64 bf16 f16 (16-bit types compute in float). loss
-// receives one value per group; sums the groups' (I, U) in double, for the backward. soft_iou_backward: grad_x and
+// Contract: x, target and the gradients are dense (groups, n), dtypes f32 f64 bf16 f16 (16-bit types compute in float).
+// loss receives one value per group; sums the groups' (I, U) in double, for the backward. soft_iou_backward: grad_x and
 // grad_target, each may be null, receive the derivatives times grad_loss[group].
 #pragma once
 #include "common/parallel.h"

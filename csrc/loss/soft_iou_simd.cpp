@@ -1,5 +1,6 @@
-#include "common/dispatch.h"
 #include "loss/soft_iou.h"
+
+#include "common/dispatch.h"
 #include "loss/tile.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -69,9 +70,7 @@ void backward(const SoftIouParams& p, const Exec& exec) {
 
 }  // namespace
 
-size_t soft_iou_workspace(const SoftIouParams& p, int) {
-  return p.groups * blocks_per_group(p) * 2 * sizeof(double);
-}
+size_t soft_iou_workspace(const SoftIouParams& p, int) { return p.groups * blocks_per_group(p) * 2 * sizeof(double); }
 
 void soft_iou(const SoftIouParams& p, const Exec& exec) {
   dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p, exec); });

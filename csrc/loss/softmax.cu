@@ -1,8 +1,9 @@
-// softmax and log_softmax over a contiguous last dimension, forward and backward: one block per row, arithmetic in float (double
-// for double), every row read two or three times (the repeats come from the L2 cache), no shared memory beyond one word per
-// warp. Sums run in an order that depends on the row length only.
-#include "common/launch.cuh"
+// softmax and log_softmax over a contiguous last dimension, forward and backward: one block per row, arithmetic in
+// float (double for double), every row read two or three times (the repeats come from the L2 cache), no shared memory
+// beyond one word per warp. Sums run in an order that depends on the row length only.
 #include "loss/softmax.h"
+
+#include "common/launch.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -44,8 +45,8 @@ __device__ T reduce_block(T value, T* scratch, Combine combine) {
 }
 
 template <class S, bool log_>
-__global__ void __launch_bounds__(kThreads) softmax_kernel(const S* __restrict__ x, S* __restrict__ y, int64_t rows,
-                                                           int64_t classes) {
+__global__ void __launch_bounds__(kThreads)
+    softmax_kernel(const S* __restrict__ x, S* __restrict__ y, int64_t rows, int64_t classes) {
   using T = typename Arithmetic<S>::type;
   __shared__ T scratch[kThreads / 32];
   for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {

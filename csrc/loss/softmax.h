@@ -17,7 +17,7 @@ struct CUstream_st;
 namespace fastcv {
 
 struct SoftmaxParams {
-  const void* x;  // forward: scores; backward: the forward's output
+  const void* x;   // forward: scores; backward: the forward's output
   const void* dy;  // backward only
   void* y;         // forward: probabilities; backward: dx
   int64_t outer, classes, inner;
@@ -32,11 +32,11 @@ extern const VariantTable<SoftmaxParams> softmax_backward_table, log_softmax_bac
 void softmax_ref(const SoftmaxParams&, const Exec&);
 void softmax_backward_ref(const SoftmaxParams&, const Exec&);
 
-#define FASTCV_DECLARE(isa)                                  \
-  namespace isa {                                            \
-  size_t softmax_workspace(const SoftmaxParams&, int);       \
-  void softmax(const SoftmaxParams&, const Exec&);           \
-  void softmax_backward(const SoftmaxParams&, const Exec&);  \
+#define FASTCV_DECLARE(isa)                                 \
+  namespace isa {                                           \
+  size_t softmax_workspace(const SoftmaxParams&, int);      \
+  void softmax(const SoftmaxParams&, const Exec&);          \
+  void softmax_backward(const SoftmaxParams&, const Exec&); \
   }
 FASTCV_DECLARE(portable)
 FASTCV_DECLARE(avx2)

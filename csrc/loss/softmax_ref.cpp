@@ -1,11 +1,10 @@
-#include "loss/scalar.h"
 #include "loss/softmax.h"
+
+#include "common/dispatch.h"
+#include "common/scalar.h"
 
 namespace fastcv {
 namespace {
-
-using scalar::from_double;
-using scalar::to_double;
 
 template <class S>
 void forward(const SoftmaxParams& p) {
@@ -14,14 +13,14 @@ void forward(const SoftmaxParams& p) {
   for (int64_t o = 0; o < p.outer; ++o) {
     for (int64_t i = 0; i < p.inner; ++i) {
       const auto in = [&](int64_t c) {
-        return to_double(x[p.input_rows ? (o * p.inner + i) * p.classes + c : (o * p.classes + c) * p.inner + i]);
+        return widen(x[p.input_rows ? (o * p.inner + i) * p.classes + c : (o * p.classes + c) * p.inner + i]);
       };
       double m = -INFINITY, sum = 0;
       for (int64_t c = 0; c < p.classes; ++c) m = in(c) > m ? in(c) : m;
       for (int64_t c = 0; c < p.classes; ++c) sum += std::exp(in(c) - m);
       for (int64_t c = 0; c < p.classes; ++c) {
         const double z = in(c) - m;
-        from_double(p.log ? z - std::log(sum) : std::exp(z) / sum, &y[(o * p.classes + c) * p.inner + i]);
+        narrow(p.log ? z - std::log(sum) : std::exp(z) / sum, &y[(o * p.classes + c) * p.inner + i]);
       }
     }
   }
@@ -35,10 +34,10 @@ void backward(const SoftmaxParams& p) {
     for (int64_t i = 0; i < p.inner; ++i) {
       const auto at = [&](int64_t c) { return (o * p.classes + c) * p.inner + i; };
       double sum = 0;
-      for (int64_t c = 0; c < p.classes; ++c) sum += to_double(dy[at(c)]) * (p.log ? 1 : to_double(y[at(c)]));
+      for (int64_t c = 0; c < p.classes; ++c) sum += widen(dy[at(c)]) * (p.log ? 1 : widen(y[at(c)]));
       for (int64_t c = 0; c < p.classes; ++c) {
-        const double g = to_double(dy[at(c)]), v = to_double(y[at(c)]);
-        from_double(p.log ? g - std::exp(v) * sum : v * (g - sum), &dx[at(c)]);
+        const double g = widen(dy[at(c)]), v = widen(y[at(c)]);
+        narrow(p.log ? g - std::exp(v) * sum : v * (g - sum), &dx[at(c)]);
       }
     }
   }
@@ -47,11 +46,11 @@ void backward(const SoftmaxParams& p) {
 }  // namespace
 
 void softmax_ref(const SoftmaxParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
 }
 
 void softmax_backward_ref(const SoftmaxParams& p, const Exec&) {
-  scalar::dispatch(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

@@ -1,5 +1,6 @@
-#include "common/dispatch.h"
 #include "loss/softmax.h"
+
+#include "common/dispatch.h"
 #include "loss/tile.h"
 
 // Long rows: maximum, exponentials and their sum, then the result, while the row is in cache. Columns: the same on

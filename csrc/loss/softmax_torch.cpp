@@ -1,6 +1,7 @@
 // The door of softmax and log_softmax, forward and backward: schema, checks, output, device.
-#include "common/door.h"
 #include "loss/softmax.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {
@@ -91,31 +92,35 @@ Tensor log_softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_
 CUstream_st* stream_of(const Tensor& t) { return static_cast<CUstream_st*>(current_stream(t)); }
 
 // The kernels want the classes last; other dims are brought there, which costs a copy each way.
+Tensor swapped(const Tensor& t, int64_t dim) { return torch::stable::transpose(t, dim, -1); }
+
 Tensor forward_on_cuda(const char* op, const Tensor& input, int64_t dim, bool log) {
   torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   SoftmaxParams p;
   Tensor dense;
   split(op, input, dim, p);
-  if (p.inner != 1) return torch::stable::transpose(forward_on_cuda(op, torch::stable::transpose(input, dim, -1), -1, log), dim, -1);
+  if (p.inner != 1) return as_dense(swapped(forward_on_cuda(op, swapped(input, dim), -1, log), dim));
   Tensor output = prepare(op, input, dim, log, false, p, dense);
   check_launch(fastcv::softmax_cuda(p, stream_of(input)), op, "block_cuda");
   return output;
 }
+
 Tensor backward_on_cuda(const char* op, const Tensor& grad, const Tensor& output, int64_t dim, bool log) {
   torch::stable::accelerator::DeviceGuard guard(output.get_device_index());
   SoftmaxParams p;
   Tensor y, dy;
   split(op, output, dim, p);
-  if (p.inner != 1) {
-    Tensor g = torch::stable::transpose(grad, dim, -1), o = torch::stable::transpose(output, dim, -1);
-    return torch::stable::transpose(backward_on_cuda(op, g, o, -1, log), dim, -1);
-  }
+  if (p.inner != 1 && sizes(grad) == sizes(output))
+    return as_dense(swapped(backward_on_cuda(op, swapped(grad, dim), swapped(output, dim), -1, log), dim));
   Tensor dx = prepare_backward(op, grad, output, dim, log, p, y, dy);
   check_launch(fastcv::softmax_backward_cuda(p, stream_of(output)), op, "block_cuda");
   return dx;
 }
+
 Tensor softmax_on_cuda(const Tensor& input, int64_t dim) { return forward_on_cuda("softmax", input, dim, false); }
-Tensor log_softmax_on_cuda(const Tensor& input, int64_t dim) { return forward_on_cuda("log_softmax", input, dim, true); }
+Tensor log_softmax_on_cuda(const Tensor& input, int64_t dim) {
+  return forward_on_cuda("log_softmax", input, dim, true);
+}
 Tensor softmax_backward_on_cuda(const Tensor& grad, const Tensor& output, int64_t dim) {
   return backward_on_cuda("softmax_backward", grad, output, dim, false);
 }

@@ -59,9 +59,8 @@ static inline double check_targets(const CrossEntropyParams& p, const Exec& exec
   parallel_for(exec, n, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * kTargets, end = begin + kTargets < rows ? begin + kTargets : rows;
-      blocks[b] = p.target_kind == Target::i64
-                      ? check_block<S>(p, begin, end, static_cast<const int64_t*>(p.target))
-                      : check_block<S>(p, begin, end, static_cast<const uint8_t*>(p.target));
+      blocks[b] = p.target_kind == Target::i64 ? check_block<S>(p, begin, end, static_cast<const int64_t*>(p.target))
+                                               : check_block<S>(p, begin, end, static_cast<const uint8_t*>(p.target));
     }
   });
   double count = 0;

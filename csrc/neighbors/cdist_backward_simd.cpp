@@ -56,7 +56,8 @@ template <class T, class Slope>
 void run(const CdistBackwardParams& p, const Slope& slope, const Exec& exec) {
   constexpr int step = kVectors * Vec<T>::width;
   const int64_t tasks_per_item = (p.m + kTaskRows - 1) / kTaskRows;
-  parallel_for(exec, p.batch * tasks_per_item, 1, [&](int64_t begin, int64_t end) {
+  const int64_t steps = kTaskRows * (p.n + 1) * (p.depth + 8);
+  parallel_for(exec, p.batch * tasks_per_item, 1 + (1 << 18) / steps, [&](int64_t begin, int64_t end) {
     T weight[kTaskRows][kBlockN], distance[kTaskRows][kBlockN];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / tasks_per_item, m0 = task % tasks_per_item * kTaskRows;

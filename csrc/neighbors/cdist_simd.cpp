@@ -19,12 +19,14 @@ struct Plan {
   int panels;                // per chunk
   int64_t chunks, segments;  // of lanes, of rows
   int64_t units, scratch;    // scratch in elements of T, per thread
+  int threads;
 
-  Plan(const CdistParams& p, const DistanceKernel<T>& kernel, int threads) {
+  Plan(const CdistParams& p, const DistanceKernel<T>& kernel, int allowed) {
     swapped = p.n < kLanes<T> && p.m > p.n;
     lanes = swapped ? p.m : p.n;
     rows = swapped ? p.n : p.m;
     units = kernel.units(p.depth);
+    threads = threads_for(p.batch * p.m * p.n, units, allowed);
     const int64_t all = (lanes + kLanes<T> - 1) / kLanes<T>;
     const int64_t fit = kPackedBytes / (kLanes<T> * static_cast<int64_t>(sizeof(T)) * (units < 1 ? 1 : units));
     const int64_t fair = (all * p.batch + threads - 1) / threads;
@@ -60,6 +62,7 @@ void store_vectors(const Root<T>& root, const T* sums, int64_t count, S* to) {
 template <class T>
 void run(const CdistParams& p, const DistanceKernel<T>& kernel, const Exec& exec) {
   const Plan<T> plan(p, kernel, exec.threads);
+  const Exec used{exec.parallel, plan.threads, exec.workspace};
   const Root<T> root(p.p);
   const int64_t x1_bytes = p.x1_batch * kernel.source_bytes, x2_bytes = p.x2_batch * kernel.source_bytes;
   const auto store_block = [&](int64_t b, int64_t lane0, int64_t lanes, int64_t row0, int nr, const T* sums) {
@@ -83,7 +86,7 @@ void run(const CdistParams& p, const DistanceKernel<T>& kernel, const Exec& exec
     };
     dispatch_float(p.out_dtype, store_as);
   };
-  parallel_slots(exec, p.batch * plan.chunks * plan.segments, 1, [&](int slot, int64_t begin, int64_t end) {
+  parallel_slots(used, p.batch * plan.chunks * plan.segments, 1, [&](int slot, int64_t begin, int64_t end) {
     const SweepScratch<T> scratch(static_cast<T*>(exec.workspace) + slot * plan.scratch, plan.panels, plan.units);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t segment = task % plan.segments, chunk = task / plan.segments % plan.chunks;
@@ -118,7 +121,8 @@ void cdist(const CdistParams& p, const Exec& exec) {
 size_t cdist_workspace(const CdistParams& p, int threads) {
   size_t bytes = 0;
   with_kernel(p.dtype, p.p, p.depth, [&]<class T>(const DistanceKernel<T>& kernel) {
-    bytes = sizeof(T) * threads * Plan<T>(p, kernel, threads).scratch;
+    const Plan<T> plan(p, kernel, threads);
+    bytes = sizeof(T) * plan.threads * plan.scratch;
   });
   return bytes;
 }

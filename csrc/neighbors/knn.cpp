@@ -5,6 +5,8 @@ namespace {
 
 constexpr Variant<KnnParams> kRows[] = {
 #if defined(__x86_64__)
+    {"filter_f32_avx512bf16", Isa::avx512bf16, &avx512bf16::knn_filter_why_not, &avx512bf16::knn_filter_workspace,
+     &avx512bf16::knn_filter},
     {"tile_avx512", Isa::avx512, nullptr, &avx512::knn_workspace, &avx512::knn},
     {"tile_avx2", Isa::avx2, nullptr, &avx2::knn_workspace, &avx2::knn},
 #endif

@@ -44,7 +44,7 @@ template <class T, class Slope>
 void run(const KnnBackwardParams& p, const Slope& slope, const Exec& exec) {
   if (p.grad_x != nullptr) {
     const int64_t work = p.k * p.depth < 1 ? 1 : p.k * p.depth;
-    parallel_for(exec, p.batch * p.m, (1 << 14) / work + 1, [&](int64_t begin, int64_t end) {
+    parallel_for(exec, p.batch * p.m, 1 + (1 << 16) / work, [&](int64_t begin, int64_t end) {
       for (int64_t query = begin; query < end; ++query) {
         const Item<T> item(p, query / p.m);
         const int64_t m = query % p.m;
@@ -59,7 +59,8 @@ void run(const KnnBackwardParams& p, const Slope& slope, const Exec& exec) {
   }
   if (p.grad_y == nullptr) return;
   const int64_t bands = (p.depth + kBand - 1) / kBand;
-  parallel_for(exec, p.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  const int64_t steps = (p.m * p.k + p.n + 1) * (p.depth < kBand ? p.depth : kBand);
+  parallel_for(exec, p.batch * bands, 1 + (1 << 16) / (steps < 1 ? 1 : steps), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / bands, d = task % bands * kBand;
       const int64_t width = p.depth - d < kBand ? p.depth - d : kBand;

@@ -57,13 +57,15 @@ FASTCV_INLINE uint32_t less_bits(Vec<K> a, Vec<K> b) {
 // How the work is cut into tasks, and the scratch of a thread. Cutting changes no result.
 template <class T>
 struct Plan {
+  int threads;
   int panels;                // of queries, per chunk
   int64_t chunks, segments;  // of queries per batch item, of references
   int64_t units, capacity;   // capacity: candidates per query
   int64_t sweep_bytes, limit_bytes, count_bytes, slot_bytes, merge_bytes;
 
-  Plan(const KnnParams& p, const DistanceKernel<T>& kernel, int threads) {
+  Plan(const KnnParams& p, const DistanceKernel<T>& kernel, int allowed) {
     units = kernel.units(p.depth);
+    threads = threads_for(p.batch * p.m * p.n, units, allowed);
     capacity = p.k <= kMaxSorted ? p.k : 2 * p.k + 16;
     if (capacity > p.n) capacity = p.n;
     if (capacity < 1) capacity = 1;
@@ -196,12 +198,13 @@ template <class T>
 void run(const KnnParams& p, const DistanceKernel<T>& kernel, const Exec& exec) {
   using K = KeyOf<T>;
   const Plan<T> plan(p, kernel, exec.threads);
+  const Exec used{exec.parallel, plan.threads, exec.workspace};
   const Root<T> root(p.p, p.squared);
   const bool nearest = p.k == 1 && p.n < INT32_MAX;
   char* memory = static_cast<char*>(exec.workspace);
   // [query][segment][k], the number of each in the key of one more.
-  Neighbor* merge = reinterpret_cast<Neighbor*>(memory + exec.threads * plan.slot_bytes);
-  parallel_slots(exec, p.batch * plan.chunks * plan.segments, 1, [&](int slot, int64_t begin, int64_t end) {
+  Neighbor* merge = reinterpret_cast<Neighbor*>(memory + plan.threads * plan.slot_bytes);
+  parallel_slots(used, p.batch * plan.chunks * plan.segments, 1, [&](int slot, int64_t begin, int64_t end) {
     char* mine = memory + slot * plan.slot_bytes;
     const SweepScratch<T> scratch(reinterpret_cast<T*>(mine), plan.panels, plan.units);
     mine += plan.sweep_bytes;
@@ -240,7 +243,7 @@ void run(const KnnParams& p, const DistanceKernel<T>& kernel, const Exec& exec) 
     }
   });
   if (plan.segments == 1) return;
-  parallel_for(exec, p.batch * p.m, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(exec, p.batch * p.m, 64, [&](int64_t begin, int64_t end) {
     for (int64_t query = begin; query < end; ++query) {
       Neighbor* from = merge + query * plan.segments * (p.k + 1);
       int64_t total = 0;
@@ -268,7 +271,7 @@ size_t knn_workspace(const KnnParams& p, int threads) {
   size_t bytes = 0;
   with_kernel(p.dtype, p.p, p.depth, [&]<class T>(const DistanceKernel<T>& kernel) {
     const Plan<T> plan(p, kernel, threads);
-    bytes = threads * plan.slot_bytes + plan.merge_bytes;
+    bytes = plan.threads * plan.slot_bytes + plan.merge_bytes;
   });
   return bytes;
 }

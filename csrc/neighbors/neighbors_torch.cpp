@@ -1,9 +1,10 @@
 // The door of the neighbors family: schemas, checks, outputs. No arithmetic on elements.
-#include "common/door.h"
 #include "neighbors/cdist.h"
 #include "neighbors/cdist_backward.h"
 #include "neighbors/knn.h"
 #include "neighbors/knn_backward.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

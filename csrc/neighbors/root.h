@@ -11,21 +11,21 @@ template <class T>
 struct Root {
   using Value = std::conditional_t<std::is_integral_v<T>, double, T>;
   RootKind kind;
-  Value inverse;
+  double inverse;
 
   // squared: p = 2 without its root.
   explicit Root(double p, bool squared = false)
       : kind(p == 0 || p == 1 || p == __builtin_inf() || squared ? RootKind::none
              : p == 2                                            ? RootKind::square
                                                                  : RootKind::general),
-        inverse(static_cast<Value>(1 / p)) {}
+        inverse(1 / p) {}
 
   [[gnu::always_inline]] Value operator()(T sum) const {
     const Value s = static_cast<Value>(sum);
     if (kind == RootKind::none) return s;
-    if constexpr (std::is_same_v<Value, float>)
-      return kind == RootKind::square ? __builtin_sqrtf(s) : __builtin_powf(s, inverse);
-    else return kind == RootKind::square ? __builtin_sqrt(s) : __builtin_pow(s, inverse);
+    if (kind == RootKind::general) return static_cast<Value>(__builtin_pow(s, inverse));  // rounded once, to T
+    if constexpr (std::is_same_v<Value, float>) return __builtin_sqrtf(s);
+    else return __builtin_sqrt(s);
   }
 };
 

@@ -52,12 +52,11 @@ struct SlopeLinf {
 template <class T>
 struct SlopeLp {
   PowAbs<T> power;
-  T exponent;
-  explicit SlopeLp(double p) : power(p - 1), exponent(static_cast<T>(p - 1)) {}
+  double exponent;
+  explicit SlopeLp(double p) : power(p - 1), exponent(p - 1) {}
+  // In double: the power would multiply the rounding error of the quotient's other half.
   T weight(T g, T distance) const {
-    if (distance == 0) return 0;
-    if constexpr (std::is_same_v<T, float>) return g / __builtin_powf(distance, exponent);
-    else return g / __builtin_pow(distance, exponent);
+    return distance == 0 ? T(0) : static_cast<T>(g / __builtin_pow(static_cast<double>(distance), exponent));
   }
   Vec<T> add(Vec<T> sum, Vec<T> x, Vec<T> w, Vec<T>) const {
     const Vec<T> zero(T(0));

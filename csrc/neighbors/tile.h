@@ -50,6 +50,13 @@ struct DistanceKernel {
   int64_t units(int64_t depth) const { return (depth + unit - 1) / unit; }
 };
 
+// How many threads are worth waking for this many steps of one pair and one unit.
+inline int threads_for(int64_t pairs, int64_t units, int threads) {
+  constexpr int64_t kStepsPerThread = 1 << 19;
+  const int64_t worth = 1 + pairs * (units + 8) / kStepsPerThread;
+  return static_cast<int>(worth < threads ? worth : threads);
+}
+
 // The kernel of a metric on a storage type. T is double for f64 and for uint8 too deep for int32, int64/int32 for the
 // uint8 metrics, float for everything else.
 void distance_kernel(DType storage, Metric metric, double p, DistanceKernel<float>& kernel);

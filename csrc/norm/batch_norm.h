@@ -3,10 +3,10 @@
 // training: mean and var (biased) are those of the n * s values of each channel; they are written to save_mean and
 // save_var in double. Otherwise mean and var are read. x, residual and y are dense and share one order of elements:
 // [n][c][s] or, channels_last (which also serves s == 1 best), [n][s][c]. residual may be null. y overlaps no input.
-// backward: `y` is the saved result where a residual was added (the activation's gate is read off it) and null elsewhere
-// (the gate is recomputed from x). Outputs that are null are not computed; dresidual is the gradient behind the gate.
-// An infinity or NaN in a channel makes that channel's results NaN (training), as torch; n * s == 0 gives zero
-// statistics and zero dweight and dbias.
+// backward: `y` is the saved result where a residual was added (the activation's gate is read off it) and null
+// elsewhere (the gate is recomputed from x). Outputs that are null are not computed; dresidual is the gradient behind
+// the gate. An infinity or NaN in a channel makes that channel's results NaN (training), as torch; n * s == 0 gives
+// zero statistics and zero dweight and dbias.
 #pragma once
 #include "norm/norm.h"
 

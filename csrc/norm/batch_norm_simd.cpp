@@ -61,8 +61,7 @@ struct Forward {
   }
 
   void set_affine(int64_t c, double mean, double var) {
-    const Affine<T> a =
-        affine_of<T>(mean, inverse_std<T>(var, p.eps), read(p.weight, c, 1), read(p.bias, c, 0));
+    const Affine<T> a = affine_of<T>(mean, inverse_std<T>(var, p.eps), read(p.weight, c, 1), read(p.bias, c, 0));
     hi[c] = a.hi;
     scale[c] = a.scale;
     shift[c] = a.shift;
@@ -75,7 +74,8 @@ struct Forward {
 
   void apply_run(int64_t plane, int64_t start, int64_t len, int64_t c) {
     const int64_t at = plane * p.s + start;
-    apply<false>(x + at, residual == nullptr ? nullptr : residual + at, y + at, len, hi + c, scale + c, shift + c, act);
+    apply<false>(x + at, residual == nullptr ? nullptr : residual + at, y + at, 1, len, hi + c, scale + c, shift + c,
+                 act);
   }
 
   void planes(const Exec& exec) {
@@ -136,8 +136,9 @@ struct Forward {
       for (int64_t c = 0; c < C; ++c) set_affine(c, read(p.mean, c, 0), read(p.var, c, 0));
     }
     rows_backwards(exec, R, C, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r)
-        apply<true>(x + r * C, residual == nullptr ? nullptr : residual + r * C, y + r * C, C, hi, scale, shift, act);
+      const int64_t at = first * C;
+      apply<true>(x + at, residual == nullptr ? nullptr : residual + at, y + at, last - first, C, hi, scale, shift,
+                  act);
     });
   }
 };
@@ -159,8 +160,7 @@ struct Backward {
   const bool want_sums = p.dweight.data != nullptr || p.dbias.data != nullptr || (p.training && p.dx != nullptr);
   const bool want_apply = p.dx != nullptr || p.dresidual != nullptr;
 
-  Backward(const BatchNormBackwardParams& params, void* workspace)
-      : p(params), carve{static_cast<char*>(workspace)} {
+  Backward(const BatchNormBackwardParams& params, void* workspace) : p(params), carve{static_cast<char*>(workspace)} {
     hi = carve.take<T>(p.c);
     scale = carve.take<T>(p.c);
     shift = carve.take<T>(p.c);
@@ -193,8 +193,7 @@ struct Backward {
     const int64_t at = plane * p.s + start;
     S* to = dx == nullptr ? nullptr : dx + at;
     S* side = dresidual == nullptr ? nullptr : dresidual + at;
-    if (p.training) grad_apply<false, true>(run_at(at, c), to, side, len, scale + c, b + c, c0 + c);
-    else grad_apply<false, false>(run_at(at, c), to, side, len, scale + c, b + c, c0 + c);
+    grad_apply<false>(run_at(at, c), to, side, 1, len, p.training, scale + c, b + c, c0 + c);
   }
 
   void planes(const Exec& exec) {
@@ -239,14 +238,11 @@ struct Backward {
   }
 
   void apply_rows(int64_t first, int64_t last) {
-    const int64_t C = p.c;
-    for (int64_t r = first; r < last; ++r) {
-      const Gradient<true, S> from{grad + r * C, x + r * C, y == nullptr ? nullptr : y + r * C, hi, scale, shift, act};
-      S* to = dx == nullptr ? nullptr : dx + r * C;
-      S* side = dresidual == nullptr ? nullptr : dresidual + r * C;
-      if (p.training) grad_apply<true, true>(from, to, side, C, scale, b, c0);
-      else grad_apply<true, false>(from, to, side, C, scale, b, c0);
-    }
+    const int64_t at = first * p.c;
+    const Gradient<true, S> from{grad + at, x + at, y == nullptr ? nullptr : y + at, hi, scale, shift, act};
+    S* to = dx == nullptr ? nullptr : dx + at;
+    S* side = dresidual == nullptr ? nullptr : dresidual + at;
+    grad_apply<true>(from, to, side, last - first, p.c, p.training, scale, b, c0);
   }
 
   void rows(const Exec& exec) {

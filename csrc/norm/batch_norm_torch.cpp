@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
   p.weight = vector_of(op, "weight", weight, p.c, hold[2]);
   p.bias = vector_of(op, "bias", bias, p.c, hold[3]);
   const auto full = [&](bool want) {
-    return want ? empty(sizes(input), input.scalar_type(), input, channels_last) : empty({0}, input.scalar_type(), input);
+    return want ? empty(sizes(input), input.scalar_type(), input, channels_last)
+                : empty({0}, input.scalar_type(), input);
   };
   Tensor dx = full(wanted & 1), dresidual = full(wanted & 8);
   p.dx = wanted & 1 ? dx.data_ptr() : nullptr;
@@ -96,17 +97,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
   return {dx, dweight, dbias, dresidual};
 }
 
-void batch_norm_update_cpu(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var, int64_t count,
-                           double momentum) {
+void batch_norm_update_cpu(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
+                           int64_t count, double momentum) {
   const char* op = "batch_norm_update_";
   check_same_device(op, {&running_mean, &running_var, &mean, &var});
   const int64_t c = running_mean.numel();
-  check(running_var.numel() == c, op, ": expected running statistics of one size, got ", c, " and ", running_var.numel());
+  check(running_var.numel() == c, op, ": expected running statistics of one size, got ", c, " and ",
+        running_var.numel());
   check(mean.scalar_type() == ScalarType::Double && var.scalar_type() == ScalarType::Double, op,
         ": expected float64 statistics");
   check(c > 0 ? mean.numel() % c == 0 : mean.numel() == 0, op, ": expected statistics for ", c, " channels, got ",
         mean.numel());
-  check(var.numel() == mean.numel(), op, ": expected mean and var of one size, got ", mean.numel(), " and ", var.numel());
+  check(var.numel() == mean.numel(), op, ": expected mean and var of one size, got ", mean.numel(), " and ",
+        var.numel());
   if (mean.numel() == 0) return;
   Tensor m = as_dense(running_mean), v = as_dense(running_var);
   const Tensor dense_mean = as_dense(mean), dense_var = as_dense(var);
@@ -133,7 +136,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "float eps, float slope, float cap) -> Tensor");
   m.def(
       "batch_norm_backward(Tensor grad, Tensor input, Tensor? output, Tensor mean, Tensor var, Tensor? weight, "
-      "Tensor? bias, bool training, float eps, float slope, float cap, int wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? bias, bool training, float eps, float slope, float cap, int wanted) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
       "float momentum) -> ()");

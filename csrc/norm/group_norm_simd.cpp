@@ -41,7 +41,7 @@ void forward_planes(const GroupNormParams& p, const Exec& exec) {
       for (int64_t j = D - 1; j >= 0; --j) {
         const int64_t c = i % p.groups * D + j;
         const Affine<T> a = affine_of<T>(m.mean, invstd, read(p.weight, c, 1), read(p.bias, c, 0));
-        apply<false>(x + j * p.s, static_cast<const S*>(nullptr), y + j * p.s, p.s, &a.hi, &a.scale, &a.shift, none);
+        apply<false>(x + j * p.s, static_cast<const S*>(nullptr), y + j * p.s, 1, p.s, &a.hi, &a.scale, &a.shift, none);
       }
     }
   });
@@ -78,8 +78,8 @@ void forward_rows(const GroupNormParams& p, const Exec& exec) {
                  }
                }
                rows_backwards(threads, R, C, [&](int64_t first, int64_t last) {
-                 for (int64_t r = first; r < last; ++r)
-                   apply<true>(x + r * C, static_cast<const S*>(nullptr), y + r * C, C, hi, scale, shift, none);
+                 apply<true>(x + first * C, static_cast<const S*>(nullptr), y + first * C, last - first, C, hi, scale,
+                             shift, none);
                });
              });
 }
@@ -135,7 +135,8 @@ struct Backward {
         const GradAffine<T> a = finish(i, invstd);
         for (int64_t j = D - 1; j >= 0 && dx != nullptr; --j) {
           const T scale = static_cast<T>(invstd * read(p.weight, i % p.groups * D + j, 1));
-          grad_apply<false, true>(from(j), dx + (i * D + j) * p.s, static_cast<S*>(nullptr), p.s, &scale, &a.b, &a.c);
+          grad_apply<false>(from(j), dx + (i * D + j) * p.s, static_cast<S*>(nullptr), 1, p.s, true, &scale, &a.b,
+                            &a.c);
         }
       }
     });
@@ -166,11 +167,9 @@ struct Backward {
       }
       if (dx == nullptr) return;
       rows_backwards(threads, R, C, [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; ++r) {
-          const int64_t row = at + r * C;
-          grad_apply<true, true>(Gradient<true, S>{grad + row, x + row, nullptr, hi, hi, hi, none}, dx + row,
-                                 static_cast<S*>(nullptr), C, a, b, c0);
-        }
+        const int64_t from = at + first * C;
+        grad_apply<true>(Gradient<true, S>{grad + from, x + from, nullptr, hi, hi, hi, none}, dx + from,
+                         static_cast<S*>(nullptr), last - first, C, true, a, b, c0);
       });
     });
   }

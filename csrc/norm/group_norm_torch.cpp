@@ -8,7 +8,8 @@ namespace {
 using namespace norm_door;
 
 void check_groups(const char* op, int64_t groups, int64_t channels) {
-  check(groups > 0 && channels % groups == 0, op, ": expected num_groups to divide ", channels, " channels, got ", groups);
+  check(groups > 0 && channels % groups == 0, op, ": expected num_groups to divide ", channels, " channels, got ",
+        groups);
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_cpu(const Tensor& input, int64_t groups, const OptionalTensor& weight,

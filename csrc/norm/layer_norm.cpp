@@ -6,7 +6,8 @@ namespace {
 // weight and bias in the accumulation type.
 size_t workspace(const LayerNormParams& p, int) { return static_cast<size_t>(p.l) * 2 * sizeof(double) + 4 * 64; }
 
-// weight; per partial sum of rows two doubles, and per thread two numbers of the accumulation type, for each element of a row.
+// weight; per partial sum of rows two doubles, and per thread two numbers of the accumulation type, for each element of
+// a row.
 size_t backward_workspace(const LayerNormBackwardParams& p, int threads) {
   const bool parameters = p.dweight.data != nullptr || p.dbias.data != nullptr;
   const int64_t rows = layer_norm_super_rows(p.m), supers = parameters ? (p.m + rows - 1) / rows : 0;

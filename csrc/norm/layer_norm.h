@@ -1,5 +1,5 @@
-// layer_norm: y = (x - mean) / sqrt(var + eps) * weight[l] + bias[l] with mean and biased variance over each of m rows of
-// l contiguous elements, and its gradients.
+// layer_norm: y = (x - mean) / sqrt(var + eps) * weight[l] + bias[l] with mean and biased variance over each of m rows
+// of l contiguous elements, and its gradients.
 //
 // mean and var are [m] in double: written by the forward kernel, read by the backward kernel. weight, bias, dweight and
 // dbias have l elements. Outputs that are null are not computed. m * l == 0 gives zero statistics, dweight and dbias.

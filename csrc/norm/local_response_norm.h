@@ -1,8 +1,8 @@
-// local_response_norm: y = x * (k + alpha / size * sum of x[j]^2)^-beta, j over the channels c - before .. c + after that
-// exist, and its gradient.
+// local_response_norm: y = x * (k + alpha / size * sum of x[j]^2)^-beta, j over the channels c - before .. c + after
+// that exist, and its gradient.
 //
-// x and y are dense: [n][c][s] or, channels_last, [n][s][c]. before = size / 2 and after = (size - 1) / 2, both cut to c.
-// scale = alpha / size. A base below zero gives NaN, as pow.
+// x and y are dense: [n][c][s] or, channels_last, [n][s][c]. before = size / 2 and after = (size - 1) / 2, both cut to
+// c. scale = alpha / size. A base below zero gives NaN, as pow.
 #pragma once
 #include "norm/norm.h"
 

@@ -68,7 +68,8 @@ struct Run {
     }
   }
 
-  // dx[i] = g[i] v[i]^-beta - 2 scale beta x[i] sum of t[c] over the channels whose window holds i, t = g x v^(-beta-1).
+  // dx[i] = g[i] v[i]^-beta - 2 scale beta x[i] sum of t[c] over the channels whose window holds i, t = g x
+  // v^(-beta-1).
   template <int NV>
   void backward_positions(const S* q, const S* g, S* to, int lanes, T* scratch) const {
     T* power = scratch;
@@ -181,8 +182,6 @@ void local_response_norm(const LocalResponseNormParams& p, const Exec& exec) {
   dispatch_float(p.dtype, [&](auto zero) { Run<decltype(zero)>{p}(exec); });
 }
 
-void local_response_norm_backward(const LocalResponseNormParams& p, const Exec& exec) {
-  local_response_norm(p, exec);
-}
+void local_response_norm_backward(const LocalResponseNormParams& p, const Exec& exec) { local_response_norm(p, exec); }
 
 }  // namespace fastcv::FASTCV_ISA

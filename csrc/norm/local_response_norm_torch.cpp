@@ -46,7 +46,8 @@ Tensor local_response_norm_backward_cpu(const Tensor& grad, const Tensor& input,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def("local_response_norm(Tensor input, int size, float alpha, float beta, float k) -> Tensor");
-  m.def("local_response_norm_backward(Tensor grad, Tensor input, int size, float alpha, float beta, float k) -> Tensor");
+  m.def(
+      "local_response_norm_backward(Tensor grad, Tensor input, int size, float alpha, float beta, float k) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
   m.impl("local_response_norm", TORCH_BOX(&local_response_norm_cpu));

@@ -15,16 +15,17 @@ struct NormVector {
 // f(v) = min(v > 0 ? v : slope * v, cap), NaN stays NaN. slope == 1 with cap <= 0 is the identity, cap <= 0 is no cap,
 // slope == 0 sends -inf to 0. The gradient is slope at v <= 0 and 0 at v >= cap, as torch's relu, leaky_relu and relu6.
 struct Activation {
-  float slope;
-  float cap;
+  double slope;
+  double cap;
 };
 
-// How the rows of an NHWC tensor are cut for statistics: blocks of norm_block_rows rows whose sums stay in the accumulation
-// type, and at most kNormSupers runs of blocks that threads work on. Depends on the shape alone, never on the threads.
+// How the rows of an NHWC tensor are cut for statistics: blocks of norm_block_rows rows whose sums stay in the
+// accumulation type, and at most kNormSupers runs of blocks that threads work on. Depends on the shape alone, never on
+// the threads.
 constexpr int64_t kNormSupers = 64;
 static inline int64_t norm_block_rows(int64_t channels) {
-  const int64_t rows = 16384 / (channels < 1 ? 1 : channels);
-  return rows < 64 ? 64 : rows > 1024 ? 1024 : rows;
+  const int64_t rows = 32768 / (channels < 1 ? 1 : channels);
+  return rows < 128 ? 128 : rows > 1024 ? 1024 : rows;
 }
 static inline int64_t norm_super_rows(int64_t rows, int64_t channels) {
   const int64_t block = norm_block_rows(channels), blocks = (rows + block - 1) / block;

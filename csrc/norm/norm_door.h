@@ -19,7 +19,8 @@ inline Shape shape_of(const char* op, const Tensor& input) {
   return shape;
 }
 
-// torch's rule for batch norm and pointwise ops: channels_last if the strides say so and the input is not also row-major.
+// torch's rule for batch norm and pointwise ops: channels_last if the strides say so and the input is not also
+// row-major.
 inline bool layout_of(const Tensor& input) {
   return input.numel() > 0 && !is_dense(input, false) && is_channels_last(input);
 }
@@ -31,7 +32,8 @@ inline DType float_dtype(const char* op, const Tensor& t) {
 }
 
 // A dense vector of `count` floating numbers; `hold` keeps it alive.
-inline NormVector vector_of(const char* op, const char* name, const OptionalTensor& t, int64_t count, OptionalTensor& hold) {
+inline NormVector vector_of(const char* op, const char* name, const OptionalTensor& t, int64_t count,
+                            OptionalTensor& hold) {
   if (!t.has_value()) return {nullptr, DType::f32};
   check(t->numel() == count, op, ": ", name, " should contain ", count, " elements not ", t->numel());
   hold = as_dense(*t);
@@ -58,7 +60,7 @@ inline Tensor matching(const char* op, const char* name, const Tensor& t, const 
 inline Activation activation_of(const char* op, double slope, double cap) {
   check(std::isfinite(slope) && slope >= 0 && std::isfinite(cap), op,
         ": expected an activation with a finite slope >= 0 and a finite cap, got ", slope, " and ", cap);
-  return {static_cast<float>(slope), static_cast<float>(cap)};
+  return {slope, cap};
 }
 
 inline const Tensor* pointer(const OptionalTensor& t) { return t.has_value() ? &*t : nullptr; }

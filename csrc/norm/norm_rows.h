@@ -8,7 +8,10 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-// Merges the block sums of `lanes` channels (deviations from `centre`, over `n` rows) into running moments over `before` rows.
+constexpr int64_t kShortSum = 16;  // rows summed in one chain: half the digits that a chain over a block would lose
+
+// Merges the block sums of `lanes` channels (deviations from `centre`, over `n` rows) into running moments over
+// `before` rows.
 template <class T>
 FASTCV_INLINE void merge_block(const T* centre, const T* sum, const T* squares, int64_t n, int64_t before, int lanes,
                                double* __restrict mean, double* __restrict m2) {
@@ -29,38 +32,50 @@ FASTCV_INLINE void merge_block(const T* centre, const T* sum, const T* squares, 
 
 // `rows` rows of NV vectors; `lanes` of the last vector are real (only with NV == 1 fewer than all).
 template <int NV, class S>
-FASTCV_INLINE void block_moments(const S* x, int64_t rows, int64_t stride, int lanes, int64_t before, double* mean,
-                                 double* m2) {
+[[gnu::noinline]] static void block_moments(const S* x, int64_t rows, int64_t stride, int lanes, int64_t before,
+                                            double* mean, double* m2) {
   using T = acc_t<S>;
   using V = Vec<T>;
   constexpr int w = V::width;
   const bool full = lanes == w;
-  V centre[NV], sum[NV], squares[NV];
-  for (int k = 0; k < NV; ++k) sum[k] = squares[k] = V(T(0));
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < NV; ++k) sum[k] += full ? load(x + r * stride + k * w) : load_n(x + r * stride, lanes);
-  for (int k = 0; k < NV; ++k) {
-    centre[k] = sum[k] * V(T(1) / static_cast<T>(rows));
-    sum[k] = V(T(0));
+  V centre[NV], sum[NV], squares[NV], total_sum[NV], total_squares[NV];
+  for (int k = 0; k < NV; ++k) total_sum[k] = V(T(0));
+  for (int64_t first = 0; first < rows; first += kShortSum) {
+    for (int k = 0; k < NV; ++k) sum[k] = V(T(0));
+    for (int64_t r = first; r < min64(first + kShortSum, rows); ++r)
+      for (int k = 0; k < NV; ++k) sum[k] += full ? load(x + r * stride + k * w) : load_n(x + r * stride, lanes);
+    for (int k = 0; k < NV; ++k) total_sum[k] += sum[k];
   }
-  for (int64_t r = 0; r < rows; ++r)
+  for (int k = 0; k < NV; ++k) {
+    centre[k] = total_sum[k] * V(T(1) / static_cast<T>(rows));
+    total_sum[k] = total_squares[k] = V(T(0));
+  }
+  for (int64_t first = 0; first < rows; first += kShortSum) {
+    for (int k = 0; k < NV; ++k) sum[k] = squares[k] = V(T(0));
+    for (int64_t r = first; r < min64(first + kShortSum, rows); ++r)
+      for (int k = 0; k < NV; ++k) {
+        const V d = (full ? load(x + r * stride + k * w) : load_n(x + r * stride, lanes)) - centre[k];
+        sum[k] += d;
+        squares[k] = fma(d, d, squares[k]);
+      }
     for (int k = 0; k < NV; ++k) {
-      const V d = (full ? load(x + r * stride + k * w) : load_n(x + r * stride, lanes)) - centre[k];
-      sum[k] += d;
-      squares[k] = fma(d, d, squares[k]);
+      total_sum[k] += sum[k];
+      total_squares[k] += squares[k];
     }
+  }
   T c[NV * w], s[NV * w], q[NV * w];
   for (int k = 0; k < NV; ++k) {
     detail::store_raw(c + k * w, centre[k]);
-    detail::store_raw(s + k * w, sum[k]);
-    detail::store_raw(q + k * w, squares[k]);
+    detail::store_raw(s + k * w, total_sum[k]);
+    detail::store_raw(q + k * w, total_squares[k]);
   }
   merge_block(c, s, q, rows, before, NV > 1 ? NV * w : lanes, mean, m2);
 }
 
 // mean[c] and m2[c] of the R rows at x; partial has 2 * norm_supers(R, C) * C doubles.
 template <class S>
-static void rows_moments(const Exec& exec, const S* x, int64_t R, int64_t C, double* partial, double* mean, double* m2) {
+static void rows_moments(const Exec& exec, const S* x, int64_t R, int64_t C, double* partial, double* mean,
+                         double* m2) {
   constexpr int w = Vec<acc_t<S>>::width;
   const int64_t supers = norm_supers(R, C), super_rows = norm_super_rows(R, C), block = norm_block_rows(C);
   parallel_for(exec, supers, grain_of(super_rows * C), [&](int64_t begin, int64_t end) {
@@ -95,35 +110,45 @@ static void rows_moments(const Exec& exec, const S* x, int64_t R, int64_t C, dou
 
 // Adds the gradient sums of `rows` rows of NV vectors to sum_g and sum_gd.
 template <int NV, class S>
-FASTCV_INLINE void block_grad_sums(const Gradient<true, S>& from, int64_t at, int64_t channel, int64_t rows,
-                                   int64_t stride, int lanes, double* __restrict sum_g, double* __restrict sum_gd) {
+[[gnu::noinline]] static void block_grad_sums(const Gradient<true, S>& from, int64_t at, int64_t channel, int64_t rows,
+                                              int64_t stride, int lanes, double* __restrict sum_g,
+                                              double* __restrict sum_gd) {
   using T = acc_t<S>;
   using V = Vec<T>;
   constexpr int w = V::width;
   const bool full = lanes == w;
-  V a[NV], b[NV], hi[NV], scale[NV], shift[NV];
+  V a[NV], b[NV], hi[NV], scale[NV], shift[NV], total_a[NV], total_b[NV];
   for (int k = 0; k < NV; ++k) {
-    a[k] = b[k] = V(T(0));
+    total_a[k] = total_b[k] = V(T(0));
     hi[k] = full ? detail::load_raw(from.hi + channel + k * w) : detail::load_raw_n(from.hi + channel, lanes);
     scale[k] = full ? detail::load_raw(from.scale + channel + k * w) : detail::load_raw_n(from.scale + channel, lanes);
     shift[k] = full ? detail::load_raw(from.shift + channel + k * w) : detail::load_raw_n(from.shift + channel, lanes);
   }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < NV; ++k) {
-      const int64_t i = at + r * stride + channel + k * w;
-      const V d = (full ? load(from.x + i) : load_n(from.x + i, lanes)) - hi[k];
-      V g = full ? load(from.g + i) : load_n(from.g + i, lanes);
-      if (!from.act.identity) {
-        const V v = from.y == nullptr ? fma(d, scale[k], shift[k]) : full ? load(from.y + i) : load_n(from.y + i, lanes);
-        g = gate(from.act, g, v);
+  for (int64_t first = 0; first < rows; first += kShortSum) {
+    for (int k = 0; k < NV; ++k) a[k] = b[k] = V(T(0));
+    for (int64_t r = first; r < min64(first + kShortSum, rows); ++r)
+      for (int k = 0; k < NV; ++k) {
+        const int64_t i = at + r * stride + channel + k * w;
+        const V d = (full ? load(from.x + i) : load_n(from.x + i, lanes)) - hi[k];
+        V g = full ? load(from.g + i) : load_n(from.g + i, lanes);
+        if (!from.act.identity) {
+          const V v = from.y == nullptr ? fma(d, scale[k], shift[k])
+                      : full            ? load(from.y + i)
+                                        : load_n(from.y + i, lanes);
+          g = gate(from.act, g, v);
+        }
+        a[k] += g;
+        b[k] = fma(g, d, b[k]);
       }
-      a[k] += g;
-      b[k] = fma(g, d, b[k]);
+    for (int k = 0; k < NV; ++k) {
+      total_a[k] += a[k];
+      total_b[k] += b[k];
     }
+  }
   T s[NV * w], q[NV * w];
   for (int k = 0; k < NV; ++k) {
-    detail::store_raw(s + k * w, a[k]);
-    detail::store_raw(q + k * w, b[k]);
+    detail::store_raw(s + k * w, total_a[k]);
+    detail::store_raw(q + k * w, total_b[k]);
   }
   const int valid = NV > 1 ? NV * w : lanes;
   for (int j = 0; j < valid; ++j) {

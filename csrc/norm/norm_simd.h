@@ -14,8 +14,8 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int64_t kChunk = 4096;       // elements summed in the accumulation type before they go to double
-constexpr int64_t kGrain = 1 << 14;    // elements below which a second thread costs more than it saves
+constexpr int64_t kChunk = 4096;     // elements summed in the accumulation type before they go to double
+constexpr int64_t kGrain = 1 << 14;  // elements below which a second thread costs more than it saves
 
 FASTCV_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FASTCV_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -89,7 +89,8 @@ FASTCV_INLINE Moments moments_of_sums(double n, double centre, double sum, doubl
   return {centre + sum / n, m2 < 0 ? 0 : m2};
 }
 
-// [0, len) in vectors of W: full(i, k) for those at i, to be added into accumulator k in 0..3; tail(i, n) for the last n elements.
+// [0, len) in vectors of W: full(i, k) for those at i, to be added into accumulator k in 0..3; tail(i, n) for the last
+// n elements.
 template <int W, class Full, class Tail>
 FASTCV_INLINE void sweep(int64_t len, Full&& full, Tail&& tail) {
   int64_t i = 0;
@@ -103,9 +104,17 @@ FASTCV_INLINE void sweep(int64_t len, Full&& full, Tail&& tail) {
   if (i < len) tail(i, static_cast<int>(len - i));
 }
 
+// The same without accumulators: full(i) and tail(i, n).
+template <int W, class Full, class Tail>
+FASTCV_INLINE void stream(int64_t len, Full&& full, Tail&& tail) {
+  int64_t i = 0;
+  for (; i + W <= len; i += W) full(i);
+  if (i < len) tail(i, static_cast<int>(len - i));
+}
+
 // Moments of `pieces` runs of `len` elements, `stride` apart; at most kChunk elements.
 template <class S>
-FASTCV_INLINE Moments chunk_moments(const S* x, int64_t pieces, int64_t stride, int64_t len) {
+[[gnu::noinline]] static Moments chunk_moments(const S* x, int64_t pieces, int64_t stride, int64_t len) {
   using T = acc_t<S>;
   using V = Vec<T>;
   V sum[4], squares[4];
@@ -184,7 +193,7 @@ struct Act {
   bool identity;
   explicit Act(const Activation& a)
       : slope(static_cast<T>(a.slope)),
-        cap(static_cast<T>(a.cap > 0 ? a.cap : __builtin_inff())),
+        cap(static_cast<T>(a.cap > 0 ? a.cap : __builtin_inf())),
         keep(static_cast<int_of<T>>(a.slope == 0 ? 0 : -1)),
         identity(a.slope == 1 && !(a.cap > 0)) {}
 };
@@ -217,36 +226,42 @@ FASTCV_INLINE Vec<T> param_n(const T* p, int64_t i, int n) {
   else return Vec<T>(*p);
 }
 
-// y = act((x - hi) * scale + shift + residual) over len elements; residual may be null.
+// y = act((x - hi) * scale + shift + residual) over `rows` rows of `len` elements, one after the other; residual may be
+// null. A run is one row with PerElement false.
 template <bool PerElement, class S, class T = acc_t<S>>
-FASTCV_INLINE void apply(const S* x, const S* residual, S* y, int64_t len, const T* hi, const T* scale, const T* shift,
-                         const Act<T>& act) {
+[[gnu::noinline]] static void apply(const S* x, const S* residual, S* y, int64_t rows, int64_t len, const T* hi,
+                                    const T* scale, const T* shift, const Act<T>& activation) {
   using V = Vec<T>;
   constexpr bool P = PerElement;
-  if (residual == nullptr && act.identity) {
-    sweep<V::width>(
+  const Act<T> act = activation;
+  for (int64_t row = 0; row < rows; ++row, x += len, y += len) {
+    if (residual == nullptr && act.identity) {
+      stream<V::width>(
+          len,
+          [&](int64_t i) {
+            store(y + i, fma(load(x + i) - param<T, P>(hi, i), param<T, P>(scale, i), param<T, P>(shift, i)));
+          },
+          [&](int64_t i, int n) {
+            const V d = load_n(x + i, n) - param_n<T, P>(hi, i, n);
+            store_n(y + i, fma(d, param_n<T, P>(scale, i, n), param_n<T, P>(shift, i, n)), n);
+          });
+      continue;
+    }
+    stream<V::width>(
         len,
-        [&](int64_t i, int) {
-          store(y + i, fma(load(x + i) - param<T, P>(hi, i), param<T, P>(scale, i), param<T, P>(shift, i)));
+        [&](int64_t i) {
+          V v = fma(load(x + i) - param<T, P>(hi, i), param<T, P>(scale, i), param<T, P>(shift, i));
+          if (residual != nullptr) v += load(residual + i);
+          store(y + i, activate(act, v));
         },
         [&](int64_t i, int n) {
           const V d = load_n(x + i, n) - param_n<T, P>(hi, i, n);
-          store_n(y + i, fma(d, param_n<T, P>(scale, i, n), param_n<T, P>(shift, i, n)), n);
+          V v = fma(d, param_n<T, P>(scale, i, n), param_n<T, P>(shift, i, n));
+          if (residual != nullptr) v += load_n(residual + i, n);
+          store_n(y + i, activate(act, v), n);
         });
-    return;
+    if (residual != nullptr) residual += len;
   }
-  sweep<V::width>(
-      len,
-      [&](int64_t i, int) {
-        V v = fma(load(x + i) - param<T, P>(hi, i), param<T, P>(scale, i), param<T, P>(shift, i));
-        if (residual != nullptr) v += load(residual + i);
-        store(y + i, activate(act, v));
-      },
-      [&](int64_t i, int n) {
-        V v = fma(load_n(x + i, n) - param_n<T, P>(hi, i, n), param_n<T, P>(scale, i, n), param_n<T, P>(shift, i, n));
-        if (residual != nullptr) v += load_n(residual + i, n);
-        store_n(y + i, activate(act, v), n);
-      });
 }
 
 // ---- gradients ------------------------------------------------------------------------------------------------------
@@ -261,7 +276,7 @@ struct Gradient {
   const T* hi;
   const T* scale;
   const T* shift;
-  const Act<T>& act;
+  Act<T> act;
 
   // The gradient of the pre-activation at i, given d = x - hi.
   [[gnu::always_inline]] Vec<T> at(int64_t i, Vec<T> d) const {
@@ -288,7 +303,8 @@ struct GradSums {
 
 // Adds the sums over `pieces` runs of `len` elements, `stride` apart.
 template <class S, class T = acc_t<S>>
-static GradSums run_grad_sums(const Gradient<false, S>& from, int64_t pieces, int64_t stride, int64_t len) {
+[[gnu::noinline]] static GradSums run_grad_sums(const Gradient<false, S>& from, int64_t pieces, int64_t stride,
+                                                int64_t len) {
   using V = Vec<T>;
   GradSums total = {0, 0};
   const V zero(T(0));
@@ -323,34 +339,40 @@ static GradSums run_grad_sums(const Gradient<false, S>& from, int64_t pieces, in
   return total;
 }
 
-// dx = a * g + b * (x - hi) + c over len elements, dresidual = g. Without Full only a counts: x is then not looked at,
-// so that its infinities do no harm. dx and dresidual may be null.
-template <bool PerElement, bool Full, class S, class T = acc_t<S>>
-FASTCV_INLINE void grad_apply(const Gradient<PerElement, S>& from, S* dx, S* dresidual, int64_t len, const T* a,
-                              const T* b, const T* c) {
+// dx = a * g + b * (x - hi) + c over `rows` rows of `len` elements, dresidual = g. Without `full` only a counts: x is
+// then not looked at, so that its infinities do no harm. dx and dresidual may be null.
+template <bool PerElement, class S, class T = acc_t<S>>
+[[gnu::noinline]] static void grad_apply(const Gradient<PerElement, S>& source, S* dx, S* dresidual, int64_t rows,
+                                         int64_t len, bool full, const T* a, const T* b, const T* c) {
   using V = Vec<T>;
   constexpr bool P = PerElement;
-  const bool look = Full || (!from.act.identity && from.y == nullptr);
-  sweep<V::width>(
-      len,
-      [&](int64_t i, int) {
-        const V d = look ? from.deviation(i) : V(T(0));
-        const V g = from.at(i, d);
-        if (dresidual != nullptr) store(dresidual + i, g);
-        if (dx == nullptr) return;
-        if constexpr (Full)
-          store(dx + i, fma(g, param<T, P>(a, i), fma(d, param<T, P>(b, i), param<T, P>(c, i))));
-        else store(dx + i, g * param<T, P>(a, i));
-      },
-      [&](int64_t i, int n) {
-        const V d = look ? from.deviation_n(i, n) : V(T(0));
-        const V g = from.at_n(i, d, n);
-        if (dresidual != nullptr) store_n(dresidual + i, g, n);
-        if (dx == nullptr) return;
-        if constexpr (Full)
-          store_n(dx + i, fma(g, param_n<T, P>(a, i, n), fma(d, param_n<T, P>(b, i, n), param_n<T, P>(c, i, n))), n);
-        else store_n(dx + i, g * param_n<T, P>(a, i, n), n);
-      });
+  Gradient<PerElement, S> from = source;
+  const bool look = full || (!from.act.identity && from.y == nullptr);
+  for (int64_t row = 0; row < rows; ++row) {
+    stream<V::width>(
+        len,
+        [&](int64_t i) {
+          const V d = look ? from.deviation(i) : V(T(0));
+          const V g = from.at(i, d);
+          if (dresidual != nullptr) store(dresidual + i, g);
+          if (dx == nullptr) return;
+          const V rest = full ? fma(d, param<T, P>(b, i), param<T, P>(c, i)) : V(T(0));
+          store(dx + i, fma(g, param<T, P>(a, i), rest));
+        },
+        [&](int64_t i, int n) {
+          const V d = look ? from.deviation_n(i, n) : V(T(0));
+          const V g = from.at_n(i, d, n);
+          if (dresidual != nullptr) store_n(dresidual + i, g, n);
+          if (dx == nullptr) return;
+          const V rest = full ? fma(d, param_n<T, P>(b, i, n), param_n<T, P>(c, i, n)) : V(T(0));
+          store_n(dx + i, fma(g, param_n<T, P>(a, i, n), rest), n);
+        });
+    from.g += len;
+    from.x += len;
+    if (from.y != nullptr) from.y += len;
+    if (dx != nullptr) dx += len;
+    if (dresidual != nullptr) dresidual += len;
+  }
 }
 
 // dx of a normalisation over n values: a = weight * invstd, b and c fold the mean of the gradient and of gradient * x.
@@ -366,8 +388,7 @@ FASTCV_INLINE GradAffine<T> grad_affine(double n, double mean, double invstd, do
                                         double sum_gd) {
   const double lo = mean - static_cast<double>(static_cast<T>(mean));
   const double slope = -invstd * invstd * invstd * (sum_gd / n);
-  return {static_cast<T>(invstd * weight), static_cast<T>(slope),
-          static_cast<T>(-invstd * (sum_g / n) - slope * lo)};
+  return {static_cast<T>(invstd * weight), static_cast<T>(slope), static_cast<T>(-invstd * (sum_g / n) - slope * lo)};
 }
 
 }  // namespace

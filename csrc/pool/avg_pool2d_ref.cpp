@@ -19,7 +19,7 @@ void forward(const PoolParams& p) {
     double sum = 0;
     for (int64_t h = v.begin; h < v.end; ++h)
       for (int64_t w = u.begin; w < u.end; ++w) sum += widen(x[place(p, p.h.in, p.w.in, n, c, h, w)]);
-    y[place(p, p.h.out, p.w.out, n, c, oh, ow)] = narrow<S>(sum / divisor_of(p, oh, ow));
+    narrow(sum / divisor_of(p, oh, ow), &y[place(p, p.h.out, p.w.out, n, c, oh, ow)]);
   });
 }
 
@@ -36,17 +36,17 @@ void backward(const PoolParams& p) {
           for (int64_t oh = v.first; oh <= v.last; ++oh)
             for (int64_t ow = u.first; ow <= u.last; ++ow)
               sum += widen(g[place(p, p.h.out, p.w.out, n, c, oh, ow)]) / divisor_of(p, oh, ow);
-          y[place(p, p.h.in, p.w.in, n, c, h, w)] = narrow<S>(sum);
+          narrow(sum, &y[place(p, p.h.in, p.w.in, n, c, h, w)]);
         }
 }
 
 }  // namespace
 
 void avg_pool2d_ref(const PoolParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
 }
 void avg_pool2d_backward_ref(const PoolParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

@@ -28,7 +28,7 @@ void forward(const PoolParams& p) {
       }
     }
     const int64_t out = place(p, p.h.out, p.w.out, n, c, oh, ow);
-    y[out] = narrow<S>(best);
+    narrow(best, &y[out]);
     if (p.where == nullptr) return;
     if (p.where_is_offset) static_cast<uint8_t*>(p.where)[out] = static_cast<uint8_t>(offset);
     else static_cast<int64_t*>(p.where)[out] = index;
@@ -54,17 +54,17 @@ void backward(const PoolParams& p) {
                                                   : static_cast<const int64_t*>(p.where)[out] == h * p.w.in + w);
               if (hit) sum += widen(g[out]);
             }
-          y[place(p, p.h.in, p.w.in, n, c, h, w)] = narrow<S>(sum);
+          narrow(sum, &y[place(p, p.h.in, p.w.in, n, c, h, w)]);
         }
 }
 
 }  // namespace
 
 void max_pool2d_ref(const PoolParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { forward<decltype(zero)>(p); });
 }
 void max_pool2d_backward_ref(const PoolParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { backward<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

@@ -37,7 +37,7 @@ void scatter(const MaxUnpool2dParams& p) {
           const int64_t at = spot(p, p.small, n, c, i);
           if (p.index[at] == j) sum += widen(x[at]);
         }
-        y[spot(p, p.big, n, c, j)] = narrow<S>(sum);
+        narrow(sum, &y[spot(p, p.big, n, c, j)]);
       }
   for_each(p, [](int64_t, int64_t) {});
 }
@@ -53,10 +53,10 @@ void gather(const MaxUnpool2dParams& p) {
 }  // namespace
 
 void max_unpool2d_ref(const MaxUnpool2dParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) { scatter<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { scatter<decltype(zero)>(p); });
 }
 void max_unpool2d_backward_ref(const MaxUnpool2dParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) { gather<decltype(zero)>(p); });
+  dispatch_float(p.dtype, [&](auto zero) { gather<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

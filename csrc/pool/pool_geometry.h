@@ -8,6 +8,9 @@ namespace {
 
 #define FASTCV_POOL_INLINE [[gnu::always_inline, maybe_unused]] static inline
 
+// n / d for n >= 0; strides of one and two are the usual ones, and a division costs as much as ten elements.
+FASTCV_POOL_INLINE int64_t quotient(int64_t n, int64_t d) { return d == 1 ? n : d == 2 ? n >> 1 : n / d; }
+
 // The inputs begin, begin + dilation, ... < end; `tap` numbers the first of them in the kernel; `size` is what the
 // axis contributes to the divisor of an average.
 struct Window {
@@ -21,7 +24,7 @@ FASTCV_POOL_INLINE Window window(const PoolParams& p, const PoolAxis& a, int64_t
   const int64_t start = o * a.stride - a.padding;
   int64_t stop = start + (a.kernel - 1) * a.dilation + 1;
   if (stop > a.in + a.padding) stop = a.in + a.padding;
-  const int64_t tap = start < 0 ? (-start + a.dilation - 1) / a.dilation : 0;
+  const int64_t tap = start < 0 ? quotient(-start + a.dilation - 1, a.dilation) : 0;
   const int64_t begin = start + tap * a.dilation, end = stop < a.in ? stop : a.in;
   return {begin, end, p.count_include_pad ? stop - start : end - begin, tap};
 }
@@ -33,14 +36,15 @@ struct Cover {
 FASTCV_POOL_INLINE Cover cover(const PoolParams& p, const PoolAxis& a, int64_t i) {
   if (p.adaptive) return {i * a.out / a.in, ((i + 1) * a.out + a.in - 1) / a.in - 1};
   const int64_t before = i + a.padding - (a.kernel - 1) * a.dilation;  // the start of the last window ending at i
-  const int64_t first = before <= 0 ? 0 : (before + a.stride - 1) / a.stride;
-  const int64_t last = (i + a.padding) / a.stride;
+  const int64_t first = before <= 0 ? 0 : quotient(before + a.stride - 1, a.stride);
+  const int64_t last = quotient(i + a.padding, a.stride);
   return {first, last < a.out ? last : a.out - 1};
 }
 
 // The number of the tap by which window o of a (not adaptive) axis sees input i, or -1.
 FASTCV_POOL_INLINE int64_t tap_of(const PoolAxis& a, int64_t o, int64_t i) {
   const int64_t distance = i + a.padding - o * a.stride;
+  if (a.dilation == 1) return distance;
   return distance % a.dilation == 0 ? distance / a.dilation : -1;
 }
 
@@ -69,7 +73,7 @@ FASTCV_POOL_INLINE int64_t row_pitch(const PoolParams& p) {
 FASTCV_POOL_INLINE size_t slot_bytes(const PoolParams& p) {
   const int64_t ring = p.where == nullptr || p.adaptive ? 0 : input_ring(p);
   const int64_t taps = p.adaptive ? 0 : p.w.kernel;
-  return static_cast<size_t>(8 * ((6 + 2 * ring) * row_pitch(p) + ring + taps + 128)) / 64 * 64;
+  return static_cast<size_t>(8 * ((6 + 2 * ring) * row_pitch(p) + 4 * ring + taps + 128)) / 64 * 64;
 }
 
 }  // namespace

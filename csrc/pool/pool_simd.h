@@ -62,21 +62,45 @@ FASTCV_INLINE void keep_larger(Vec<T>& best, Vec<int_of<T>>& code, Vec<T> x, Vec
 #endif
 }
 
-// sum + x where code == want.
+// sum + x where code == want; a vector's width of codes. Bytes stay bytes: one compare serves sixteen floats.
 template <class T>
-FASTCV_INLINE Vec<T> add_where(Vec<T> sum, Vec<int_of<T>> code, Vec<int_of<T>> want, Vec<T> x) {
+FASTCV_INLINE Vec<T> add_where(Vec<T> sum, const uint8_t* code, uint8_t want, Vec<T> x) {
 #if defined(__AVX512F__)
   using R = typename Vec<T>::Raw;
   if constexpr (std::is_same_v<T, float>) {
-    const __mmask16 k = _mm512_cmpeq_epi32_mask((__m512i)code.v, (__m512i)want.v);
+    const __mmask16 k =
+        _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)code), _mm_set1_epi8(static_cast<char>(want)));
     return Vec<T>((R)_mm512_mask_add_ps((__m512)sum.v, k, (__m512)sum.v, (__m512)x.v));
   } else {
-    const __mmask8 k = _mm512_cmpeq_epi64_mask((__m512i)code.v, (__m512i)want.v);
-    return Vec<T>((R)_mm512_mask_add_pd((__m512d)sum.v, k, (__m512d)sum.v, (__m512d)x.v));
+    const __mmask16 k =
+        _mm_cmpeq_epi8_mask(_mm_loadl_epi64((const __m128i*)code), _mm_set1_epi8(static_cast<char>(want)));
+    return Vec<T>((R)_mm512_mask_add_pd((__m512d)sum.v, static_cast<__mmask8>(k), (__m512d)sum.v, (__m512d)x.v));
   }
 #else
-  const Mask<T> hit = code == want;
-  return sum + bitcast<T>(hit & bitcast<int_of<T>>(x));
+  using I = int_of<T>;
+  Vec<I> wide;
+  for (int i = 0; i < Vec<I>::width; ++i) wide.v[i] = code[i];
+  return sum + bitcast<T>((wide == Vec<I>(static_cast<I>(want))) & bitcast<I>(x));
+#endif
+}
+template <class T>
+FASTCV_INLINE Vec<T> add_where(Vec<T> sum, const int64_t* code, int64_t want, Vec<T> x) {
+#if defined(__AVX512F__)
+  using R = typename Vec<T>::Raw;
+  const __m512i all = _mm512_set1_epi64(want);
+  const __mmask8 low = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(code), all);
+  if constexpr (std::is_same_v<T, float>) {
+    const __mmask8 high = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(code + 8), all);
+    const __mmask16 k = static_cast<__mmask16>(high << 8 | low);
+    return Vec<T>((R)_mm512_mask_add_ps((__m512)sum.v, k, (__m512)sum.v, (__m512)x.v));
+  } else {
+    return Vec<T>((R)_mm512_mask_add_pd((__m512d)sum.v, low, (__m512d)sum.v, (__m512d)x.v));
+  }
+#else
+  using I = int_of<T>;
+  Vec<I> hit;
+  for (int i = 0; i < Vec<I>::width; ++i) hit.v[i] = code[i] == want ? I(-1) : I(0);
+  return sum + bitcast<T>(hit & bitcast<I>(x));
 #endif
 }
 

@@ -1,6 +1,7 @@
 // The door of max and average pooling: schemas, checks, torch's layout rule, outputs. No arithmetic on elements.
-#include "common/door.h"
 #include "pool/pool.h"
+
+#include "common/door.h"
 
 namespace fastcv {
 namespace {

@@ -18,7 +18,7 @@ void for_each(const BedOfNailsParams& p, F&& f) {
 }  // namespace
 
 void upsample_bed_of_nails_ref(const BedOfNailsParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) {
+  dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
     S* y = static_cast<S*>(p.y);
     for (int64_t i = 0; i < p.n * p.c * p.h * p.scale_h * p.w * p.scale_w; ++i) y[i] = S{};
@@ -27,7 +27,7 @@ void upsample_bed_of_nails_ref(const BedOfNailsParams& p, const Exec&) {
 }
 
 void upsample_bed_of_nails_backward_ref(const BedOfNailsParams& p, const Exec&) {
-  dispatch_ref(p.dtype, [&](auto zero) {
+  dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
     for_each(p, [&](int64_t small, int64_t big) { static_cast<S*>(p.y)[small] = static_cast<const S*>(p.x)[big]; });
   });

@@ -131,7 +131,7 @@ def _(info: Any, in_dims: Any, *args: Any) -> Any:
 def _(info: Any, in_dims: Any, running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> Any:
     if in_dims[0] is None or in_dims[1] is None:
         raise RuntimeError(
-            "fastcv batch_norm: vmap over the input needs running_mean and running_var that are mapped too, or None (track_running_stats=False)"
+            "fastcv batch_norm: vmap over the input needs running_mean and running_var that are mapped too, or None"
         )
 
     def at(t: Tensor, dim: int | None, i: int) -> Tensor:

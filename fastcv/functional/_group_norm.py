@@ -113,8 +113,8 @@ def _(info: Any, in_dims: Any, *args: Any) -> Any:
 
 
 def _save_backward(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
-    grad, input, _mean, _var, size, weight, bias, eps, wanted = args
-    ctx.save_for_backward(grad, input, weight, bias)
+    grad, input, _mean, _var, size, weight, _bias, eps, wanted = args
+    ctx.save_for_backward(grad, input, weight)
     ctx.scalars = size, eps, wanted
     ctx.set_materialize_grads(False)
 
@@ -123,7 +123,7 @@ def _second_order(
     ctx: Any, ups: tuple[Vector, ...], shape: list[int], vector: list[int], dims: list[int], rest: list[int]
 ) -> tuple[Any, ...]:
     """shape: what input is viewed as; vector: what weight and bias are; dims: normalised over; rest: summed over for the weight."""
-    grad, input, weight, bias = ctx.saved_tensors
+    grad, input, weight = ctx.saved_tensors
     _, eps, wanted = ctx.scalars
     v, vw, vb = (t if wanted & bit else None for t, bit in zip(ups, (DX, DWEIGHT, DBIAS), strict=True))
     g, x, w, v, vw, vb = widen(grad, input, weight, v, vw, vb)

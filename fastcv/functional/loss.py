@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import _reduction as _Reduction
 
 from .. import _ext
@@ -108,14 +107,14 @@ def _register_softmax(name: str, log: bool) -> Any:
         if dim is None:
             warnings.warn(
                 f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an argument.",
-                stacklevel=stacklevel + 1,
+                stacklevel=stacklevel,
             )
             dim = 0 if input.dim() in (0, 1, 3) else 1
         elif type(dim) is not int and not isinstance(dim, (int, torch.SymInt)):
             raise TypeError(f"{name}: dim must be int, not {type(dim).__name__}")
         if dtype is not None:
             input = input.to(dtype)
-        else:
+        elif input.is_cuda:  # aten's autocast lists: float32 on CUDA, input's dtype on the CPU
             (input,) = autocast_float32(input)
         _check_float(name, input)
         return with_grad(input, dim) if needs_grad(input) else forward(input, dim)
@@ -133,7 +132,7 @@ _log_softmax = _register_softmax("log_softmax", log=True)
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    """exp(x) / sum exp(x) along ``dim``; the same shape, row-major, in ``dtype`` (default: input's; under autocast float32).
+    """exp(x) / sum exp(x) along ``dim``; the same shape, row-major, in ``dtype`` (default: input's; under CUDA autocast float32).
 
     input: any shape and strides; float32, float64, bfloat16, float16 (16-bit types compute in float32); anything castable
     if ``dtype`` is given. Without ``dim`` it warns and takes 0 for tensors of 0, 1 or 3 dimensions, else 1.
@@ -284,17 +283,18 @@ def _forward_cross_entropy(
 
 def _save_cross_entropy(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]) -> None:
     input, target, weight, *ctx.options, _ = args
-    grad = outputs[1]
-    if grad is not None:
-        ctx.mark_non_differentiable(grad)
+    ctx.ready = outputs[1]  # the first backward gives it away; another one computes it again
+    if ctx.ready is not None:
+        ctx.mark_non_differentiable(ctx.ready)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, grad)
+    ctx.save_for_backward(input, target, weight)
 
 
 def _backward_cross_entropy(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 7
-    input, target, weight, ready = ctx.saved_tensors
+    input, target, weight = ctx.saved_tensors
+    ready, ctx.ready = ctx.ready, None
     if needs_grad(grad, input):  # the gradient will itself be differentiated
         with torch.enable_grad():
             a, count = _coefficients(input, target, weight, *ctx.options)
@@ -350,10 +350,10 @@ def _prepare_soft(
     """torch's errors for class probabilities, and everything in one dtype."""
     if not target.is_floating_point():
         raise RuntimeError(f"cross_entropy: expected floating point type for target with class probabilities, got {target.dtype}")
-    if input.dim() < 1:
-        raise IndexError("cross_entropy: expected 1 or more dimensions, got a scalar input")
     if ignore_index >= 0:
         raise RuntimeError(f"cross_entropy: ignore_index is not supported for floating point target, got {ignore_index}")
+    if input.dim() < 1:
+        raise IndexError("cross_entropy: expected 1 or more dimensions, got a scalar input")
     _check_float("cross_entropy", input)
     classes = input.shape[_class_dim(input)]
     if weight is not None and (weight.dim() != 1 or weight.shape[0] != classes):
@@ -393,16 +393,16 @@ def cross_entropy(
     """
     number = _reduction_number(reduction, size_average, reduce)
     input, weight = autocast_float32(input, weight)
+    if label_smoothing > 1:
+        raise RuntimeError(f"cross_entropy: label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    if not label_smoothing > 0:  # torch takes negative and NaN as none
+        label_smoothing = 0.0
     if target.shape == input.shape:
         input, target, weight = _prepare_soft(input, target, weight, ignore_index, label_smoothing)
     else:
         if input.dim() == 0:
             raise IndexError("cross_entropy: expected 1 or more dimensions, got a scalar input")
         _check_classes("cross_entropy", input, target, weight)
-    if not 0 < label_smoothing <= 1:
-        if label_smoothing > 1:
-            raise RuntimeError(f"cross_entropy: label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-        label_smoothing = 0.0
     if needs_grad(target, weight):
         return _composed_cross_entropy(input, target, weight, number, ignore_index, label_smoothing)
     if needs_grad(input):
@@ -533,17 +533,18 @@ def _forward_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | 
 
 def _save_linear(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
     input, linear_weight, linear_bias, target, weight, *ctx.options, _ = args
-    grads = outputs[1:]
-    ctx.mark_non_differentiable(*(g for g in grads if g is not None))
+    ctx.ready = outputs[1:]  # as for cross_entropy
+    ctx.mark_non_differentiable(*(g for g in ctx.ready if g is not None))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, *grads)
+    ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
 
 
 def _backward_linear(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     rest = (None,) * 6
     if grad is None:
         return None, None, None, *rest
-    input, linear_weight, linear_bias, target, weight, *ready = ctx.saved_tensors
+    input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+    ready, ctx.ready = ctx.ready, None
     leaves = (input, linear_weight, linear_bias)
     needs = ctx.needs_input_grad[:3]
     if needs_grad(grad, *leaves):  # the gradients will themselves be differentiated
@@ -552,7 +553,7 @@ def _backward_linear(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
             wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
             found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
         results = [next(found) if need else None for need in needs]
-    elif ready[0] is not None:
+    elif ready is not None and ready[0] is not None:
         results = [_scaled(g, grad) if need else None for g, need in zip(ready, needs, strict=True)]
     else:
         found = _linear_cross_entropy_backward(grad, *leaves, target, weight, *ctx.options, *needs)
@@ -680,10 +681,20 @@ def _save_margin(ctx: Any, args: tuple[Any, ...], loss: Tensor) -> None:
     ctx.save_for_backward(input, target, weight)
 
 
-@once_differentiable
 def _backward_margin(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, target, weight = ctx.saved_tensors
-    result = _multi_margin_loss_backward(grad, input, target, ctx.p, ctx.margin, weight, ctx.reduction)
+    if needs_grad(grad, input):  # second order, from small torch ops
+        with torch.enable_grad():
+            index = target.unsqueeze(1)
+            slack = ctx.margin - input.gather(1, index) + input
+            active = (slack > 0).scatter(1, index, False)
+            scale = (grad / input.shape[0] if ctx.reduction == 1 else grad) / input.shape[1]
+            if weight is not None:
+                scale = scale * weight[target]
+            slope = torch.where(active, slack * 2 if ctx.p == 2 else torch.ones_like(slack), 0) * scale.expand(input.shape[0]).unsqueeze(1)
+            result = slope.scatter_add(1, index, -slope.sum(1, keepdim=True))
+    else:
+        result = _multi_margin_loss_backward(grad, input, target, ctx.p, ctx.margin, weight, ctx.reduction)
     return result, None, None, None, None, None
 
 
@@ -703,9 +714,10 @@ def multi_margin_loss(
     """The multiclass hinge loss: weight[t] / C * sum over c != t of max(0, margin - x[t] + x[c]) ** p, p in {1, 2}.
 
     input: (N, C), (C,) or (); float32, float64, bfloat16, float16. target: int64 of shape (N,), () or (1,). weight: (C,) of
-    input's dtype. The sum over wrong classes without the division by C ("SVM loss") is C times this. Of an empty batch the sum is
-    0 and the mean NaN. Differentiable once, in input. Raises ValueError for another p or a weight that is no vector, RuntimeError
-    for other shapes, dtypes and targets out of range. Source: csrc/loss/multi_margin*.
+    input's dtype. The sum over wrong classes without the division by C ("SVM loss") is C times this. Of an empty batch the
+    sum is 0 and the mean NaN. Differentiable any number of times in input (beyond the first from small ops).
+    Raises ValueError for another p or a weight that is no vector, RuntimeError for other shapes, dtypes and targets out of
+    range. Source: csrc/loss/multi_margin*.
     """
     number = _reduction_number(reduction, size_average, reduce)
     if p != 1 and p != 2:
@@ -842,9 +854,7 @@ def _(input: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 @_ext.fake("soft_iou_loss_backward")
-def _(
-    grad: Tensor, input: Tensor, target: Tensor, sums: Tensor, eps: float, need_input: bool, need_target: bool
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, input: Tensor, target: Tensor, sums: Tensor, eps: float, need_input: bool, need_target: bool) -> tuple[Tensor, Tensor]:
     return input.new_empty(input.shape if need_input else [0]), input.new_empty(input.shape if need_target else [0])
 
 

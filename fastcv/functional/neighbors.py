@@ -295,7 +295,8 @@ def nearest(x: Tensor, y: Tensor, p: float = 2.0, *, squared: bool = False) -> t
     """The nearest row of y for each row of x: ``knn`` with k = 1, without the last dimension.
 
     x: [..., M, D], y: [..., N, D] with N >= 1. Returns (distance, index), both [..., M]; equal distances go to the lowest
-    index. dtypes, gradients and errors as ``knn``. Source: csrc/neighbors/knn.h.
+    index. float32, float64, bfloat16, float16 or uint8; gradients as ``knn``. Raises what ``knn`` raises, ValueError for N = 0.
+    Source: csrc/neighbors/knn.h.
     """
     distances, indices = knn(x, y, 1, p, squared=squared)
     return distances.squeeze(-1), indices.squeeze(-1)

@@ -207,7 +207,8 @@ def group_norm(
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
     if channels % num_groups != 0:
         raise RuntimeError(
-            f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(input.shape)} and num_groups={num_groups}"
+            f"Expected number of channels in input to be divisible by num_groups, "
+            f"but got input of shape {list(input.shape)} and num_groups={num_groups}"
         )
     _check_input("group_norm", input)
     _check_dtypes("group_norm", input, ("weight", weight), ("bias", bias))
@@ -245,7 +246,8 @@ def layer_norm(
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None and tuple(t.shape) != shape:
             raise RuntimeError(
-                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape {list(t.shape)} and normalized_shape = {list(shape)}"
+                f"Expected {name} to be of same shape as normalized_shape, "
+                f"but got {name} of shape {list(t.shape)} and normalized_shape = {list(shape)}"
             )
     if input.dim() < dims or tuple(input.shape[-dims:]) != shape:
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with that shape at its end, but got {list(input.shape)}")
@@ -367,7 +369,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
 
     input: [N, C, *spatial] of any strides, float32, float64, bfloat16 or float16 (torch's CPU kernel lacks float16); the output
     has its dtype and strides. Channels that do not exist count as zeros. beta 0.5, 0.75 and 1 are fastest. Differentiable once.
-    Inside autocast 16-bit input is computed and returned in float32, as torch does. Raises ValueError (fewer than 3 dimensions),
+    Inside autocast 16-bit images are returned in float32, as torch does. Raises ValueError (fewer than 3 dimensions),
     RuntimeError (size < 1), TypeError (size no int), NotImplementedError (other dtypes). Source: csrc/norm/local_response_norm.h.
     """
     dim = input.dim()
@@ -380,7 +382,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     if size < 1:
         raise RuntimeError(f"fastcv local_response_norm: size should be greater than zero, but got {size}")
     _check_input("local_response_norm", input)
-    (input,) = autocast_float32(input)
+    if dim > 3 or input.is_cuda:  # where torch takes the average in float32
+        (input,) = autocast_float32(input)
     run = _response_with_grad if needs_grad(input) else _response
     if input.is_contiguous() or is_channels_last(input):
         return run(input, size, alpha, beta, k)

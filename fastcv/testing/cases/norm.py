@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ._case import Case, randn
 
-NO_HALF = (torch.float32, torch.float64, torch.bfloat16)  # where torch's CPU kernel lacks float16
+# torch's float64 statistics, one long chain of additions, are no reference for float64: tests/test_norm.py has its own.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _vectors(g: torch.Generator, channels: int) -> list[torch.Tensor]:
@@ -29,7 +30,7 @@ def _batch_norm(
         vectors = _vectors(g, c) if affine else [None, None]
         return (randn(g, *sizes), *statistics, *vectors), {"training": training, "eps": eps}
 
-    return Case("batch_norm", name, build, grad=(0, 3, 4) if affine else (0,), **more)
+    return Case("batch_norm", name, build, grad=(0, 3, 4) if affine else (0,), dtypes=DTYPES, **more)
 
 
 def batch_norm_act_peer(
@@ -54,14 +55,14 @@ def _batch_norm_act(name: str, *sizes: int, training: bool, activation: str | No
         args = (randn(g, *sizes), *_statistics(g, c), *_vectors(g, c), training)
         return args, {"activation": activation, "residual": randn(g, *sizes) if residual else None}
 
-    return Case("batch_norm_act", name, build, peer=batch_norm_act_peer, grad=(0, 3, 4), **more)
+    return Case("batch_norm_act", name, build, peer=batch_norm_act_peer, grad=(0, 3, 4), dtypes=DTYPES, **more)
 
 
 def _group_norm(name: str, *sizes: int, groups: int, affine: bool = True, **more: Any) -> Case:
     def build(g: torch.Generator) -> Any:
         return (randn(g, *sizes), groups, *(_vectors(g, sizes[1]) if affine else [])), {}
 
-    return Case("group_norm", name, build, grad=(0, 2, 3) if affine else (0,), **more)
+    return Case("group_norm", name, build, grad=(0, 2, 3) if affine else (0,), dtypes=DTYPES, **more)
 
 
 def _layer_norm(name: str, *sizes: int, dims: int = 1, affine: bool = True, **more: Any) -> Case:
@@ -69,7 +70,7 @@ def _layer_norm(name: str, *sizes: int, dims: int = 1, affine: bool = True, **mo
         shape = sizes[-dims:]
         return (randn(g, *sizes), shape, *([randn(g, *shape), randn(g, *shape)] if affine else [])), {}
 
-    return Case("layer_norm", name, build, grad=(0, 2, 3) if affine else (0,), **{"layouts": ("contiguous",), **more})
+    return Case("layer_norm", name, build, grad=(0, 2, 3) if affine else (0,), **{"dtypes": DTYPES, "layouts": ("contiguous",), **more})
 
 
 def _instance_norm(name: str, *sizes: int, affine: bool = True, running: bool = False, use_input_stats: bool = True, **more: Any) -> Case:
@@ -78,12 +79,13 @@ def _instance_norm(name: str, *sizes: int, affine: bool = True, running: bool = 
         statistics = _statistics(g, c) if running else [None, None]
         return (randn(g, *sizes), *statistics, *(_vectors(g, c) if affine else [None, None]), use_input_stats), {}
 
-    return Case("instance_norm", name, build, grad=(0, 3, 4) if affine else (0,), **more)
+    return Case("instance_norm", name, build, grad=(0, 3, 4) if affine else (0,), dtypes=DTYPES, **more)
 
 
 def _response(name: str, *sizes: int, size: int = 5, **more: Any) -> Case:
     options = {k: more.pop(k) for k in ("alpha", "beta", "k") if k in more}
-    dtypes = NO_HALF if len(sizes) > 3 else (*NO_HALF, torch.float16)
+    # torch's CPU kernel has no 16-bit dtypes here
+    dtypes = (torch.float32, torch.float64)
     return Case("local_response_norm", name, lambda g: ((randn(g, *sizes), size), options), grad=(0,), dtypes=dtypes, **more)
 
 
@@ -111,7 +113,7 @@ CASES: list[Case] = [
     _batch_norm("odd-3x5x7x3", 3, 5, 7, 3),
     _batch_norm("channels-67", 2, 67, 5, 3),
     _batch_norm("channels-1", 3, 1, 4, 5, layouts=("contiguous",)),
-    _batch_norm("two-values", 2, 3, layouts=("contiguous",)),
+    _batch_norm("three-values", 3, 3, layouts=("contiguous",)),
     _batch_norm("sequence", 4, 6, 37, layouts=("contiguous",)),
     _batch_norm("volume", 2, 5, 3, 4, 5),
     _batch_norm("few-channels-large-plane", 2, 3, 190, 181, affine=False),
@@ -151,7 +153,6 @@ CASES: list[Case] = [
     _instance_norm("evaluation", 3, 6, 9, 5, running=True, use_input_stats=False),
     _instance_norm("sequence", 2, 7, 33, affine=False, layouts=("contiguous",)),
     _instance_norm("volume", 2, 3, 3, 4, 5),
-    _instance_norm("empty", 0, 3, 4, 4, layouts=("contiguous",)),
     _response("odd-2x7x5x3", 2, 7, 5, 3, size=3, alpha=0.1),
     _response("even-size", 2, 20, 4, 5, size=4, alpha=0.5, beta=0.5),
     _response("wide", 2, 5, 3, 4, size=11, alpha=2.0, beta=1.0),
