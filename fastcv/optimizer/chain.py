@@ -56,8 +56,11 @@ class Chain(ABC):
         frame = current_frame(self.region)
         if frame is None or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
             return None
-        if not self.may_begin(x) or any_global_hook() or any(has_hooks(m) for m in self.watched):
+        if not self.may_begin(x) or any_global_hook():
             return None
+        for module in self.watched:
+            if has_hooks(module):
+                return None
         return frame.hold(Pending(self, x, isinstance(self, BatchNormChain), torch.is_grad_enabled()))
 
     def defer(self, pending: Pending, step: str) -> Pending | Tensor:
@@ -92,13 +95,10 @@ class ConvChain(Chain):
 
     def may_begin(self, x: Tensor) -> bool:
         conv, bn = self.head, self.bn
-        tensors = [conv.weight, conv.bias]
-        if bn is not None:
-            if bn.training or bn.running_mean is None or bn.running_var is None:
-                self.fold.drop()
-                return False
-            tensors += [bn.weight, bn.bias]
-        if needs_grad(x, *tensors):
+        if bn is not None and (bn.training or bn.running_mean is None or bn.running_var is None):
+            self.fold.drop()
+            return False
+        if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
             if bn is not None:
                 self.fold.drop()
             return False
@@ -107,9 +107,10 @@ class ConvChain(Chain):
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
-        return bn is None or (
-            bn.running_mean.dtype in (torch.float32, weight.dtype) and not any(t.is_inference() for t in (bn.running_mean, bn.running_var))
-        )
+        if bn is None:
+            return True
+        mean, var = bn.running_mean, bn.running_var
+        return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
         if OPS[type(self.head)] != "conv2d" or type(other) is not Tensor or needs_grad(other):

@@ -46,8 +46,6 @@ OPS: dict[type[nn.Module], str] = {
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 def kernel_class(module: nn.Module) -> type[nn.Module]:
     """The class of fastcv.nn whose forward serves ``module``, one of OPS."""
@@ -67,7 +65,7 @@ def resembles(module: nn.Module) -> type[nn.Module] | None:
 def has_hooks(module: nn.Module) -> bool:
     """True if a forward or backward hook is registered on the module."""
     state = module.__dict__
-    return any(state.get(name) for name in _HOOKS)
+    return bool(state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"])
 
 
 def any_global_hook() -> bool:

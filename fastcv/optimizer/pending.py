@@ -45,8 +45,6 @@ def _version(t: Tensor) -> int | None:
 class Pending:
     """head(x), then bn(.) if ``normalised``, then + residual if there is one; computed when first looked at."""
 
-    __slots__ = ("chain", "computed", "grad_mode", "normalised", "residual", "residual_in_place", "result", "versions", "x")
-
     def __init__(self, chain: Chain, x: Tensor, normalised: bool, grad_mode: bool) -> None:
         self.chain = chain
         self.x = x
@@ -147,12 +145,6 @@ class Pending:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.value(), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in Pending.__slots__:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.value(), name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.value().__reduce_ex__(protocol)
