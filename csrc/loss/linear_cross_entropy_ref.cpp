@@ -16,7 +16,7 @@ std::vector<double> widened(const void* data, int64_t n) {
 }
 
 template <class S>
-void narrow(const std::vector<double>& from, void* to) {
+void narrow_all(const std::vector<double>& from, void* to) {
   if (to)
     for (size_t i = 0; i < from.size(); ++i) narrow(from[i], static_cast<S*>(to) + i);
 }
@@ -56,7 +56,7 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
   q.reduction = p.reduction;
   cross_entropy_ref(q, exec);
   if (*p.bad >= 0) return;
-  narrow<S>(loss, p.loss);
+  narrow_all<S>(loss, p.loss);
   if (!wants_grad) return;
   std::vector<double> grad_x(p.grad_x ? rows * features : 0), grad_w(p.grad_w ? classes * features : 0);
   std::vector<double> grad_b(p.grad_b ? classes : 0);
@@ -69,9 +69,9 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
         if (p.grad_w) grad_w[c * features + f] += g * x[r * features + f];
       }
     }
-  narrow<S>(grad_x, p.grad_x);
-  narrow<S>(grad_w, p.grad_w);
-  narrow<S>(grad_b, p.grad_b);
+  narrow_all<S>(grad_x, p.grad_x);
+  narrow_all<S>(grad_w, p.grad_w);
+  narrow_all<S>(grad_b, p.grad_b);
 }
 
 }  // namespace

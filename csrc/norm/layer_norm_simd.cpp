@@ -76,8 +76,8 @@ struct Backward {
           [&](int64_t j, int n) {
             const int64_t i = start + j;
             const V g = load_n(grad + i, n) * detail::load_raw_n(weight + i, n);
-            a[1] += g;
-            b[1] += select<T>(first_lanes<T>(n), g * (load_n(x + i, n) - hi), V(T(0)));
+            a[3] += g;
+            b[3] += select<T>(first_lanes<T>(n), g * (load_n(x + i, n) - hi), V(T(0)));
           });
       total.g += reduce_add((a[0] + a[1]) + (a[2] + a[3]));
       total.gd += reduce_add((b[0] + b[1]) + (b[2] + b[3]));
@@ -93,25 +93,28 @@ struct Backward {
     const double mean = p.mean[r], invstd = 1 / __builtin_sqrt(p.var[r] + p.eps);
     const Affine<T> normal = affine_of<T>(mean, invstd, 1, 0);
     const V hi(normal.hi), scale(normal.scale), shift(normal.shift);
+    // dx = invstd * (g - mean(g)) - slope * d: the mean leaves first, so that a row of one element has no gradient.
     GradAffine<T> a{};
+    T mean_g = 0;
     if (dx != nullptr) {
       const GradSums s = sums(grad, x, hi);
       const double lo = mean - static_cast<double>(normal.hi);
-      a = grad_affine<T>(static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);
+      a = grad_affine<T>(static_cast<double>(l), mean, invstd, 1, 0, s.gd - lo * s.g);
+      mean_g = static_cast<T>(s.g / static_cast<double>(l));
     }
-    const V ga(a.a), gb(a.b), gc(a.c);
+    const V gm(mean_g), ga(a.a), gb(a.b), gc(a.c);
     sweep<V::width>(
         l,
         [&](int64_t i, int) {
           const V g = load(grad + i), d = load(x + i) - hi;
-          if (dx != nullptr) store(dx + i, fma(g * detail::load_raw(weight + i), ga, fma(d, gb, gc)));
+          if (dx != nullptr) store(dx + i, fma(g * detail::load_raw(weight + i) - gm, ga, fma(d, gb, gc)));
           if (w == nullptr) return;
           detail::store_raw(w + i, fma(g, fma(d, scale, shift), detail::load_raw(w + i)));
           detail::store_raw(b + i, g + detail::load_raw(b + i));
         },
         [&](int64_t i, int n) {
           const V g = load_n(grad + i, n), d = load_n(x + i, n) - hi;
-          if (dx != nullptr) store_n(dx + i, fma(g * detail::load_raw_n(weight + i, n), ga, fma(d, gb, gc)), n);
+          if (dx != nullptr) store_n(dx + i, fma(g * detail::load_raw_n(weight + i, n) - gm, ga, fma(d, gb, gc)), n);
           if (w == nullptr) return;
           detail::store_raw_n(w + i, fma(g, fma(d, scale, shift), detail::load_raw_n(w + i, n)), n);
           detail::store_raw_n(b + i, g + detail::load_raw_n(b + i, n), n);

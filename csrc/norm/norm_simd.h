@@ -100,7 +100,15 @@ FASTCV_INLINE void sweep(int64_t len, Full&& full, Tail&& tail) {
     full(i + 2 * W, 2);
     full(i + 3 * W, 3);
   }
-  for (; i + W <= len; i += W) full(i, 0);
+  if (i + 2 * W <= len) {
+    full(i, 0);
+    full(i + W, 1);
+    i += 2 * W;
+  }
+  if (i + W <= len) {
+    full(i, 2);
+    i += W;
+  }
   if (i < len) tail(i, static_cast<int>(len - i));
 }
 
@@ -122,7 +130,7 @@ template <class S>
   for (int64_t p = 0; p < pieces; ++p) {
     const S* q = x + p * stride;
     sweep<V::width>(
-        len, [&](int64_t i, int k) { sum[k] += load(q + i); }, [&](int64_t i, int n) { sum[1] += load_n(q + i, n); });
+        len, [&](int64_t i, int k) { sum[k] += load(q + i); }, [&](int64_t i, int n) { sum[3] += load_n(q + i, n); });
   }
   const double n = static_cast<double>(pieces * len);
   const T centre = static_cast<T>(reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])) / n);
@@ -139,8 +147,8 @@ template <class S>
         },
         [&](int64_t i, int m) {
           const V d = select<T>(first_lanes<T>(m), load_n(q + i, m) - c, zero);
-          sum[1] += d;
-          squares[1] = fma(d, d, squares[1]);
+          sum[3] += d;
+          squares[3] = fma(d, d, squares[3]);
         });
   }
   return moments_of_sums(n, centre, reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])),
@@ -328,8 +336,8 @@ template <class S, class T = acc_t<S>>
               const V d = from.deviation_n(at + i, n);
               const Mask<T> lanes = first_lanes<T>(n);
               const V g = from.at_n(at + i, d, n);
-              a[1] += select<T>(lanes, g, zero);
-              b[1] += select<T>(lanes, g * d, zero);
+              a[3] += select<T>(lanes, g, zero);
+              b[3] += select<T>(lanes, g * d, zero);
             });
       }
       total.g += reduce_add((a[0] + a[1]) + (a[2] + a[3]));

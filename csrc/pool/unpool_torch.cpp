@@ -1,8 +1,8 @@
 // The door of unpooling: max_unpool2d and bed of nails, both ways. No arithmetic on elements.
-#include "pool/upsample_bed_of_nails.h"
+#include "pool/max_unpool2d.h"
 
 #include "common/door.h"
-#include "pool/max_unpool2d.h"
+#include "pool/upsample_bed_of_nails.h"
 
 namespace fastcv {
 namespace {

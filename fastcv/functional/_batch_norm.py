@@ -130,9 +130,7 @@ def _(info: Any, in_dims: Any, *args: Any) -> Any:
 @_ext.vmap("batch_norm_update_")
 def _(info: Any, in_dims: Any, running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> Any:
     if in_dims[0] is None or in_dims[1] is None:
-        raise RuntimeError(
-            "fastcv batch_norm: vmap over the input needs running_mean and running_var that are mapped too, or None"
-        )
+        raise RuntimeError("fastcv batch_norm: vmap over the input needs running_mean and running_var that are mapped too, or None")
 
     def at(t: Tensor, dim: int | None, i: int) -> Tensor:
         return t if dim is None else t.select(dim, i)
