@@ -25,6 +25,15 @@ def fold_batch_norm(conv: nn.Module, bn: nn.Module) -> nn.Module:
     running statistics. The folding is done in float64 and rounded once to the dtype of ``conv.weight``.
     Raises TypeError for other modules and ValueError for a pair that cannot be folded, with the reason.
     """
+    weight, bias = folded_parameters(conv, bn)
+    folded = copy.deepcopy(conv).eval()
+    folded.weight = nn.Parameter(weight, conv.weight.requires_grad)
+    folded.bias = nn.Parameter(bias, conv.weight.requires_grad)
+    return folded
+
+
+def folded_parameters(conv: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """The weight and bias of the convolution that ``fold_batch_norm`` returns, with its rules and errors."""
     if not isinstance(conv, _ConvNd):
         raise TypeError(f"fold_batch_norm: conv must be a convolution module, got {type(conv).__name__}")
     if not isinstance(bn, _BatchNorm):
@@ -48,12 +57,8 @@ def fold_batch_norm(conv: nn.Module, bn: nn.Module) -> nn.Module:
         shift = shift + bn.bias.detach().double()
     if conv.bias is not None:
         shift = shift + conv.bias.detach().double() * scale
-
-    folded = copy.deepcopy(conv).eval()
-    weight = conv.weight
-    folded.weight = nn.Parameter((weight.detach().double() * _per_filter(scale, conv)).to(weight.dtype), weight.requires_grad)
-    folded.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)
-    return folded
+    weight = (conv.weight.detach().double() * _per_filter(scale, conv)).to(conv.weight.dtype)
+    return weight, shift.to(weight.dtype)
 
 
 def _per_filter(scale: Tensor, conv: _ConvNd) -> Tensor:
