@@ -444,6 +444,7 @@ class Igemm {
     s.row_pitch = pixels;
     s.taps = taps;
     s.steps = (merged ? row_length(tw.count) : round_up(cg, kPair)) / kPair;
+    s.segment = segment_of(s.taps * s.steps);
     s.group_in = static_cast<int>(cg);
     s.group_out = static_cast<int>(p.k / p.groups);
     s.channel = window ? 0 : c.group * cg;

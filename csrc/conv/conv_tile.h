@@ -45,6 +45,7 @@ struct Strip {
   int64_t row_pitch, taps, steps;    // steps: of kPair channels, per tap
   int64_t channel;                   // first channel, added to every row
   const typename P::W* weights;      // [taps * steps][panel]
+  int64_t segment;                   // steps summed in registers before they join the total: segment_of
   const typename P::Acc* bias;       // [panel]
   const int64_t* places;             // [pixels]: where in out each pixel's sums go, in units of out_pitch
   typename P::Acc* out;
@@ -53,41 +54,67 @@ struct Strip {
   int group_in, group_out;
 };
 
+// One long chain of roundings loses more than a chain of chains: about the square root of the terms is the best length,
+// and from 32 on adding up the parts costs a few percent at most. Depends on the layer only.
+static inline int64_t segment_of(int64_t terms) { return terms <= 32 * 32 ? 32 : terms <= 64 * 64 ? 64 : 128; }
+
 template <class P, int MR, int NV>
 [[gnu::noinline]] static void tile(const Strip<P>& s, int64_t pixel) {
   using Acc = typename P::Acc;
   constexpr int kWidth = Vec<Acc>::width;
   Vec<Acc> sum[MR][NV];
+  const Acc* before = s.bias;  // what the sums join: the bias first, then what stands in out
+  int64_t before_pitch = 0;
+  const auto start = [&] {
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m)
+    for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[m][v] = load(s.bias + v * kWidth);
+      for (int v = 0; v < NV; ++v) sum[m][v] = Vec<Acc>(Acc(0));
+  };
+  const auto finish = [&] {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const int64_t place = s.places[pixel + m];
+      Acc* out = s.out + place * s.out_pitch;
+      const Acc* from = before + place * before_pitch;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(out + v * kWidth, load(from + v * kWidth) + sum[m][v]);
+    }
+    before = s.out;
+    before_pitch = s.out_pitch;
+  };
+  start();
   const typename P::W* w = s.weights;
   const int64_t steps = s.steps;
+  int64_t left = s.segment;
   for (int64_t tap = 0; tap < s.taps; ++tap) {
     const typename P::X* const* rows = s.rows + tap * s.row_pitch + pixel;
     const typename P::X* x[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) x[m] = rows[m] + s.channel;
-    for (int64_t i = 0; i < steps; ++i) {
-      typename P::Packed weights[NV];
+    for (int64_t i = 0; i < steps;) {
+      const int64_t end = least(steps, i + left);
+      left -= end - i;
+      for (; i < end; ++i) {
+        typename P::Packed weights[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) weights[v] = P::load_weights(w + v * kWidth);
+        for (int v = 0; v < NV; ++v) weights[v] = P::load_weights(w + v * kWidth);
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        const typename P::Packed spread = P::spread(x[m] + i * P::kPair);
+        for (int m = 0; m < MR; ++m) {
+          const typename P::Packed spread = P::spread(x[m] + i * P::kPair);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[m][v] = P::multiply_add(spread, weights[v], sum[m][v]);
+          for (int v = 0; v < NV; ++v) sum[m][v] = P::multiply_add(spread, weights[v], sum[m][v]);
+        }
+        w += NV * kWidth;
       }
-      w += NV * kWidth;
+      if (left == 0) {
+        finish();
+        start();
+        left = s.segment;
+      }
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
-    Acc* out = s.out + s.places[pixel + m] * s.out_pitch;
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(out + v * kWidth, sum[m][v]);
-  }
+  if (left != s.segment || before == s.bias) finish();
 }
 
 template <class P, int NV>
