@@ -102,6 +102,17 @@ def markdown(rows: list[dict[str, Any]], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_op(rows: list[dict[str, Any]]) -> str:
+    """The rows of each op, dtype and pass in one line: how many, geometric mean and slowest ratio in either layout."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for r in rows:
+        groups.setdefault((r["case"].split("-")[0], r["dtype"], r["mode"]), []).append(r["ratio"])
+    lines = ["| op | dtype | pass | rows | torch best / fastcv, geometric mean | slowest row |", "|---|---|---|---:|---:|---:|"]
+    for (op, dtype, mode), ratios in groups.items():
+        lines.append(f"| {op} | {dtype} | {mode} | {len(ratios)} | {geometric_mean(ratios):.2f} | {min(ratios):.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", nargs="*", default=[], help="only these functions")
@@ -140,7 +151,7 @@ def main() -> int:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    Path(f"{options.output}.md").write_text(markdown(rows, f"{machine}\n\n{summary}"))
+    Path(f"{options.output}.md").write_text(markdown(rows, f"{machine}\n\n{summary}\n\n{by_op(rows)}"))
     return 0
 
 

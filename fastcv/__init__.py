@@ -8,5 +8,19 @@ from . import functional, nn
 from ._ext import NotBuiltError, build_info, cpu_isa, is_built
 from ._variants import use, variants, why_not
 from ._version import __version__
+from .optimizer import optimize, restore
 
-__all__ = ["NotBuiltError", "__version__", "build_info", "cpu_isa", "functional", "is_built", "nn", "use", "variants", "why_not"]
+__all__ = [
+    "NotBuiltError",
+    "__version__",
+    "build_info",
+    "cpu_isa",
+    "functional",
+    "is_built",
+    "nn",
+    "optimize",
+    "restore",
+    "use",
+    "variants",
+    "why_not",
+]

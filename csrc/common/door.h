@@ -39,6 +39,7 @@ Ints dense_strides(const Ints& sizes, bool channels_last);
 // torch's rule for the layout of an output: does this tensor of 4 or 5 dimensions count as channels_last?
 // Ambiguous strides (sizes of one) fall to row-major unless they say otherwise, exactly as suggest_memory_format.
 bool is_channels_last(const Tensor& t);
+bool is_channels_last(const Ints& sizes, const Ints& strides);
 // Every element once, without gaps, in row-major (or channels_last) order.
 bool is_dense(const Tensor& t, bool channels_last);
 

@@ -30,10 +30,10 @@ Ints dense_strides(const Ints& sizes, bool channels_last) {
   return strides;
 }
 
-bool is_channels_last(const Tensor& t) {
-  const int n = static_cast<int>(t.dim());
+template <class Sizes, class Strides>
+static bool strides_say_channels_last(const Sizes& size, const Strides& stride) {
+  const int n = static_cast<int>(size.size());
   if (n != 4 && n != 5) return false;
-  const auto size = t.sizes(), stride = t.strides();
   if (stride[1] == 0) return false;
   int64_t least = 0;
   const auto admits = [&](int d) {
@@ -49,6 +49,9 @@ bool is_channels_last(const Tensor& t) {
     if (!admits(d)) return false;
   return admits(0);
 }
+
+bool is_channels_last(const Tensor& t) { return strides_say_channels_last(t.sizes(), t.strides()); }
+bool is_channels_last(const Ints& sizes, const Ints& strides) { return strides_say_channels_last(sizes, strides); }
 
 bool is_dense(const Tensor& t, bool channels_last) {
   const Ints size = sizes(t), want = dense_strides(size, channels_last), have = strides(t);

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "common/types.h"
 
@@ -142,10 +143,28 @@ FASTCV_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 // The smaller / larger of two numbers; b where either is NaN (as the x86 instructions have it).
 template <class T>
 FASTCV_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm512_min_ps((__m512)a.v, (__m512)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm512_min_pd((__m512d)a.v, (__m512d)b.v));
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm256_min_ps((__m256)a.v, (__m256)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm256_min_pd((__m256d)a.v, (__m256d)b.v));
+#endif
   return Vec<T>(a.v < b.v ? a.v : b.v);
 }
 template <class T>
 FASTCV_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm512_max_ps((__m512)a.v, (__m512)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm512_max_pd((__m512d)a.v, (__m512d)b.v));
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) return Vec<T>((typename Vec<T>::Raw)_mm256_max_ps((__m256)a.v, (__m256)b.v));
+  if constexpr (std::is_same_v<T, double>)
+    return Vec<T>((typename Vec<T>::Raw)_mm256_max_pd((__m256d)a.v, (__m256d)b.v));
+#endif
   return Vec<T>(a.v > b.v ? a.v : b.v);
 }
 // The larger, or NaN if either is NaN.
@@ -342,6 +361,10 @@ FASTCV_INLINE void store(S* p, Vec<acc_t<S>> a) {
     if constexpr (std::is_same_v<S, f16>) {
       _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     } else {
+#if defined(__AVX512BF16__)
+      _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)a.v));  // subnormals become zero
+      return;
+#endif
       const __m512i u = (__m512i)a.v;
       const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
       const __m512i rounded =
@@ -391,6 +414,50 @@ FASTCV_INLINE void store_int_n(I* p, Vec<I> a, int n) {
   detail::store_raw_n(p, a, n);
 }
 
+// ---- rearranging ------------------------------------------------------------------------------------------------
+
+namespace detail {
+template <bool high, class T, int... i>
+FASTCV_INLINE Vec<T> zip_half(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  constexpr int w = Vec<T>::width;
+  return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
+}
+template <int first, class T, int... i>
+FASTCV_INLINE Vec<T> unzip_half(Vec<T> low, Vec<T> high, std::integer_sequence<int, i...>) {
+  return Vec<T>(__builtin_shufflevector(low.v, high.v, (2 * i + first)...));
+}
+}  // namespace detail
+
+// a0 b0 a1 b1 ...: the first half of that sequence and the second.
+template <class T>
+FASTCV_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high) {
+  constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
+  low = detail::zip_half<false>(a, b, lanes);
+  high = detail::zip_half<true>(a, b, lanes);
+}
+
+// And back: the elements of even and of odd index of the sequence low, high.
+template <class T>
+FASTCV_INLINE void unzip(Vec<T> low, Vec<T> high, Vec<T>& even, Vec<T>& odd) {
+  constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
+  even = detail::unzip_half<0>(low, high, lanes);
+  odd = detail::unzip_half<1>(low, high, lanes);
+}
+
+// M rows of one vector each, M a power of two. Afterwards v, read in memory order, holds lane 0 of every row, then lane
+// 1 of every row, ...: for M == width, the transposed square.
+template <int M, class T>
+FASTCV_INLINE void transpose(Vec<T>* v) {
+#pragma GCC unroll 4
+  for (int half = 1; half < M; half *= 2) {
+    Vec<T> z[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M / 2; ++i) zip(v[i], v[i + M / 2], z[2 * i], z[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) v[i] = z[i];
+  }
+}
+
 // ---- reductions over the lanes, halving: ((0+w/2)+(w/4+...)): the same order every time --------------------------
 
 template <class T>
@@ -400,6 +467,18 @@ FASTCV_INLINE T reduce_add(Vec<T> a) {
   for (int half = Vec<T>::width / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) x[i] += x[i + half];
   return x[0];
+}
+// The largest lane of lanes that are no NaN.
+template <class T>
+FASTCV_INLINE T reduce_max(Vec<T> a) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_max_ps((__m512)a.v);
+#endif
+  T x[Vec<T>::width];
+  detail::store_raw(x, a);
+  T best = x[0];
+  for (int i = 1; i < Vec<T>::width; ++i) best = x[i] > best ? x[i] : best;
+  return best;
 }
 // The largest lane, NaN if any lane is NaN.
 template <class T>
@@ -417,18 +496,24 @@ FASTCV_INLINE T reduce_max_nan(Vec<T> a) {
 // results below the normal range round correctly.
 template <class T>
 FASTCV_INLINE Vec<T> exp(Vec<T> x) {
-  using I = int_of<T>;
+  using I [[maybe_unused]] = int_of<T>;
   constexpr bool f32 = std::is_same_v<T, float>;
   constexpr T kLog2e = T(1.44269504088896340736);
   constexpr T kHi = f32 ? T(0.693359375) : T(6.93145751953125e-1);
   constexpr T kLo = f32 ? T(-2.12194440054690583e-4) : T(1.42860682030941723212e-6);
   constexpr T kMax = f32 ? T(89) : T(710), kMin = f32 ? T(-104) : T(-746);
-  const Vec<T> clamped = max(min(x, Vec<T>(kMax)), Vec<T>(kMin));
+  const Vec<T> clamped = max(Vec<T>(kMin), min(Vec<T>(kMax), x));  // in this order NaN stays
+#if defined(__AVX512F__)
+  Vec<T> n;
+  if constexpr (f32) n = Vec<T>((typename Vec<T>::Raw)_mm512_roundscale_ps((__m512)(clamped * Vec<T>(kLog2e)).v, 8));
+  else n = Vec<T>((typename Vec<T>::Raw)_mm512_roundscale_pd((__m512d)(clamped * Vec<T>(kLog2e)).v, 8));
+#else
   // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits.
   constexpr T kShift = f32 ? T(12582912.0) : T(6755399441055744.0);
   const Vec<T> shifted = fma(clamped, Vec<T>(kLog2e), Vec<T>(kShift));
   const Vec<T> n = shifted - Vec<T>(kShift);
   const Vec<I> ni = bitcast<I>(shifted) - bitcast<I>(Vec<T>(kShift));
+#endif
   const Vec<T> r = fma(n, Vec<T>(-kLo), fma(n, Vec<T>(-kHi), clamped));
   Vec<T> p;
   if constexpr (f32) {
@@ -447,13 +532,60 @@ FASTCV_INLINE Vec<T> exp(Vec<T> x) {
   p = fma(p, r, Vec<T>(T(0.5)));
   p = fma(p, r, Vec<T>(T(1)));
   p = fma(p, r, Vec<T>(T(1)));
+#if defined(__AVX512F__)
+  if constexpr (f32) return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_ps((__m512)p.v, (__m512)n.v));
+  else return Vec<T>((typename Vec<T>::Raw)_mm512_scalef_pd((__m512d)p.v, (__m512d)n.v));
+#else
   constexpr int kBits = f32 ? 23 : 52;
   constexpr I kBias = f32 ? 127 : 1023;
   const Vec<I> half = Vec<I>(ni.v >> 1), rest = ni - half;
   const Vec<T> s1 = bitcast<T>(Vec<I>((half + Vec<I>(kBias)).v << kBits));
   const Vec<T> s2 = bitcast<T>(Vec<I>((rest + Vec<I>(kBias)).v << kBits));
-  const Vec<T> y = p * s1 * s2;
-  return select<T>(x != x, x, y);
+  return p * s1 * s2;
+#endif
+}
+
+// ---- log: 1 ulp-scale, log(0) = -inf, log(negative) = NaN, log(+inf) = inf, NaN stays -----------------------------
+
+// x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f).
+template <class T>
+FASTCV_INLINE Vec<T> log(Vec<T> x) {
+  using I = int_of<T>;
+  constexpr bool f32 = std::is_same_v<T, float>;
+  constexpr int kBits = f32 ? 23 : 52;
+  constexpr T kTiny = f32 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
+  constexpr T kUp = f32 ? T(33554432) : T(18014398509481984.0);  // 2^25, 2^54: makes subnormals normal
+  constexpr T kInf = static_cast<T>(__builtin_inf());
+  constexpr I kSqrtHalf = f32 ? I(0x3f3504f3) : I(0x3fe6a09e667f3bcdLL);
+  constexpr I kOne = f32 ? I(0x3f800000) : I(0x3ff0000000000000LL);
+  const Mask<T> tiny = x < Vec<T>(kTiny);
+  const Vec<I> bits = bitcast<I>(select<T>(tiny, x * Vec<T>(kUp), x)) + Vec<I>(kOne - kSqrtHalf);
+  const Vec<I> k = Vec<I>(bits.v >> kBits) - Vec<I>(kOne >> kBits) - (tiny & Vec<I>(f32 ? 25 : 54));
+  const Vec<I> mantissa = (bits & Vec<I>((I(1) << kBits) - 1)) + Vec<I>(kSqrtHalf);
+  const Vec<T> f = bitcast<T>(mantissa) - Vec<T>(T(1));
+  constexpr T kShift = f32 ? T(12582912.0) : T(6755399441055744.0);  // integer to float, exactly
+  const Vec<T> n = bitcast<T>(k + bitcast<I>(Vec<T>(kShift))) - Vec<T>(kShift);
+  const Vec<T> s = f / (f + Vec<T>(T(2))), z = s * s, half = f * f * Vec<T>(T(0.5));
+  Vec<T> r;
+  if constexpr (f32) {
+    r = Vec<T>(0.24279078841f);
+    r = fma(r, z, Vec<T>(0.28498786688f));
+    r = fma(r, z, Vec<T>(0.40000972152f));
+    r = fma(r, z, Vec<T>(0.66666662693f));
+  } else {
+    const double c[] = {1.531383769920937332e-01, 1.818357216161805012e-01, 2.222219843214978396e-01,
+                        2.857142874366239149e-01, 3.999999999940941908e-01, 6.666666666666735130e-01};
+    r = Vec<T>(T(1.479819860511658591e-01));
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) r = fma(r, z, Vec<T>(T(c[i])));
+  }
+  r = r * z;
+  constexpr T kHi = f32 ? T(6.9313812256e-01) : T(6.93147180369123816490e-01);
+  constexpr T kLo = f32 ? T(9.0580006145e-06) : T(1.90821492927058770002e-10);
+  Vec<T> y = fma(n, Vec<T>(kHi), f - (half - fma(s, half + r, n * Vec<T>(kLo))));
+  y = select<T>(x == Vec<T>(T(0)), Vec<T>(-kInf), y);
+  y = select<T>(x < Vec<T>(T(0)), Vec<T>(static_cast<T>(__builtin_nan(""))), y);
+  return select<T>((x != x) | (x == Vec<T>(kInf)), x, y);
 }
 
 }  // namespace fastcv::FASTCV_ISA

@@ -94,7 +94,7 @@ struct Backward {
     const Affine<T> normal = affine_of<T>(mean, invstd, 1, 0);
     const V hi(normal.hi), scale(normal.scale), shift(normal.shift);
     GradAffine<T> a{};
-    if (dx != nullptr) {
+    if (dx != nullptr && l > 1) {  // a row of one element has no gradient, where rounding would leave some
       const GradSums s = sums(grad, x, hi);
       const double lo = mean - static_cast<double>(normal.hi);
       a = grad_affine<T>(static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);

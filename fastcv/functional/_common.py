@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
+from torch.autograd import forward_ad
 
 
 def ntuple(value: int | Sequence[int], n: int, name: str) -> list[int]:
@@ -23,8 +24,18 @@ def ntuple(value: int | Sequence[int], n: int, name: str) -> list[int]:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """True if autograd would record an operation on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """True if autograd would record an operation on these tensors.
+
+    Also within forward-mode differentiation: there the raw ops would drop the tangents without a word, and the
+    differentiable form either has a rule or says that it has none.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def empty_as(like: Tensor, sizes: Sequence[int], dtype: torch.dtype | None = None, channels_last: bool = False) -> Tensor:

@@ -1,3 +1,567 @@
-"""The conv family; same stem as csrc/conv."""
+"""Convolutions: torch's functions of 1 to 3 dimensions, their transposes and the fused form; same stem as csrc/conv.
 
-__all__: list[str] = []
+Three raw ops carry everything, and each one's gradients are the other two (the bias has its own sum):
+    conv(x, w):   dx = dgrad(dy, w)    dw = wgrad(x, dy)
+    dgrad(dy, w): ddy = conv(dx, w)    dw = wgrad(dx, dy)      (dgrad is also the forward of the transposed convolution)
+    wgrad(x, dy): dx = dgrad(dy, dw)   ddy = conv(x, dw)
+so every function here can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _ext
+from ._common import autocast_lower, differentiable, is_channels_last, needs_grad
+
+__all__ = ["conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+
+Ints = int | Sequence[int]
+
+_conv_raw = _ext.op("conv")
+_dgrad_raw = _ext.op("conv_dgrad")
+_wgrad_raw = _ext.op("conv_wgrad")
+_bias_grad_raw = _ext.op("conv_bias_grad")
+
+# csrc/conv/conv.h: enum Activation. The functions serve the gradient path, where the value before them is needed.
+_ACTIVATIONS: dict[str | None, tuple[int, Callable[[Tensor], Tensor]]] = {
+    None: (0, lambda x: x),
+    "relu": (1, F.relu),
+    "relu6": (2, F.relu6),
+    "silu": (3, F.silu),
+    "hardswish": (4, F.hardswish),
+}
+_LEVELS = {"highest": 0, "ieee": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2}
+
+
+@torch.compiler.assume_constant_result
+def _float32_precision(cuda: bool) -> int:
+    """What float32 may be computed with (csrc/conv/conv.h: enum Precision), from torch's own switches.
+
+    The convolution's switch decides; on the CPU, where it is unset, the one of matrix products.
+    """
+    setting = torch._C._get_fp32_precision_getter("cuda" if cuda else "mkldnn", "conv")
+    if setting == "none":
+        setting = "highest" if cuda else torch._C._get_float32_matmul_precision()
+    return _LEVELS[setting]
+
+
+def _precision(t: Tensor) -> int:
+    return _float32_precision(t.is_cuda) if t.dtype is torch.float32 else 0
+
+
+# ---- shapes and layouts, as csrc/conv/conv_torch.cpp has them ---------------------------------------------------------
+
+
+def _asks_channels_last(t: Tensor) -> bool:
+    return is_channels_last(t.unsqueeze(2) if t.dim() == 3 else t)
+
+
+def _output_channels_last(x: Tensor, w: Tensor) -> bool:
+    if x.dim() == 5 and x.dtype in (torch.float64, torch.float16):
+        return False
+    return (x.dim() > 3 and _asks_channels_last(x)) or _asks_channels_last(w)
+
+
+def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
+    if channels_last:
+        return like.new_empty([sizes[0], *sizes[2:], sizes[1]]).movedim(-1, 1)
+    return like.new_empty(sizes)
+
+
+@_ext.fake("conv")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    residual: Tensor | None,
+    activation: int,
+    precision: int,
+) -> Tensor:
+    nd = len(stride)
+    after = padding[-nd:]
+    spatial = [
+        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
+    ]
+    channels = weight.shape[0] if input.shape[1] != 0 else 0
+    return _empty(input, [input.shape[0], channels, *spatial], _output_channels_last(input, weight))
+
+
+@_ext.fake("conv_dgrad")
+def _(
+    grad_output: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    precision: int,
+) -> Tensor:
+    sizes = [grad_output.shape[0], weight.shape[1] * groups, *input_size]
+    return _empty(grad_output, sizes, _output_channels_last(grad_output, weight))
+
+
+@_ext.fake("conv_wgrad")
+def _(
+    input: Tensor,
+    grad_output: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    precision: int,
+) -> Tensor:
+    sizes = [grad_output.shape[1], input.shape[1] // groups, *kernel_size]
+    return _empty(input, sizes, is_channels_last(input) or is_channels_last(grad_output))
+
+
+@_ext.fake("conv_bias_grad")
+def _(grad_output: Tensor) -> Tensor:
+    return grad_output.new_empty([grad_output.shape[1]])
+
+
+# ---- batching: mapped images join the batch, mapped weights become groups ---------------------------------------------
+
+
+def _in_batch(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """[N, ...] and a mapped dimension as [size * N, ...]."""
+    if t is None:
+        return None
+    t = t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)
+    return t.flatten(0, 1)
+
+
+def _in_channels(t: Tensor, dim: int | None, size: int) -> Tensor:
+    """[N, C, ...] and a mapped dimension as [N, size * C, ...]."""
+    t = t.movedim(dim, 1) if dim is not None else t.unsqueeze(1).expand(-1, size, *t.shape[1:])
+    return t.flatten(1, 2)
+
+
+def _in_rows(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """[K, ...] and a mapped dimension as [size * K, ...]."""
+    return _in_batch(t, dim, size)
+
+
+@_ext.vmap("conv")
+def _(info: Any, in_dims: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int, *rest: Any):
+    size, (residual, activation, precision), residual_dim = info.batch_size, rest, in_dims[7]
+    if in_dims[1] is None and in_dims[2] is None:
+        residual = _in_batch(residual, residual_dim, size)
+        y = _conv_raw(_in_batch(x, in_dims[0], size), w, b, stride, padding, dilation, groups, residual, activation, precision)
+        return y.unflatten(0, (size, -1)), 0
+    x, w, b = _in_channels(x, in_dims[0], size), _in_rows(w, in_dims[1], size), _in_rows(b, in_dims[2], size)
+    residual = None if residual is None else _in_channels(residual, residual_dim, size)
+    y = _conv_raw(x, w, b, stride, padding, dilation, groups * size, residual, activation, precision)
+    return y.unflatten(1, (size, -1)), 1
+
+
+@_ext.vmap("conv_dgrad")
+def _(
+    info: Any, in_dims: Any, g: Tensor, w: Tensor, b: Tensor | None, input_size: Any, stride: Any, padding: Any, dilation: Any, *rest: Any
+):
+    size, (groups, precision) = info.batch_size, rest
+    if in_dims[1] is None and in_dims[2] is None:
+        y = _dgrad_raw(_in_batch(g, in_dims[0], size), w, b, input_size, stride, padding, dilation, groups, precision)
+        return y.unflatten(0, (size, -1)), 0
+    g, w, b = _in_channels(g, in_dims[0], size), _in_rows(w, in_dims[1], size), _in_rows(b, in_dims[2], size)
+    y = _dgrad_raw(g, w, b, input_size, stride, padding, dilation, groups * size, precision)
+    return y.unflatten(1, (size, -1)), 1
+
+
+@_ext.vmap("conv_wgrad")
+def _(info: Any, in_dims: Any, x: Tensor, g: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int, precision: int):
+    size = info.batch_size
+    x, g = _in_channels(x, in_dims[0], size), _in_channels(g, in_dims[1], size)
+    dw = _wgrad_raw(x, g, kernel, stride, padding, dilation, groups * size, precision)
+    return dw.unflatten(0, (size, -1)), 0
+
+
+@_ext.vmap("conv_bias_grad")
+def _(info: Any, in_dims: tuple[int], g: Tensor) -> tuple[Tensor, int]:
+    return _bias_grad_raw(_in_channels(g, in_dims[0], info.batch_size)).unflatten(0, (info.batch_size, -1)), 0
+
+
+# ---- differentiation ------------------------------------------------------------------------------------------------------
+
+
+def _crop(t: Tensor, like: Tensor) -> Tensor:
+    """The first elements of t's spatial dimensions, as many as ``like`` has.
+
+    A transposed convolution's output padding can make room for one more position than its input has.
+    """
+    for i in range(2, t.dim()):
+        if t.shape[i] != like.shape[i]:
+            t = t.narrow(i, 0, like.shape[i])
+    return t
+
+
+def _conv_forward(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int) -> Tensor:
+    return _conv_raw(x, w, b, *geometry, residual, 0, precision)
+
+
+def _conv_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    x, w, _, _, ctx.geometry, ctx.precision = args
+    ctx.save_for_backward(x, w)
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, w = ctx.saved_tensors
+    dx = dw = db = None
+    if ctx.needs_input_grad[0]:
+        dx = _dgrad(grad, w, None, x.shape[2:], ctx.geometry, ctx.precision)
+    if ctx.needs_input_grad[1]:
+        dw = _wgrad(x, grad, w.shape[2:], ctx.geometry, ctx.precision)
+    if ctx.needs_input_grad[2]:
+        db = _bias_grad(grad)
+    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+_conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backward)
+
+
+def _conv(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int) -> Tensor:
+    if needs_grad(x, w, b, residual):
+        return _conv_with_grad(x, w, b, residual, geometry, precision)
+    stride, padding, dilation, groups = geometry
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, 0, precision)
+
+
+def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int) -> Tensor:
+    return _dgrad_raw(g, w, b, size, *geometry, precision)
+
+
+def _dgrad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    g, w, _, _, ctx.geometry, ctx.precision = args
+    ctx.save_for_backward(g, w)
+
+
+def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    g, w = ctx.saved_tensors
+    dg = dw = db = None
+    if ctx.needs_input_grad[0]:
+        dg = _crop(_conv(grad, w, None, None, ctx.geometry, ctx.precision), g)
+    if ctx.needs_input_grad[1]:
+        dw = _wgrad(grad, g, w.shape[2:], ctx.geometry, ctx.precision)
+    if ctx.needs_input_grad[2]:
+        db = _bias_grad(grad)
+    return dg, dw, db, None, None, None
+
+
+_dgrad_with_grad = differentiable("ConvDgrad", _dgrad_forward, _dgrad_save, _dgrad_backward)
+
+
+def _dgrad(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int) -> Tensor:
+    call = _dgrad_with_grad if needs_grad(g, w, b) else _dgrad_forward
+    return call(g, w, b, size, geometry, precision)
+
+
+def _wgrad_forward(x: Tensor, g: Tensor, kernel: Any, geometry: Any, precision: int) -> Tensor:
+    return _wgrad_raw(x, g, kernel, *geometry, precision)
+
+
+def _wgrad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    x, g, _, ctx.geometry, ctx.precision = args
+    ctx.save_for_backward(x, g)
+
+
+def _wgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, g = ctx.saved_tensors
+    dx = dg = None
+    if ctx.needs_input_grad[0]:
+        dx = _dgrad(g, grad, None, x.shape[2:], ctx.geometry, ctx.precision)
+    if ctx.needs_input_grad[1]:
+        dg = _crop(_conv(x, grad, None, None, ctx.geometry, ctx.precision), g)
+    return dx, dg, None, None, None
+
+
+_wgrad_with_grad = differentiable("ConvWgrad", _wgrad_forward, _wgrad_save, _wgrad_backward)
+
+
+def _wgrad(x: Tensor, g: Tensor, kernel: Any, geometry: Any, precision: int) -> Tensor:
+    call = _wgrad_with_grad if needs_grad(x, g) else _wgrad_forward
+    return call(x, g, kernel, geometry, precision)
+
+
+def _bias_grad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    ctx.sizes = args[0].shape
+
+
+def _bias_grad_backward(ctx: Any, grad: Tensor) -> Tensor:
+    return grad.view(1, -1, *[1] * (len(ctx.sizes) - 2)).expand(ctx.sizes)
+
+
+_bias_grad_with_grad = differentiable("ConvBiasGrad", _bias_grad_raw, _bias_grad_save, _bias_grad_backward)
+
+
+def _bias_grad(g: Tensor) -> Tensor:
+    return _bias_grad_with_grad(g) if needs_grad(g) else _bias_grad_raw(g)
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------------------
+
+
+def _int(value: Any, name: str) -> int:
+    if not isinstance(value, (bool, float)):
+        if isinstance(value, (int, torch.SymInt)):
+            return value
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}")
+
+
+def _ints(value: Any, nd: int, name: str) -> Sequence[int]:
+    """``value`` as nd ints; one is repeated."""
+    if type(value) is int:
+        return (value,) * nd
+    if not isinstance(value, (tuple, list)):
+        return (_int(value, name),) * nd
+    for v in value:
+        if type(v) is not int:
+            value = [_int(v, name) for v in value]
+            break
+    if len(value) != nd:
+        if len(value) != 1:
+            raise RuntimeError(f"expected {name} to be a single integer value or a list of {nd} values, but got {name}={[*value]}")
+        return (value[0],) * nd
+    return value
+
+
+def _pads(value: Any, nd: int, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Sequence[int]:
+    """padding as nd ints, or as the nd before and the nd after; where 'same' cannot be even, the end has one more."""
+    if not isinstance(value, str):
+        return _ints(value, nd, "padding")
+    if value == "valid":
+        return (0,) * nd
+    if value != "same":
+        raise RuntimeError(f"Invalid padding string: {value!r}")
+    if any(s != 1 for s in stride):
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={[*stride]}")
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    return [t // 2 for t in total] + [t - t // 2 for t in total]
+
+
+def _check(name: str, nd: int, input: Any, weight: Any, bias: Any, groups: Any) -> bool:
+    """The types and numbers of dimensions; everything else is the door's. Returns whether the input is batched."""
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        types = ", ".join(type(t).__name__ for t in (input, weight, bias))
+        raise TypeError(f"{name}: input and weight must be tensors and bias a tensor or None, got {types}")
+    if type(groups) is not int:
+        _int(groups, "groups")
+    dims = input.dim()
+    if dims != nd + 2 and dims != nd + 1:
+        raise RuntimeError(
+            f"Expected {nd + 1}D (unbatched) or {nd + 2}D (batched) input to {name}, but got input of size: {[*input.shape]}"
+        )
+    if weight.dim() != nd + 2:
+        raise RuntimeError(f"{name}: expected a weight of {nd + 2} dimensions, got weight of size {[*weight.shape]}")
+    if input.numel() == 0 and 0 in input.shape[-nd:] and 0 not in input.shape[:-nd]:
+        raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {[*input.shape]}")
+    return dims == nd + 2
+
+
+def _forward(
+    nd: int, name: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    batched = _check(name, nd, input, weight, bias, groups)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = autocast_lower(input, weight, bias)
+    stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
+    geometry = (stride, _pads(padding, nd, weight, stride, dilation), dilation, groups)
+    if batched:
+        return _conv(input, weight, bias, None, geometry, _precision(input))
+    return _conv(input.unsqueeze(0), weight, bias, None, geometry, _precision(input)).squeeze(0)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: str | Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.nn.functional.conv1d: input [N, C, L] or [C, L], weight [K, C/groups, R] -> [N, K, L'] or [K, L'].
+
+    float32, float64, bfloat16, float16; padding may be 'same' or 'valid'. Differentiable any number of times. Raises
+    RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the wrong type.
+    Source: csrc/conv.
+    """
+    return _forward(1, "conv1d", input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: str | Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.nn.functional.conv2d: input [N, C, H, W] or [C, H, W], weight [K, C/groups, R, S] -> [N, K, H', W'].
+
+    float32, float64, bfloat16, float16, row-major and channels_last; padding may be 'same' or 'valid'. Differentiable
+    any number of times. Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for
+    arguments of the wrong type. Source: csrc/conv.
+    """
+    return _forward(2, "conv2d", input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: str | Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.nn.functional.conv3d: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S] -> [N, K, D', H', W'].
+
+    float32, float64, bfloat16, float16, row-major and channels_last_3d; padding may be 'same' or 'valid'. Differentiable
+    any number of times. Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for
+    arguments of the wrong type. Source: csrc/conv.
+    """
+    return _forward(3, "conv3d", input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: str | Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """activation(conv2d(input, weight, bias, ...) + residual) in one pass over the output.
+
+    residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu" or "hardswish".
+    Shapes, dtypes and errors otherwise as conv2d; ValueError for another activation. Differentiable any number of times;
+    with a gradient the activation is a step of its own. Source: csrc/conv.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
+    batched = _check("conv2d_fused", 2, input, weight, bias, groups)
+    code, function = _ACTIVATIONS[activation]
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
+    stride, dilation = _ints(stride, 2, "stride"), _ints(dilation, 2, "dilation")
+    geometry = (stride, _pads(padding, 2, weight, stride, dilation), dilation, groups)
+    precision = _precision(input)
+    if not batched:
+        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    if needs_grad(input, weight, bias, residual):
+        y = function(_conv_with_grad(input, weight, bias, residual, geometry, precision))
+    else:
+        y = _conv_raw(input, weight, bias, *geometry, residual, code, precision)
+    return y if batched else y.squeeze(0)
+
+
+def _transposed(
+    nd: int,
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Tensor:
+    batched = _check(name, nd, input, weight, bias, groups)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = autocast_lower(input, weight, bias)
+    stride, padding = _ints(stride, nd, "stride"), _ints(padding, nd, "padding")
+    output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
+    for extra, s, d in zip(output_padding, stride, dilation, strict=True):
+        if extra < 0 or (extra >= s and extra >= d):
+            raise RuntimeError(
+                f"output padding must be non-negative and smaller than either stride or dilation, but got "
+                f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
+            )
+    if not batched:
+        input = input.unsqueeze(0)
+    size, kernel = input.shape[2:], weight.shape[2:]
+    output = [(size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + output_padding[i] + 1 for i in range(nd)]
+    if min(output) < 0 or weight.shape[1] == 0:
+        raise RuntimeError(
+            f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
+        )
+    y = _dgrad(input, weight, bias, output, (stride, padding, dilation, groups), _precision(input))
+    return y if batched else y.squeeze(0)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Tensor:
+    """torch.nn.functional.conv_transpose1d: input [N, C, L] or [C, L], weight [C, K/groups, R] -> [N, K, L'] or [K, L'].
+
+    float32, float64, bfloat16, float16. Differentiable any number of times. Raises RuntimeError for shapes, dtypes,
+    devices or values that do not go together, TypeError for arguments of the wrong type. Source: csrc/conv.
+    """
+    return _transposed(1, "conv_transpose1d", input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Tensor:
+    """torch.nn.functional.conv_transpose2d: input [N, C, H, W] or [C, H, W], weight [C, K/groups, R, S] -> [N, K, H', W'].
+
+    float32, float64, bfloat16, float16, row-major and channels_last. Differentiable any number of times. Raises
+    RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the wrong type.
+    Source: csrc/conv.
+    """
+    return _transposed(2, "conv_transpose2d", input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Tensor:
+    """torch.nn.functional.conv_transpose3d: input [N, C, D, H, W], weight [C, K/groups, T, R, S] -> [N, K, D', H', W'].
+
+    float32, float64, bfloat16, float16, row-major and channels_last_3d. Differentiable any number of times. Raises
+    RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the wrong type.
+    Source: csrc/conv.
+    """
+    return _transposed(3, "conv_transpose3d", input, weight, bias, stride, padding, output_padding, groups, dilation)

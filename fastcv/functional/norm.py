@@ -93,6 +93,8 @@ def _normalise(
             raise RuntimeError(f"fastcv {op}: {missing} must be defined in evaluation mode")
         if running_mean is not running_var:
             raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if dim == 1 and input.numel() == 0 and (running_mean is None or running_mean.numel() == 0):
+        return input.clone()  # no channels at all: torch lets it pass
     if dim < 2:
         kind = IndexError if running_mean is None else RuntimeError
         raise kind(f"fastcv {op}: expected an input of at least 2 dimensions, got {list(input.shape)}")

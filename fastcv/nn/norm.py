@@ -5,6 +5,8 @@ They subclass torch's, so ``isinstance`` checks, ``convert_sync_batchnorm`` and 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,16 @@ class BatchNorm3d(torch.nn.BatchNorm3d):
 
 
 def _instance_norm(self: torch.nn.modules.instancenorm._InstanceNorm, input: Tensor) -> Tensor:
-    return F.instance_norm(
-        input,
+    self._check_input_dim(input)
+    unbatched = input.dim() == self._get_no_batch_dim()
+    dim = 0 if unbatched else 1
+    channels = input.size(dim)
+    if channels != self.num_features:
+        if self.affine:
+            raise ValueError(f"expected input's size at dim={dim} to match num_features ({self.num_features}), but got: {channels}.")
+        warnings.warn(f"input's size at dim={dim} does not match num_features ({self.num_features}), got {channels}", stacklevel=2)
+    output = F.instance_norm(
+        input.unsqueeze(0) if unbatched else input,
         self.running_mean,
         self.running_var,
         self.weight,
@@ -66,24 +76,25 @@ def _instance_norm(self: torch.nn.modules.instancenorm._InstanceNorm, input: Ten
         0.0 if self.momentum is None else self.momentum,
         self.eps,
     )
+    return output.squeeze(0) if unbatched else output
 
 
 class InstanceNorm1d(torch.nn.InstanceNorm1d):
     """``torch.nn.InstanceNorm1d`` on fastcv's kernels: same arguments, state_dict and answers. [N, C, L] or [C, L]."""
 
-    _apply_instance_norm = _instance_norm
+    forward = _instance_norm
 
 
 class InstanceNorm2d(torch.nn.InstanceNorm2d):
     """``torch.nn.InstanceNorm2d`` on fastcv's kernels: same arguments, state_dict and answers. [N, C, H, W] or [C, H, W]."""
 
-    _apply_instance_norm = _instance_norm
+    forward = _instance_norm
 
 
 class InstanceNorm3d(torch.nn.InstanceNorm3d):
     """``torch.nn.InstanceNorm3d`` on fastcv's kernels: same arguments, state_dict and answers. [N, C, D, H, W] or [C, D, H, W]."""
 
-    _apply_instance_norm = _instance_norm
+    forward = _instance_norm
 
 
 class GroupNorm(torch.nn.GroupNorm):

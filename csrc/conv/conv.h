@@ -1,0 +1,69 @@
+// Convolution and its input gradient (= transposed convolution), 1-D to 3-D, as one gather:
+//
+//   conv:  y[n,k,o] = act(bias[k] + residual[n,k,o] + sum_{c,r} x[n,c, o * stride - pad + r * dilation] * w[k,c,r])
+//   dgrad: y[n,k,o] = act(bias[k] + residual[n,k,o] + sum_{c,r} x[n,c, (o + pad - r * dilation) / stride] * w[c,k,r])
+//
+// where terms outside x (and, in dgrad, indices that are not whole) are left out. Here x and y are always what is read
+// and what is written: in dgrad x is the gradient of a convolution's output and y the gradient of its input.
+// Only the padding before the first element matters; what follows the last is implied by the size of y, so padding may
+// differ between the two ends. Any sizes and pads are safe; c or n or a spatial size may be zero.
+//
+// Dims are always three, depth, height, width; missing ones come first and have size, kernel and stride 1.
+// x, y and residual are dense, [n][c][d][h][w] or (channels_last) [n][d][h][w][c]; y overlaps no input.
+// w is dense [rows][columns / groups][taps] or (weight_channels_last) [rows][taps][columns / groups], rows being k in
+// conv and c in dgrad. f32, bf16 and f16 accumulate in float, f64 in double. NaN and infinities of x reach only the
+// outputs whose formula reads them; those of w may also reach outputs whose taps lie outside x. Results depend neither
+// on n nor on the number of threads, bit for bit.
+#pragma once
+#include "common/parallel.h"
+#include "common/types.h"
+#include "common/variant.h"
+
+namespace fastcv {
+
+enum class Activation : int32_t { none, relu, relu6, silu, hardswish };
+inline constexpr int kActivations = 5;
+
+// What float32 may be computed with; other dtypes ignore it.
+enum class Precision : int32_t { highest, high, medium };
+inline constexpr int kPrecisions = 3;
+
+struct ConvParams {
+  const void* x;
+  const void* w;
+  const void* bias;      // [k] or nullptr
+  const void* residual;  // like y, or nullptr
+  void* y;
+  int64_t n, c, k;  // images, channels of x, channels of y (of all groups)
+  int64_t groups;
+  int64_t in[3], out[3], kernel[3];  // spatial sizes of x, of y, of w
+  int64_t stride[3], dilation[3], pad[3];
+  DType dtype;
+  Activation activation;
+  Precision precision;
+  bool transposed;  // dgrad
+  bool channels_last, weight_channels_last;
+};
+
+extern const VariantTable<ConvParams> conv_table;        // conv
+extern const VariantTable<ConvParams> conv_dgrad_table;  // dgrad
+
+void conv_ref(const ConvParams&, const Exec&);
+
+#define FASTCV_CONV_KERNELS(isa)                                   \
+  namespace isa {                                                  \
+  void conv_igemm(const ConvParams&, const Exec&);                 \
+  size_t conv_igemm_workspace(const ConvParams&, int threads);     \
+  void conv_depthwise(const ConvParams&, const Exec&);             \
+  size_t conv_depthwise_workspace(const ConvParams&, int threads); \
+  }
+FASTCV_CONV_KERNELS(portable)
+FASTCV_CONV_KERNELS(avx2)
+FASTCV_CONV_KERNELS(avx512)
+#undef FASTCV_CONV_KERNELS
+namespace avx512bf16 {
+void conv_igemm_bf16(const ConvParams&, const Exec&);
+size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
+}  // namespace avx512bf16
+
+}  // namespace fastcv

@@ -1,0 +1,55 @@
+// The end of every convolution kernel: from sums (bias included) to y, with residual and activation.
+#pragma once
+#include "common/simd.h"
+#include "conv/conv.h"
+
+namespace fastcv::FASTCV_ISA {
+
+template <class T>
+FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
+  const Vec<T> zero(T(0));
+  switch (activation) {
+    case Activation::none:
+      return v;
+    case Activation::relu:
+      return select<T>(v <= zero, zero, v);
+    case Activation::relu6:
+      return select<T>(v <= zero, zero, select<T>(v >= Vec<T>(T(6)), Vec<T>(T(6)), v));
+    case Activation::silu:
+      return v / (Vec<T>(T(1)) + exp(-v));
+    case Activation::hardswish:
+      return select<T>(v <= Vec<T>(T(-3)), zero,
+                       select<T>(v >= Vec<T>(T(3)), v, v * (v + Vec<T>(T(3))) / Vec<T>(T(6))));
+  }
+  __builtin_unreachable();
+}
+
+// The first n sums to y[at], y[at + 1], ...
+template <class S>
+FASTCV_INLINE void store_final(const ConvParams& p, int64_t at, Vec<acc_t<S>> v, int n) {
+  S* y = static_cast<S*>(p.y) + at;
+  const S* residual = static_cast<const S*>(p.residual);
+  if (n == Vec<acc_t<S>>::width) {
+    if (residual != nullptr) v = v + load(residual + at);
+    store(y, activate(v, p.activation));
+  } else {
+    if (residual != nullptr) v = v + load_n(residual + at, n);
+    store_n(y, activate(v, p.activation), n);
+  }
+}
+
+// To y[at], y[at + step], ...
+template <class S>
+FASTCV_INLINE void store_final_strided(const ConvParams& p, int64_t at, int64_t step, Vec<acc_t<S>> v, int n) {
+  const S* residual = static_cast<const S*>(p.residual);
+  acc_t<S> sums[Vec<acc_t<S>>::width];
+  if (residual != nullptr) {
+    detail::store_raw(sums, v);
+    for (int i = 0; i < n; ++i) sums[i] += load_one(residual + at + i * step);
+    v = detail::load_raw(sums);
+  }
+  detail::store_raw(sums, activate(v, p.activation));
+  for (int i = 0; i < n; ++i) store_one(static_cast<S*>(p.y) + at + i * step, sums[i]);
+}
+
+}  // namespace fastcv::FASTCV_ISA

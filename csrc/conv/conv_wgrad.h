@@ -1,0 +1,45 @@
+// Weight gradient of convolution: dW[k, c, r] = sum over n, p of dY[n, k, p] * X[n, g*Cg + c, p*stride - pad +
+// r*dilation], where p and r run over up to three spatial dimensions (depth, height, width; missing ones have size 1)
+// and g is the group of output channel k. Positions outside the input count as zeros. The same kernel is the weight
+// gradient of the transposed convolution, with the roles of input and output gradient exchanged.
+//
+// Contract: input [batch, in_channels, in...], grad_output [batch, out_channels, out...] and grad_weight
+// [out_channels, in_channels/groups, kernel...] are dense, each row-major or channels_last on its own; grad_weight is
+// overwritten. Any geometry is allowed, sizes of zero too (no pixels: zeros). f32 f64 bf16 f16; 16-bit types are
+// widened, accumulated in float and rounded once. Sums are cut into parts that depend on the geometry alone, so the
+// bits do not depend on the number of threads.
+#pragma once
+#include "common/parallel.h"
+#include "common/types.h"
+#include "common/variant.h"
+
+namespace fastcv {
+
+struct ConvWgradParams {
+  const void* input;
+  const void* grad_output;
+  void* grad_weight;
+  int64_t batch, in_channels, out_channels, groups;
+  int64_t in[3], out[3], kernel[3];        // depth, height, width
+  int64_t stride[3], pad[3], dilation[3];  // pad: zeros before the first element
+  bool input_channels_last, grad_channels_last, weight_channels_last;
+  DType dtype;
+};
+
+extern const VariantTable<ConvWgradParams> conv_wgrad_table;
+
+void conv_wgrad_ref(const ConvWgradParams&, const Exec&);
+#define FASTCV_CONV_WGRAD(isa)                                        \
+  namespace isa {                                                     \
+  size_t conv_wgrad_workspace(const ConvWgradParams&, int);           \
+  void conv_wgrad(const ConvWgradParams&, const Exec&);               \
+  const char* conv_wgrad_depthwise_why_not(const ConvWgradParams&);   \
+  size_t conv_wgrad_depthwise_workspace(const ConvWgradParams&, int); \
+  void conv_wgrad_depthwise(const ConvWgradParams&, const Exec&);     \
+  }
+FASTCV_CONV_WGRAD(portable)
+FASTCV_CONV_WGRAD(avx2)
+FASTCV_CONV_WGRAD(avx512)
+#undef FASTCV_CONV_WGRAD
+
+}  // namespace fastcv

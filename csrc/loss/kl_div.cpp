@@ -1,0 +1,29 @@
+#include "loss/kl_div.h"
+
+namespace fastcv {
+namespace {
+
+constexpr Variant<KlDivParams> kForward[] = {
+#if defined(__x86_64__)
+    {"onepass_avx512", Isa::avx512, nullptr, &avx512::kl_div_workspace, &avx512::kl_div},
+    {"onepass_avx2", Isa::avx2, nullptr, &avx2::kl_div_workspace, &avx2::kl_div},
+#endif
+    {"onepass_portable", Isa::portable, nullptr, &portable::kl_div_workspace, &portable::kl_div},
+    {"ref", Isa::portable, nullptr, nullptr, &kl_div_ref},
+};
+
+constexpr Variant<KlDivParams> kBackward[] = {
+#if defined(__x86_64__)
+    {"onepass_avx512", Isa::avx512, nullptr, nullptr, &avx512::kl_div_backward},
+    {"onepass_avx2", Isa::avx2, nullptr, nullptr, &avx2::kl_div_backward},
+#endif
+    {"onepass_portable", Isa::portable, nullptr, nullptr, &portable::kl_div_backward},
+    {"ref", Isa::portable, nullptr, nullptr, &kl_div_backward_ref},
+};
+
+}  // namespace
+
+const VariantTable<KlDivParams> kl_div_table("kl_div", kForward);
+const VariantTable<KlDivParams> kl_div_backward_table("kl_div_backward", kBackward);
+
+}  // namespace fastcv

@@ -1,0 +1,28 @@
+#include "loss/linear_cross_entropy.h"
+
+namespace fastcv {
+namespace {
+
+const char* why_not_many_classes(const LinearCrossEntropyParams& p) {
+  return p.classes < (int64_t{1} << 31) ? nullptr : "needs fewer than 2^31 classes";
+}
+
+constexpr Variant<LinearCrossEntropyParams> kRows[] = {
+#if defined(__x86_64__)
+    {"chunked_avx512", Isa::avx512, &why_not_many_classes, &avx512::linear_cross_entropy_workspace,
+     &avx512::linear_cross_entropy},
+    {"chunked_avx2", Isa::avx2, &why_not_many_classes, &avx2::linear_cross_entropy_workspace,
+     &avx2::linear_cross_entropy},
+#endif
+    {"chunked_portable", Isa::portable, &why_not_many_classes, &portable::linear_cross_entropy_workspace,
+     &portable::linear_cross_entropy},
+    {"ref", Isa::portable, nullptr, nullptr, &linear_cross_entropy_ref},
+};
+
+}  // namespace
+
+const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_table("linear_cross_entropy", kRows);
+const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_backward_table("linear_cross_entropy_backward",
+                                                                                 kRows);
+
+}  // namespace fastcv

@@ -1,0 +1,92 @@
+#include "loss/nll.h"
+
+#include "common/dispatch.h"
+#include "loss/targets.h"
+
+// One load per sample: nothing to vectorise but the clearing of the gradient; threads hide the cache misses.
+namespace fastcv::FASTCV_ISA {
+namespace {
+
+constexpr int64_t kSamples = 1 << 12;  // samples per partial sum
+constexpr int64_t kGrain = 1 << 15;    // gradient elements a thread clears at least
+
+int64_t partial_sums(const CrossEntropyParams& p) { return (p.outer * p.inner + kSamples - 1) / kSamples; }
+size_t sums_offset(const CrossEntropyParams& p) { return (target_blocks(p) * sizeof(TargetBlock) + 63) / 64 * 64; }
+
+// The losses of samples [begin, end): their sum, and each of them where loss is not null.
+template <class S, class Index>
+double pick(const CrossEntropyParams& p, const Index* target, int64_t begin, int64_t end, S* loss) {
+  using T = acc_t<S>;
+  const S *x = static_cast<const S*>(p.x), *weight = static_cast<const S*>(p.weight);
+  const int64_t step = p.inner == 1 ? p.classes : 1;
+  double sum = 0;
+  while (begin < end) {
+    // A run of samples whose scores are `step` apart: all of them for rows, the rest of this map for columns.
+    const int64_t o = begin / p.inner, last = (o + 1) * p.inner, stop = p.inner == 1 || last > end ? end : last;
+    const S* at = x + o * p.classes * p.inner + begin % p.inner;
+    for (int64_t r = begin; r < stop; ++r, at += step) {
+      const int64_t t = target[r];
+      T mine(0);
+      if (t != p.ignore_index) {
+        mine = -load_one(at + t * p.inner);
+        if (weight) mine *= load_one(weight + t);
+      }
+      sum += mine;
+      if (loss) store_one(loss + r, mine);
+    }
+    begin = stop;
+  }
+  return sum;
+}
+
+template <class S>
+void run(const CrossEntropyParams& p, const Exec& exec) {
+  using T = acc_t<S>;
+  char* workspace = static_cast<char*>(exec.workspace);
+  const double count = check_targets<S>(p, exec, reinterpret_cast<TargetBlock*>(workspace));
+  if (*p.bad >= 0) return;
+  double* sums = reinterpret_cast<double*>(workspace + sums_offset(p));
+  const S* weight = static_cast<const S*>(p.weight);
+  const S* grad_loss = static_cast<const S*>(p.grad_loss);
+  S *loss = static_cast<S*>(p.loss), *grad = static_cast<S*>(p.grad);
+  const int64_t rows = p.outer * p.inner;
+  const bool each = p.reduction == Reduction::none;
+  const double divisor = p.reduction == Reduction::mean ? count : 1;
+  if (grad)
+    parallel_for(exec, rows * p.classes, kGrain, [&](int64_t begin, int64_t end) {
+      __builtin_memset(grad + begin, 0, static_cast<size_t>(end - begin) * sizeof(S));
+    });
+  parallel_for(exec, partial_sums(p), 2, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t end = (b + 1) * kSamples < rows ? (b + 1) * kSamples : rows;
+      int64_t o = b * kSamples / p.inner, i = b * kSamples % p.inner;
+      if (loss) {
+        S* each_loss = each ? loss : nullptr;
+        sums[b] = p.target_kind == Target::i64
+                      ? pick(p, static_cast<const int64_t*>(p.target), b * kSamples, end, each_loss)
+                      : pick(p, static_cast<const uint8_t*>(p.target), b * kSamples, end, each_loss);
+      }
+      for (int64_t r = b * kSamples; grad && r < end; ++r) {
+        const int64_t t = target_at(p, r), at = (o * p.classes + t) * p.inner + i;
+        if (++i == p.inner) i = 0, ++o;
+        if (t == p.ignore_index) continue;
+        const double w = weight ? load_one(weight + t) : T(1), g = load_one(grad_loss + (each ? r : 0));
+        store_one(grad + at, static_cast<T>(-w * g / divisor));
+      }
+    }
+  });
+  if (!loss || each) return;
+  double total = 0;
+  for (int64_t b = 0; b < partial_sums(p); ++b) total += sums[b];
+  store_one(loss, static_cast<T>(total / divisor));
+}
+
+}  // namespace
+
+size_t nll_workspace(const CrossEntropyParams& p, int) { return sums_offset(p) + partial_sums(p) * sizeof(double); }
+
+void nll(const CrossEntropyParams& p, const Exec& exec) {
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p, exec); });
+}
+
+}  // namespace fastcv::FASTCV_ISA

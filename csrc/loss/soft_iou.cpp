@@ -1,0 +1,29 @@
+#include "loss/soft_iou.h"
+
+namespace fastcv {
+namespace {
+
+constexpr Variant<SoftIouParams> kForward[] = {
+#if defined(__x86_64__)
+    {"onepass_avx512", Isa::avx512, nullptr, &avx512::soft_iou_workspace, &avx512::soft_iou},
+    {"onepass_avx2", Isa::avx2, nullptr, &avx2::soft_iou_workspace, &avx2::soft_iou},
+#endif
+    {"onepass_portable", Isa::portable, nullptr, &portable::soft_iou_workspace, &portable::soft_iou},
+    {"ref", Isa::portable, nullptr, nullptr, &soft_iou_ref},
+};
+
+constexpr Variant<SoftIouParams> kBackward[] = {
+#if defined(__x86_64__)
+    {"onepass_avx512", Isa::avx512, nullptr, nullptr, &avx512::soft_iou_backward},
+    {"onepass_avx2", Isa::avx2, nullptr, nullptr, &avx2::soft_iou_backward},
+#endif
+    {"onepass_portable", Isa::portable, nullptr, nullptr, &portable::soft_iou_backward},
+    {"ref", Isa::portable, nullptr, nullptr, &soft_iou_backward_ref},
+};
+
+}  // namespace
+
+const VariantTable<SoftIouParams> soft_iou_loss_table("soft_iou_loss", kForward);
+const VariantTable<SoftIouParams> soft_iou_loss_backward_table("soft_iou_loss_backward", kBackward);
+
+}  // namespace fastcv

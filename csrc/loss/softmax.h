@@ -1,0 +1,50 @@
+// softmax:              y = exp(x - m) / sum exp(x - m), m = max x, over the classes
+// log_softmax:          y = (x - m) - log sum exp(x - m)
+// softmax_backward:     dx = y (dy - sum dy y)
+// log_softmax_backward: dx = dy - exp(y) sum dy
+//
+// Contract: all tensors are dense (outer, classes, inner), row-major; outputs do not overlap inputs. The one exception:
+// with `input_rows` the forward input is (outer, inner, classes) instead, which is what channels_last looks like.
+// dtypes f32 f64 bf16 f16; 16-bit types compute in float. A slice with a NaN, with +inf, or with only -inf becomes NaN;
+// -inf beside finite scores has probability 0. Sums run over the classes in an order that depends on `classes` only.
+#pragma once
+#include "common/parallel.h"
+#include "common/types.h"
+#include "common/variant.h"
+
+struct CUstream_st;
+
+namespace fastcv {
+
+struct SoftmaxParams {
+  const void* x;   // forward: scores; backward: the forward's output
+  const void* dy;  // backward only
+  void* y;         // forward: probabilities; backward: dx
+  int64_t outer, classes, inner;
+  DType dtype;
+  bool log;
+  bool input_rows;
+};
+
+extern const VariantTable<SoftmaxParams> softmax_table, log_softmax_table;
+extern const VariantTable<SoftmaxParams> softmax_backward_table, log_softmax_backward_table;
+
+void softmax_ref(const SoftmaxParams&, const Exec&);
+void softmax_backward_ref(const SoftmaxParams&, const Exec&);
+
+#define FASTCV_DECLARE(isa)                                 \
+  namespace isa {                                           \
+  size_t softmax_workspace(const SoftmaxParams&, int);      \
+  void softmax(const SoftmaxParams&, const Exec&);          \
+  void softmax_backward(const SoftmaxParams&, const Exec&); \
+  }
+FASTCV_DECLARE(portable)
+FASTCV_DECLARE(avx2)
+FASTCV_DECLARE(avx512)
+#undef FASTCV_DECLARE
+
+// Contiguous last dimension only (inner == 1, row-major). They return a cudaError_t.
+int softmax_cuda(const SoftmaxParams&, CUstream_st* stream);
+int softmax_backward_cuda(const SoftmaxParams&, CUstream_st* stream);
+
+}  // namespace fastcv

@@ -1,0 +1,19 @@
+#include "neighbors/cdist.h"
+
+namespace fastcv {
+namespace {
+
+constexpr Variant<CdistParams> kRows[] = {
+#if defined(__x86_64__)
+    {"tile_avx512", Isa::avx512, nullptr, &avx512::cdist_workspace, &avx512::cdist},
+    {"tile_avx2", Isa::avx2, nullptr, &avx2::cdist_workspace, &avx2::cdist},
+#endif
+    {"tile_portable", Isa::portable, nullptr, &portable::cdist_workspace, &portable::cdist},
+    {"ref", Isa::portable, nullptr, nullptr, &cdist_ref},
+};
+
+}  // namespace
+
+const VariantTable<CdistParams> cdist_table("cdist", kRows);
+
+}  // namespace fastcv

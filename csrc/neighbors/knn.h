@@ -1,0 +1,51 @@
+// knn: for each row of x the k nearest rows of y, nearest first, equal distances by the lowest index, NaN last.
+//
+// Contract: rows row-major; 1 <= k <= k_out; where k < k_out the rest of each output row is (inf, -1); k <= N.
+// The order is that of the sums under the root (cdist.h), which is what makes it exact: integers for uint8 and p =
+// 1, 2. `squared` leaves the root of p = 2 away. Memory beyond inputs and outputs: O(M k) and a few MB a thread, never
+// M x N.
+#pragma once
+#include "common/parallel.h"
+#include "common/types.h"
+#include "common/variant.h"
+
+namespace fastcv {
+
+struct KnnParams {
+  const void* x;     // [B][M][D]
+  const void* y;     // [B][N][D]
+  void* distances;   // [B][M][k_out], of out_dtype
+  int64_t* indices;  // [B][M][k_out]
+  int64_t batch, m, n, depth, k, k_out;
+  int64_t x_batch, y_batch;  // elements from one batch item to the next
+  double p;
+  bool squared;
+  DType dtype;      // f32 f64 bf16 f16 u8
+  DType out_dtype;  // f32 for u8, else dtype
+};
+
+extern const VariantTable<KnnParams> knn_table;
+
+void knn_ref(const KnnParams&, const Exec&);
+namespace portable {
+void knn(const KnnParams&, const Exec&);
+size_t knn_workspace(const KnnParams&, int threads);
+}  // namespace portable
+namespace avx2 {
+void knn(const KnnParams&, const Exec&);
+size_t knn_workspace(const KnnParams&, int threads);
+}  // namespace avx2
+namespace avx512 {
+void knn(const KnnParams&, const Exec&);
+size_t knn_workspace(const KnnParams&, int threads);
+}  // namespace avx512
+// Only p = 2 on f32: a bf16 matrix product with a proved error bound leaves a few candidates per query, whose distances
+// are then summed as the tiles sum them; the same bits as avx512::knn. A chunk of queries with too many candidates
+// (duplicates, NaN, no spread) is left to avx512::knn.
+namespace avx512bf16 {
+const char* knn_filter_why_not(const KnnParams&);
+void knn_filter(const KnnParams&, const Exec&);
+size_t knn_filter_workspace(const KnnParams&, int threads);
+}  // namespace avx512bf16
+
+}  // namespace fastcv

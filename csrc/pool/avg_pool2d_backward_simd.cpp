@@ -1,0 +1,194 @@
+// Average pooling backward, plain and adaptive: each input element sums, over the windows that cover it, the gradient
+// divided by the window's divisor. NCHW: gradients down the columns first, then across; NHWC: by channels.
+#include "pool/pool.h"
+
+#include "common/dispatch.h"
+#include "pool/pool_simd.h"
+
+namespace fastcv::FASTCV_ISA {
+namespace {
+
+template <class T>
+FASTCV_INLINE T divisor_of(const PoolParams& p, int64_t rows, int64_t columns) {
+  return p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(rows * columns);
+}
+
+// All windows of a cover contribute the same size to the divisor.
+FASTCV_INLINE bool same_size(const PoolParams& p, const PoolAxis& a, const Cover& v) {
+  if (p.divisor != 0 || v.last <= v.first) return true;
+  const int64_t size = window(p, a, v.first).size;
+  for (int64_t o = v.first + 1; o <= v.last; ++o)
+    if (window(p, a, o).size != size) return false;
+  return true;
+}
+
+// ---- NCHW --------------------------------------------------------------------------------------------------------
+
+// line[ow] = sum over the covering output rows of gradient / divisor.
+template <class S>
+FASTCV_INLINE void column_sums(const PoolParams& p, int64_t plane, int64_t h, acc_t<S>* line, const acc_t<S>* size) {
+  using T = acc_t<S>;
+  const Cover v = cover(p, p.h, h);
+  const bool same = same_size(p, p.h, v);
+  const auto rows_of = [&](int64_t oh) {
+    return Vec<T>(p.divisor != 0 ? T(1) : static_cast<T>(window(p, p.h, oh).size));
+  };
+  const Vec<T> rows = v.last >= v.first ? rows_of(v.first) : Vec<T>(T(1));
+  const S* g = static_cast<const S*>(p.x) + plane * p.h.out * p.w.out;
+  for (int64_t ow = 0; ow < p.w.out; ow += Vec<T>::width) {
+    const Vec<T> columns = detail::load_raw(size + ow);
+    Vec<T> sum(T(0));
+    if (same) {
+      for (int64_t oh = v.first; oh <= v.last; ++oh) sum += load_some(g + oh * p.w.out + ow, p.w.out - ow);
+      sum = sum / (rows * columns);
+    } else {
+      for (int64_t oh = v.first; oh <= v.last; ++oh)
+        sum += load_some(g + oh * p.w.out + ow, p.w.out - ow) / (rows_of(oh) * columns);
+    }
+    detail::store_raw(line + ow, sum);
+  }
+}
+
+template <class T>
+FASTCV_INLINE T* column_sizes(const PoolParams& p, Scratch& scratch) {
+  T* size = scratch.take<T>(row_pitch(p));
+  for (int64_t ow = 0; ow < row_pitch(p); ++ow) size[ow] = 1;
+  for (int64_t ow = 0; ow < p.w.out; ++ow) size[ow] = divisor_of<T>(p, 1, window(p, p.w, ow).size);
+  return size;
+}
+
+template <int kStride, class S>
+void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  const int64_t pad = p.w.padding, first = (pad + kStride - 1) / kStride, left = (p.w.kernel - 1) / kStride;
+  const T* size = column_sizes<T>(p, scratch);
+  T* buffer = scratch.take<T>(2 * row_pitch(p));
+  for (int64_t i = 0; i < 2 * row_pitch(p); ++i) buffer[i] = 0;
+  T* line = buffer + left;
+  // The windows that see input q * stride + f - pad, in order: taps descending.
+  const auto sum_of = [&](int64_t f, int64_t q) __attribute__((always_inline)) {
+    Vec<T> sum(T(0));
+    int64_t j = p.w.kernel - 1;
+    if (kStride == 2 && j % 2 != f) --j;
+    for (; j >= 0; j -= kStride) sum += detail::load_raw(line + q - j / kStride);
+    return sum;
+  };
+  for (int64_t row = begin; row < end; ++row) {
+    column_sums<S>(p, row / p.h.in, row % p.h.in, line, size);
+    S* y = static_cast<S*>(p.y) + row * p.w.in;
+    if (kStride == 2 && pad % 2 == 1) store_one(y, sum_of(1, first - 1)[0]);
+    for (int64_t q = first; q * kStride - pad < p.w.in; q += w) {
+      const int64_t x = q * kStride - pad;
+      if constexpr (kStride == 1) {
+        store_some(y + x, sum_of(0, q), p.w.in - x);
+      } else {
+        Vec<T> low, high;
+        zip(sum_of(0, q), sum_of(1, q), low, high);
+        store_some(y + x, low, p.w.in - x);
+        if (p.w.in - x > w) store_some(y + x + w, high, p.w.in - x - w);
+      }
+    }
+  }
+}
+
+template <class S>
+void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+  using T = acc_t<S>;
+  const T* size = column_sizes<T>(p, scratch);
+  T* line = scratch.take<T>(row_pitch(p));
+  T* sums = scratch.take<T>(row_pitch(p));
+  for (int64_t row = begin; row < end; ++row) {
+    column_sums<S>(p, row / p.h.in, row % p.h.in, line, size);
+    for (int64_t x = 0; x < p.w.in; ++x) {
+      const Cover u = cover(p, p.w, x);
+      T sum = 0;
+      for (int64_t ow = u.first; ow <= u.last; ++ow) sum += line[ow];
+      sums[x] = sum;
+    }
+    S* y = static_cast<S*>(p.y) + row * p.w.in;
+    for (int64_t x = 0; x < p.w.in; x += Vec<T>::width) store_some(y + x, detail::load_raw(sums + x), p.w.in - x);
+  }
+}
+
+// One window: the plane is one number.
+template <class S>
+void planes(const PoolParams& p, int64_t begin, int64_t end) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  const int64_t size = p.h.in * p.w.in;
+  const T divisor = divisor_of<T>(p, window(p, p.h, 0).size, window(p, p.w, 0).size);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const Vec<T> value(load_one(static_cast<const S*>(p.x) + plane) / divisor);
+    S* y = static_cast<S*>(p.y) + plane * size;
+    for (int64_t i = 0; i < size; i += w) store_some(y + i, value, size - i);
+  }
+}
+
+// ---- NHWC --------------------------------------------------------------------------------------------------------
+
+template <class S>
+void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / p.h.in;
+    const Cover v = cover(p, p.h, row % p.h.in);
+    const bool same_rows = same_size(p, p.h, v);
+    for (int64_t x = 0; x < p.w.in; ++x) {
+      const Cover u = cover(p, p.w, x);
+      const bool none = v.last < v.first || u.last < u.first;
+      const bool same = none || (same_rows && same_size(p, p.w, u));
+      const T shared = none ? T(1) : divisor_of<T>(p, window(p, p.h, v.first).size, window(p, p.w, u.first).size);
+      S* y = static_cast<S*>(p.y) + (row * p.w.in + x) * p.c;
+      const auto run = [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+        Vec<T> sum(T(0));
+        for (int64_t oh = v.first; oh <= v.last; ++oh) {
+          for (int64_t ow = u.first; ow <= u.last; ++ow) {
+            const int64_t at = ((image * p.h.out + oh) * p.w.out + ow) * p.c + c;
+            const Vec<T> g = load_some(static_cast<const S*>(p.x) + at, n);
+            sum += same ? g : g / Vec<T>(divisor_of<T>(p, window(p, p.h, oh).size, window(p, p.w, ow).size));
+          }
+        }
+        store_some(y + c, same ? sum / Vec<T>(shared) : sum, n);
+      };
+      int64_t c = 0;
+      for (; c + w <= p.c; c += w) run(c, w);
+      if (c == p.c) continue;
+      if (p.c >= w) run(p.c - w, w);  // again some channels of before: the same answer
+      else run(c, p.c - c);
+    }
+  }
+}
+
+}  // namespace
+
+void avg_pool2d_backward_nchw(const PoolParams& p, const Exec& exec) {
+  dispatch_float(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const Cover first = cover(p, p.h, 0), last = cover(p, p.h, p.h.in - 1);
+    const Cover left = cover(p, p.w, 0), right = cover(p, p.w, p.w.in - 1);
+    const bool one = p.h.out == 1 && p.w.out == 1 && first.last == 0 && last.last == 0 && left.last == 0 &&
+                     right.last == 0 && last.first == 0 && right.first == 0;
+    if (one) {
+      return parallel_for(exec, p.n * p.c, rows_grain(p.h.in * p.w.in),
+                          [&](int64_t begin, int64_t end) { planes<S>(p, begin, end); });
+    }
+    parallel_slots(exec, p.n * p.c * p.h.in, rows_grain(p.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
+      const Scratch scratch(p, exec, slot);
+      if (p.adaptive || p.w.stride > 2) window_rows<S>(p, begin, end, scratch);
+      else if (p.w.stride == 2) split_rows<2, S>(p, begin, end, scratch);
+      else split_rows<1, S>(p, begin, end, scratch);
+    });
+  });
+}
+
+void avg_pool2d_backward_nhwc(const PoolParams& p, const Exec& exec) {
+  dispatch_float(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    parallel_for(exec, p.n * p.h.in, rows_grain(p.w.in * p.c * 2),
+                 [&](int64_t begin, int64_t end) { pixel_rows<S>(p, begin, end); });
+  });
+}
+
+}  // namespace fastcv::FASTCV_ISA

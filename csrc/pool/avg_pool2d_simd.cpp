@@ -1,0 +1,192 @@
+// Average pooling forward, plain and adaptive. Sums down the columns of a window first, then across (NCHW), or across
+// each row first, then down (NHWC, by channels): two short sums instead of one long one. One window over the whole map
+// is a plain sum of its elements.
+#include "pool/pool.h"
+
+#include "common/dispatch.h"
+#include "pool/pool_simd.h"
+
+namespace fastcv::FASTCV_ISA {
+namespace {
+
+FASTCV_INLINE bool is_global(const PoolParams& p) {
+  if (p.h.out != 1 || p.w.out != 1) return false;
+  const Window v = window(p, p.h, 0), u = window(p, p.w, 0);
+  return v.end - v.begin == p.h.in && u.end - u.begin == p.w.in;
+}
+
+// ---- NCHW --------------------------------------------------------------------------------------------------------
+
+template <class S>
+FASTCV_INLINE Vec<acc_t<S>> column_sum(const S* x, int64_t step, int64_t rows, int64_t n) {
+  if (rows <= 0) return Vec<acc_t<S>>(acc_t<S>(0));
+  Vec<acc_t<S>> sum = load_some(x, n);
+  for (int64_t r = 1; r < rows; ++r) sum += load_some(x + r * step, n);
+  return sum;
+}
+
+template <int kStride, int kTaps, class S>
+void split_row_sums(const PoolParams& p, const Window& v, const S* top, S* y, acc_t<S>* phase, const int64_t* place,
+                    const acc_t<S>* size) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  const int64_t taps = kTaps > 0 ? kTaps : p.w.kernel;
+  split_row<kStride>([&](int64_t x, int64_t n)
+                         __attribute__((always_inline)) { return column_sum(top + x, p.w.in, v.end - v.begin, n); },
+                     p.w.in, p.w.padding, phase_count(p.w), phase, row_pitch(p), T(0));
+  const Vec<T> rows(p.divisor != 0 ? T(1) : static_cast<T>(v.size));
+  for (int64_t ow = 0; ow < p.w.out; ow += w) {
+    Vec<T> sum = detail::load_raw(phase + place[0] + ow);
+    for (int64_t j = 1; j < taps; ++j) sum += detail::load_raw(phase + place[j] + ow);
+    store_some(y + ow, sum / (rows * detail::load_raw(size + ow)), p.w.out - ow);
+  }
+}
+
+template <int kStride, class S>
+void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+  using T = acc_t<S>;
+  const int64_t pitch = row_pitch(p);
+  T* phase = scratch.take<T>(2 * pitch);
+  T* size = scratch.take<T>(pitch);
+  int64_t* place = scratch.take<int64_t>(p.w.kernel);
+  for (int64_t j = 0; j < p.w.kernel; ++j) place[j] = tap_place(p.w, j, pitch);
+  for (int64_t ow = 0; ow < pitch; ++ow) size[ow] = 1;
+  for (int64_t ow = 0; ow < p.w.out; ++ow)
+    size[ow] = p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(window(p, p.w, ow).size);
+  for (int64_t row = begin; row < end; ++row) {
+    const Window v = window(p, p.h, row % p.h.out);
+    const S* top = static_cast<const S*>(p.x) + (row / p.h.out * p.h.in + v.begin) * p.w.in;
+    S* y = static_cast<S*>(p.y) + row * p.w.out;
+    if (p.w.kernel == 2) split_row_sums<kStride, 2>(p, v, top, y, phase, place, size);
+    else if (p.w.kernel == 3) split_row_sums<kStride, 3>(p, v, top, y, phase, place, size);
+    else split_row_sums<kStride, 0>(p, v, top, y, phase, place, size);
+  }
+}
+
+// Windows of any width and place (stride above 2, adaptive): columns by vectors, then one by one.
+template <class S>
+void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+  using T = acc_t<S>;
+  T* line = scratch.take<T>(row_pitch(p));
+  for (int64_t row = begin; row < end; ++row) {
+    const Window v = window(p, p.h, row % p.h.out);
+    const S* top = static_cast<const S*>(p.x) + (row / p.h.out * p.h.in + v.begin) * p.w.in;
+    for (int64_t x = 0; x < p.w.in; x += Vec<T>::width)
+      detail::store_raw(line + x, column_sum(top + x, p.w.in, v.end - v.begin, p.w.in - x));
+    for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const Window u = window(p, p.w, ow);
+      T sum = 0;
+      for (int64_t x = u.begin; x < u.end; ++x) sum += line[x];
+      const T divisor = p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(v.size * u.size);
+      store_one(static_cast<S*>(p.y) + row * p.w.out + ow, sum / divisor);
+    }
+  }
+}
+
+// The sum over the lanes, halves added: in reduce_add's order, without its way through memory.
+template <class T>
+FASTCV_INLINE T add_lanes(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_add_ps((__m512)x.v);
+  else return _mm512_reduce_add_pd((__m512d)x.v);
+#else
+  return reduce_add(x);
+#endif
+}
+
+template <class S>
+void planes(const PoolParams& p, int64_t begin, int64_t end) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  const int64_t size = p.h.in * p.w.in;
+  const T divisor =
+      p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(window(p, p.h, 0).size * window(p, p.w, 0).size);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const S* x = static_cast<const S*>(p.x) + plane * size;
+    Vec<T> sum[4] = {Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0))};
+    int64_t i = 0;
+    for (; i + 4 * w <= size; i += 4 * w) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) sum[k] += load(x + i + k * w);
+    }
+    for (; i < size; i += w) sum[0] += load_some(x + i, size - i);
+    store_one(static_cast<S*>(p.y) + plane, add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / divisor);
+  }
+}
+
+// ---- NHWC --------------------------------------------------------------------------------------------------------
+
+template <int kVectors, bool kPartial, class S>
+FASTCV_INLINE void pixel(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y, int64_t n) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  Vec<T> sum[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) sum[k] = Vec<T>(T(0));
+  for (int64_t h = v.begin; h < v.end; ++h) {
+    const S* at = x + (h * p.w.in + u.begin) * p.c;
+    Vec<T> across[kVectors];
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) across[k] = Vec<T>(T(0));
+    for (int64_t i = u.begin; i < u.end; ++i, at += p.c) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kVectors; ++k) across[k] += kPartial ? load_n(at, static_cast<int>(n)) : load(at + k * w);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) sum[k] += across[k];
+  }
+  const Vec<T> divisor(p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(v.size * u.size));
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) {
+    if (kPartial) store_n(y, sum[k] / divisor, static_cast<int>(n));
+    else store(y + k * w, sum[k] / divisor);
+  }
+}
+
+template <class S>
+void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
+  constexpr int w = Vec<acc_t<S>>::width;
+  for (int64_t row = begin; row < end; ++row) {
+    const Window v = window(p, p.h, row % p.h.out);
+    const S* x = static_cast<const S*>(p.x) + row / p.h.out * p.h.in * p.w.in * p.c;
+    for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const Window u = window(p, p.w, ow);
+      S* y = static_cast<S*>(p.y) + (row * p.w.out + ow) * p.c;
+      int64_t c = 0;
+      for (; c + 4 * w <= p.c; c += 4 * w) pixel<4, false>(p, v, u, x + c, y + c, 0);
+      for (; c + w <= p.c; c += w) pixel<1, false>(p, v, u, x + c, y + c, 0);
+      if (c == p.c) continue;
+      if (p.c >= w) pixel<1, false>(p, v, u, x + p.c - w, y + p.c - w, 0);  // some channels again: the same answer
+      else pixel<1, true>(p, v, u, x + c, y + c, p.c - c);
+    }
+  }
+}
+
+}  // namespace
+
+void avg_pool2d_nchw(const PoolParams& p, const Exec& exec) {
+  dispatch_float(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    if (is_global(p)) {
+      return parallel_for(exec, p.n * p.c, rows_grain(p.h.in * p.w.in),
+                          [&](int64_t begin, int64_t end) { planes<S>(p, begin, end); });
+    }
+    parallel_slots(exec, p.n * p.c * p.h.out, rows_grain(p.w.out * 4), [&](int slot, int64_t begin, int64_t end) {
+      const Scratch scratch(p, exec, slot);
+      if (p.adaptive || p.w.stride > 2) window_rows<S>(p, begin, end, scratch);
+      else if (p.w.stride == 2) split_rows<2, S>(p, begin, end, scratch);
+      else split_rows<1, S>(p, begin, end, scratch);
+    });
+  });
+}
+
+void avg_pool2d_nhwc(const PoolParams& p, const Exec& exec) {
+  dispatch_float(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const int64_t rows = p.h.in / (p.h.out > 0 ? p.h.out : 1) + 1;
+    parallel_for(exec, p.n * p.h.out, rows_grain(rows * p.w.in * p.c),
+                 [&](int64_t begin, int64_t end) { pixel_rows<S>(p, begin, end); });
+  });
+}
+
+}  // namespace fastcv::FASTCV_ISA

@@ -1,0 +1,53 @@
+#include "pool/pool.h"
+#include "pool/pool_geometry.h"
+
+namespace fastcv {
+namespace {
+
+// float rows carry codes in 32 bits.
+bool codes_fit(const PoolParams& p) {
+  const int64_t rows = p.adaptive ? p.h.in : input_ring(p);
+  return p.where == nullptr || p.where_is_offset || (rows + 1) * p.w.in + p.w.kernel * p.w.dilation <= INT32_MAX;
+}
+const char* nchw(const PoolParams& p) {
+  if (p.channels_last) return "needs row-major maps";
+  return codes_fit(p) ? nullptr : "needs windows that span fewer than 2^31 elements";
+}
+const char* nhwc(const PoolParams& p) {
+  if (!p.channels_last) return "needs channels_last maps";
+  return codes_fit(p) ? nullptr : "needs windows that span fewer than 2^31 elements";
+}
+
+constexpr Variant<PoolParams> kForward[] = {
+#if defined(__x86_64__)
+    {"rows_nchw_avx512", Isa::avx512, &nchw, &pool_workspace, &avx512::max_pool2d_nchw},
+    {"channels_nhwc_avx512", Isa::avx512, &nhwc, nullptr, &avx512::max_pool2d_nhwc},
+    {"rows_nchw_avx2", Isa::avx2, &nchw, &pool_workspace, &avx2::max_pool2d_nchw},
+    {"channels_nhwc_avx2", Isa::avx2, &nhwc, nullptr, &avx2::max_pool2d_nhwc},
+#endif
+    {"rows_nchw_portable", Isa::portable, &nchw, &pool_workspace, &portable::max_pool2d_nchw},
+    {"channels_nhwc_portable", Isa::portable, &nhwc, nullptr, &portable::max_pool2d_nhwc},
+    {"ref", Isa::portable, nullptr, nullptr, &max_pool2d_ref},
+};
+
+constexpr Variant<PoolParams> kBackward[] = {
+#if defined(__x86_64__)
+    {"gather_nchw_avx512", Isa::avx512, &nchw, &pool_workspace, &avx512::max_pool2d_backward_nchw},
+    {"gather_nhwc_avx512", Isa::avx512, &nhwc, nullptr, &avx512::max_pool2d_backward_nhwc},
+    {"gather_nchw_avx2", Isa::avx2, &nchw, &pool_workspace, &avx2::max_pool2d_backward_nchw},
+    {"gather_nhwc_avx2", Isa::avx2, &nhwc, nullptr, &avx2::max_pool2d_backward_nhwc},
+#endif
+    {"gather_nchw_portable", Isa::portable, &nchw, &pool_workspace, &portable::max_pool2d_backward_nchw},
+    {"gather_nhwc_portable", Isa::portable, &nhwc, nullptr, &portable::max_pool2d_backward_nhwc},
+    {"ref", Isa::portable, nullptr, nullptr, &max_pool2d_backward_ref},
+};
+
+}  // namespace
+
+size_t pool_workspace(const PoolParams& p, int threads) { return slot_bytes(p) * threads; }
+
+const VariantTable<PoolParams> max_pool2d_table("max_pool2d", kForward);
+const VariantTable<PoolParams> adaptive_max_pool2d_table("adaptive_max_pool2d", kForward);
+const VariantTable<PoolParams> max_pool2d_backward_table("max_pool2d_backward", kBackward);
+
+}  // namespace fastcv

@@ -1,0 +1,80 @@
+// Which inputs a window sees, and which windows see an input. Internal linkage: this header is compiled into objects
+// of several instruction sets.
+#pragma once
+#include "pool/pool.h"
+
+namespace fastcv {
+namespace {
+
+#define FASTCV_POOL_INLINE [[gnu::always_inline, maybe_unused]] static inline
+
+// n / d for n >= 0; strides of one and two are the usual ones, and a division costs as much as ten elements.
+FASTCV_POOL_INLINE int64_t quotient(int64_t n, int64_t d) { return d == 1 ? n : d == 2 ? n >> 1 : n / d; }
+
+// The inputs begin, begin + dilation, ... < end; `tap` numbers the first of them in the kernel; `size` is what the
+// axis contributes to the divisor of an average.
+struct Window {
+  int64_t begin, end, size, tap;
+};
+FASTCV_POOL_INLINE Window window(const PoolParams& p, const PoolAxis& a, int64_t o) {
+  if (p.adaptive) {
+    const int64_t begin = o * a.in / a.out, end = ((o + 1) * a.in + a.out - 1) / a.out;
+    return {begin, end, end - begin, 0};
+  }
+  const int64_t start = o * a.stride - a.padding;
+  int64_t stop = start + (a.kernel - 1) * a.dilation + 1;
+  if (stop > a.in + a.padding) stop = a.in + a.padding;
+  const int64_t tap = start < 0 ? quotient(-start + a.dilation - 1, a.dilation) : 0;
+  const int64_t begin = start + tap * a.dilation, end = stop < a.in ? stop : a.in;
+  return {begin, end, p.count_include_pad ? stop - start : end - begin, tap};
+}
+
+// The windows first .. last span input i (last < first: none). Under dilation some of them may step over it.
+struct Cover {
+  int64_t first, last;
+};
+FASTCV_POOL_INLINE Cover cover(const PoolParams& p, const PoolAxis& a, int64_t i) {
+  if (p.adaptive) return {i * a.out / a.in, ((i + 1) * a.out + a.in - 1) / a.in - 1};
+  const int64_t before = i + a.padding - (a.kernel - 1) * a.dilation;  // the start of the last window ending at i
+  const int64_t first = before <= 0 ? 0 : quotient(before + a.stride - 1, a.stride);
+  const int64_t last = quotient(i + a.padding, a.stride);
+  return {first, last < a.out ? last : a.out - 1};
+}
+
+// The number of the tap by which window o of a (not adaptive) axis sees input i, or -1.
+FASTCV_POOL_INLINE int64_t tap_of(const PoolAxis& a, int64_t o, int64_t i) {
+  const int64_t distance = i + a.padding - o * a.stride;
+  if (a.dilation == 1) return distance;
+  return distance % a.dilation == 0 ? distance / a.dilation : -1;
+}
+
+// A code names an element of a window by row and column; this is how `where` spells it.
+// Offsets: tap row * kernel width + tap column. Indices: relative to the window's (unclipped) corner.
+struct Code {
+  int64_t row, column;
+};
+FASTCV_POOL_INLINE Code code_of(const PoolParams& p) {
+  if (p.where_is_offset) return {p.w.kernel, 1};
+  return {p.h.dilation * p.w.in, p.w.dilation};
+}
+
+// Window rows that may be alive at once: the slots of a ring of rows.
+FASTCV_POOL_INLINE int64_t input_ring(const PoolParams& p) { return (p.h.kernel - 1) * p.h.dilation + 1; }
+FASTCV_POOL_INLINE int64_t output_ring(const PoolParams& p) { return (p.h.kernel - 1) * p.h.dilation / p.h.stride + 1; }
+
+// Elements from one scratch row to the next: room for either map's row, padding, and vectors that run over the end.
+FASTCV_POOL_INLINE int64_t row_pitch(const PoolParams& p) {
+  const int64_t widest = p.w.in > p.w.out ? p.w.in : p.w.out;
+  const int64_t span = p.adaptive ? 0 : (p.w.kernel - 1) * p.w.dilation + 2 * p.w.padding;
+  return (widest + span) / 16 * 16 + 64;
+}
+
+// Scratch of one thread: rows of at most 8 bytes an element.
+FASTCV_POOL_INLINE size_t slot_bytes(const PoolParams& p) {
+  const int64_t ring = p.where == nullptr || p.adaptive ? 0 : input_ring(p);
+  const int64_t taps = p.adaptive ? 0 : p.w.kernel;
+  return static_cast<size_t>(8 * ((6 + 2 * ring) * row_pitch(p) + 4 * ring + taps + 128)) / 64 * 64;
+}
+
+}  // namespace
+}  // namespace fastcv

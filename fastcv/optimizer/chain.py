@@ -1,0 +1,180 @@
+"""Fused chains at run time: which modules and steps one has, when it may hold its value back, and how it is computed.
+
+A convolution chain is conv [+ batch norm] [+ residual] [+ activation] on conv2d_fused with folded weights, for inference:
+it steps aside while its batch norm trains and where a gradient is needed. (Transposed, 1-d and 3-d convolutions: conv +
+batch norm.) A batch norm chain is batch norm [+ residual] + activation on batch_norm_act, also with gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..functional._common import autocast_dtype, needs_grad
+from .fold_cache import FoldCache
+from .kernels import DTYPES, OPS, any_global_hook, has_hooks
+from .pending import Pending
+from .region import Region, current_frame
+
+ACTIVATIONS = {
+    "conv2d": ("relu", "relu6", "silu", "hardswish"),
+    "batch_norm": ("relu", "relu6"),
+}
+
+_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
+
+
+def _under_transform() -> bool:
+    """True where Python may not hold values back: compiling, tracing, inside torch.func."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
+
+
+class Chain(ABC):
+    """What both kinds share. name: the head's; steps: of "batch_norm", "add", "activation" those that follow the head."""
+
+    def __init__(self, name: str, head: nn.Module, steps: Sequence[str], region: Region, watched: Sequence[nn.Module]) -> None:
+        self.name = name
+        self.head = head
+        self.steps = tuple(steps)
+        self.region = region
+        self.watched = tuple(watched)
+        self.activations = ACTIVATIONS.get(OPS[type(head)], ())
+
+    def describe(self) -> str:
+        """Such as "conv1: Conv2d + batch_norm + activation"."""
+        return f"{self.name}: {' + '.join([type(self.head).__name__, *self.steps])}"
+
+    def begin(self, x: Any) -> Pending | None:
+        """The held-back value of head(x), or None if the head is to compute now."""
+        if type(x) is not Tensor or _under_transform():
+            return None
+        frame = current_frame(self.region)
+        if frame is None or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
+            return None
+        if not self.may_begin(x) or any_global_hook():
+            return None
+        for module in self.watched:
+            if has_hooks(module):
+                return None
+        return frame.hold(Pending(self, x, isinstance(self, BatchNormChain), torch.is_grad_enabled()))
+
+    def defer(self, pending: Pending, step: str) -> Pending | Tensor:
+        """``pending`` after ``step``: held back if the chain goes on, else computed."""
+        frame = None if step == self.steps[-1] else current_frame(self.region)
+        return pending.value() if frame is None else frame.hold(pending)
+
+    def takes_activation(self, activation: str) -> bool:
+        """True if the kernel applies this activation."""
+        return activation in self.activations
+
+    @abstractmethod
+    def may_begin(self, x: Tensor) -> bool:
+        """True if the head may hold back its value of the dense CPU tensor x, without changing any answer or error."""
+
+    @abstractmethod
+    def takes_residual(self, pending: Pending, other: Any) -> bool:
+        """True if the kernel can add ``other`` as torch's addition would."""
+
+    @abstractmethod
+    def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
+        """The value of ``pending`` through ``activation``. again: it was computed before, so state must not advance twice."""
+
+
+class ConvChain(Chain):
+    """conv [+ batch norm] [+ residual] [+ activation] without gradients. bn: the batch norm's module, or None."""
+
+    def __init__(self, name: str, head: nn.Module, bn: nn.Module | None, steps: Sequence[str], region: Region, watched: Any) -> None:
+        super().__init__(name, head, steps, region, watched)
+        self.bn = bn
+        self.fold = None if bn is None else FoldCache(head, bn)
+
+    def may_begin(self, x: Tensor) -> bool:
+        conv, bn = self.head, self.bn
+        if bn is not None and (bn.training or bn.running_mean is None or bn.running_var is None):
+            self.fold.drop()
+            return False
+        if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
+            if bn is not None:
+                self.fold.drop()
+            return False
+        weight = conv.weight
+        if x.dim() != weight.dim() or x.shape[1] != conv.in_channels or weight.device.type != "cpu" or weight.is_inference():
+            return False
+        if x.dtype is not weight.dtype and autocast_dtype(x) is None:
+            return False
+        if bn is None:
+            return True
+        mean, var = bn.running_mean, bn.running_var
+        return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
+
+    def takes_residual(self, pending: Pending, other: Any) -> bool:
+        if OPS[type(self.head)] != "conv2d" or type(other) is not Tensor or needs_grad(other):
+            return False
+        x = pending.x
+        dtype = x.dtype if x.dtype is torch.float64 else autocast_dtype(x) or x.dtype
+        return other.dtype is dtype and other.device == x.device and other.shape == self._output_shape(x)
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        conv, spatial = self.head, x.shape[2:]
+        if conv.padding != "same":
+            padding = (0,) * len(spatial) if conv.padding == "valid" else conv.padding
+            geometry = zip(spatial, conv.kernel_size, conv.stride, padding, conv.dilation, strict=True)
+            spatial = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in geometry]
+        return (x.shape[0], conv.out_channels, *spatial)
+
+    def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
+        conv, x = self.head, pending.x
+        weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
+        op = OPS[type(conv)]
+        if op == "conv2d":
+            geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            return functional.conv2d_fused(x, weight, bias, *geometry, pending.residual, activation)
+        if conv.transposed:
+            geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+        else:
+            geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return getattr(functional, op)(x, weight, bias, *geometry)
+
+
+class BatchNormChain(Chain):
+    """batch norm [+ residual] + activation, in training and evaluation, with and without gradients."""
+
+    def may_begin(self, x: Tensor) -> bool:
+        bn = self.head
+        if x.dim() not in _DIMS[type(bn).__name__] or x.shape[1] != bn.num_features:
+            return False
+        if needs_grad(x, bn.weight, bn.bias) and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return False  # activation checkpointing: its second run must save what the first did, and may come from elsewhere
+        uses_batch = bn.training or bn.running_mean is None
+        if uses_batch and x.numel() == x.shape[1]:
+            return False
+        return all(t is None or t.dtype in (torch.float32, x.dtype) for t in (bn.weight, bn.running_mean))
+
+    def takes_residual(self, pending: Pending, other: Any) -> bool:
+        x = pending.x
+        return type(other) is Tensor and other.dtype is x.dtype and other.device == x.device and other.shape == x.shape
+
+    def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
+        bn = self.head
+        mean, var, training, momentum = _running_statistics(bn, again)
+        residual = pending.residual
+        return functional.batch_norm_act(pending.x, mean, var, bn.weight, bn.bias, training, momentum, bn.eps, residual, activation)
+
+
+def _running_statistics(bn: nn.Module, again: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """running_mean, running_var, training and momentum as torch.nn's batch norm passes them on; counts the batch."""
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    tracked = bn.training and bn.track_running_stats
+    if tracked and bn.num_batches_tracked is not None and not again:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    training = bn.training or (bn.running_mean is None and bn.running_var is None)
+    if (bn.training and not bn.track_running_stats) or (training and again):
+        return None, None, training, momentum
+    return bn.running_mean, bn.running_var, training, momentum

@@ -1,0 +1,104 @@
+"""The forwards that optimize sets on instances. Each is an object that holds its module, so that copies and pickles of a
+model carry forwards that point into the copy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .chain import Chain
+from .kernels import DTYPES, kernel_class
+from .pending import Pending, value_of
+from .region import Frame, Region
+
+
+class InstanceForward:
+    """A forward set on one instance; restore() takes it away, and the class's forward serves again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(type(self.module).forward.__get__(self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        return type(self.module).forward.__code__  # torch.export reads the file and line of a forward here
+
+    __name__ = "forward"
+
+    def install(self) -> None:
+        self.module.forward = self
+
+
+class KernelForward(InstanceForward):
+    """Runs the forward of fastcv.nn where fastcv has a kernel for the input, else torch's."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.kernel = kernel_class(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = value_of(args), value_of(kwargs)
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        return (self.kernel if _served(x) else type(self.module)).forward(self.module, *args, **kwargs)
+
+
+class HeadForward(KernelForward):
+    """The first module of a chain: holds its value back where the chain may begin."""
+
+    def __init__(self, module: nn.Module, chain: Chain) -> None:
+        super().__init__(module)
+        self.chain = chain
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        pending = self.chain.begin(args[0]) if len(args) == 1 and not kwargs else None
+        return super().__call__(*args, **kwargs) if pending is None else pending
+
+
+class BatchNormForward(KernelForward):
+    """The batch norm of a convolution chain: part of the chain for the chain's own value, a batch norm for any other."""
+
+    def __init__(self, module: nn.Module, chain: Chain) -> None:
+        super().__init__(module)
+        self.chain = chain
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if type(x) is Pending and x.chain is self.chain and not x.normalised and x.residual is None and x.extensible():
+            return x.batch_norm()
+        return super().__call__(*args, **kwargs)
+
+
+class OwnerForward(InstanceForward):
+    """The module whose forward contains a chain: the user's forward runs, and within it the chain may hold values back."""
+
+    def __init__(self, module: nn.Module, region: Region) -> None:
+        super().__init__(module)
+        self.region = region
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = type(self.module).forward
+        if torch.compiler.is_compiling():
+            return forward(self.module, *args, **kwargs)
+        with Frame(self.region) as frame:
+            return frame.settle(forward(self.module, *args, **kwargs))
+
+
+def _served(x: Any) -> bool:
+    if type(x) not in (Tensor, nn.Parameter, FakeTensor):
+        return False
+    return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
+
+
+def installed(module: nn.Module) -> InstanceForward | None:
+    """The forward that optimize has set on the module, or None."""
+    forward = module.__dict__.get("forward")
+    return forward if isinstance(forward, InstanceForward) else None

@@ -1,0 +1,111 @@
+"""Which modules fastcv has a kernel for, and why a module that looks like one of them is left alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from .. import nn as fastcv_nn
+
+# Module class, of torch.nn or fastcv.nn -> the op of fastcv.functional that serves it.
+OPS: dict[type[nn.Module], str] = {
+    getattr(package, name): op
+    for name, op in {
+        "Conv1d": "conv1d",
+        "Conv2d": "conv2d",
+        "Conv3d": "conv3d",
+        "ConvTranspose1d": "conv_transpose1d",
+        "ConvTranspose2d": "conv_transpose2d",
+        "ConvTranspose3d": "conv_transpose3d",
+        "BatchNorm1d": "batch_norm",
+        "BatchNorm2d": "batch_norm",
+        "BatchNorm3d": "batch_norm",
+        "GroupNorm": "group_norm",
+        "LayerNorm": "layer_norm",
+        "InstanceNorm1d": "instance_norm",
+        "InstanceNorm2d": "instance_norm",
+        "InstanceNorm3d": "instance_norm",
+        "LocalResponseNorm": "local_response_norm",
+        "MaxPool2d": "max_pool2d",
+        "AvgPool2d": "avg_pool2d",
+        "AdaptiveAvgPool2d": "adaptive_avg_pool2d",
+        "AdaptiveMaxPool2d": "adaptive_max_pool2d",
+        "MaxUnpool2d": "max_unpool2d",
+        "Softmax": "softmax",
+        "LogSoftmax": "log_softmax",
+        "CrossEntropyLoss": "cross_entropy",
+        "NLLLoss": "nll_loss",
+        "MultiMarginLoss": "multi_margin_loss",
+        "KLDivLoss": "kl_div",
+    }.items()
+    if name in fastcv_nn.__all__
+    for package in (nn, fastcv_nn)
+}
+
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+def kernel_class(module: nn.Module) -> type[nn.Module]:
+    """The class of fastcv.nn whose forward serves ``module``, one of OPS."""
+    return getattr(fastcv_nn, type(module).__name__)
+
+
+def resembles(module: nn.Module) -> type[nn.Module] | None:
+    """The class of OPS that ``module`` is or derives from, or that it stands in for under torch.ao; None if there is none."""
+    for cls in type(module).__mro__:
+        if cls in OPS:
+            return cls
+    if type(module).__module__.startswith("torch.ao."):
+        return next((cls for cls in OPS if cls.__name__ == type(module).__name__), None)
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """True if a forward or backward hook is registered on the module."""
+    state = module.__dict__
+    return bool(state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"])
+
+
+def any_global_hook() -> bool:
+    """True if hooks are registered that torch runs around every module."""
+    return nn.modules.module._has_any_global_hook()
+
+
+def why_left_alone(module: nn.Module) -> str | None:
+    """Why ``module`` keeps torch's forward; None if fastcv serves it."""
+    kind = type(module)
+    parameters = list(module.parameters(recurse=False))
+    if any(is_lazy(t) for t in parameters):
+        return f"lazy: {kind.__name__} has no parameters before its first call"
+    if parametrize.is_parametrized(module):
+        return f"parametrised: {', '.join(module.parametrizations)} is computed anew at each call"
+    if kind.__module__.startswith("torch.ao."):
+        return f"quantised: {kind.__module__}.{kind.__qualname__}"
+    if kind not in OPS:
+        like = resembles(module)
+        if like is None:
+            return f"fastcv has no kernel for {kind.__qualname__}"
+        return f"{kind.__qualname__} is a subclass of nn.{like.__name__} and may compute something else"
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            return f"{type(hook).__name__}: its weight is computed anew at each call"
+    if has_hooks(module):
+        return "it has hooks"
+    if "forward" in module.__dict__:
+        return "its forward was already replaced"
+    tensors = [t for t in (*parameters, *module.buffers(recurse=False)) if t.is_floating_point() or t.is_complex()]
+    for t in tensors:
+        if type(t) not in (Tensor, nn.Parameter):
+            return f"its parameters are {type(t).__name__}, not plain tensors"
+        if t.dtype not in DTYPES:
+            return f"dtype {str(t.dtype).removeprefix('torch.')} has no kernel"
+        if t.is_meta:
+            return "its parameters are on the meta device"
+        if t.device.type != "cpu":
+            return f"its parameters are on {t.device}, where {OPS[kind]} has no kernel"
+    padding_mode = getattr(module, "padding_mode", "zeros")
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and padding_mode != "zeros":
+        return f"padding_mode={padding_mode!r} is not supported"
+    return None

@@ -1,0 +1,179 @@
+"""fastcv.optimize and fastcv.restore: a model of torch.nn modules on fastcv's kernels, and back.
+
+Why forwards of instances: the classes, the module tree, parameters, state_dict, hooks and the user's own forward stay what
+they were; nothing outside the model changes; and taking the forwards away restores it. Why the traced graph is not run: a
+graph freezes what the forward decided while it was traced. Here the graph only proves that a fusion is worth trying; the
+user's forward runs, and each fused chain checks at each call that the next step is the one expected (pending.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from .. import _ext
+from .chain import BatchNormChain, Chain, ConvChain
+from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
+from .kernels import OPS, resembles, why_left_alone
+from .patterns import Plan, prove
+from .region import Region
+from .report import Report, Row
+from .trace import model_copy, trace
+from .verify import verify
+
+_MODES = ("inference", "training")
+
+
+def optimize(
+    model: nn.Module,
+    mode: str = "inference",
+    ops: str | Iterable[str] = "auto",
+    fuse: bool = True,
+    example: Any = None,
+    strict: bool = False,
+    inplace: bool = False,
+) -> nn.Module:
+    """Returns a copy of ``model`` (with inplace=True the model itself) whose modules run on fastcv's kernels.
+
+    mode: "inference" folds batch norms into convolutions and fuses activations and residual additions, wherever no gradient
+    is needed and the batch norm is in evaluation mode; everywhere else, and with "training", batch norm, addition and
+    activation are fused, with gradients.
+    ops: "auto" for all, or names in fastcv.functional such as ["conv2d", "batch_norm"]. fuse: False leaves one kernel per
+    module. example: an input (a tensor; a tuple or list of arguments; a dict of keyword arguments) to compare the outputs on,
+    before and after, against float64: what errs by more than twice torch's own error is undone and reported.
+    strict: raise RuntimeError with the report if any module was left alone or not fused.
+
+    The result's ``fastcv_report`` says for each module what was done and why not more. state_dict is unchanged, and loading
+    one, moving the model, copying, pickling and switching between train() and eval() work as before. Modules that are not
+    exactly of a type that fastcv serves, and those with hooks, parametrisations or quantisation, are left alone. An exception
+    leaves the model as it was. Raises TypeError if model is no Module, ValueError for unknown modes and ops, NotBuiltError.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fastcv.optimize: model must be a torch.nn.Module, got {type(model).__name__}")
+    if mode not in _MODES:
+        raise ValueError(f"fastcv.optimize: mode must be one of {_MODES}, got {mode!r}")
+    chosen = _chosen_ops(ops)
+    _ext.module()
+    target = model if inplace else model_copy(model)
+    before = _strip(target)
+    try:
+        report = _apply(target, mode, chosen, fuse)
+        if example is not None:
+            verify(target, report, example)
+        if strict and report.skipped():
+            raise RuntimeError(f"fastcv.optimize(strict=True): not everything is on fastcv\n{report}")
+        target.fastcv_report = report
+    except BaseException:
+        _strip(target)
+        for module, attributes in before:
+            vars(module).update(attributes)
+        raise
+    return target
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Takes away, in place, all that optimize set on ``model``, and returns it. A model never optimised stays as it is."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fastcv.restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    _strip(model)
+    return model
+
+
+def _chosen_ops(ops: str | Iterable[str]) -> frozenset[str]:
+    available = frozenset(OPS.values())
+    if ops == "auto":
+        return available
+    chosen = frozenset([ops] if isinstance(ops, str) else ops)
+    if not chosen <= available:
+        raise ValueError(f"fastcv.optimize: no module runs on {sorted(chosen - available)}; ops are {sorted(available)} or 'auto'")
+    return chosen
+
+
+def _strip(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Removes forwards and reports; returns what was removed."""
+    removed = []
+    for module in model.modules():
+        attributes = {}
+        if installed(module) is not None:
+            attributes["forward"] = vars(module).pop("forward")
+        if isinstance(vars(module).get("fastcv_report"), Report):
+            attributes["fastcv_report"] = vars(module).pop("fastcv_report")
+        if attributes:
+            removed.append((module, attributes))
+    return removed
+
+
+def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool) -> Report:
+    """Plans first, then sets the forwards."""
+    report = Report(mode)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    rows: dict[str, Row] = {}
+    served: list[nn.Module] = []
+    others: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if resembles(module) is None:
+            if next(module.children(), None) is None and module is not model:
+                others[type(module).__name__] += 1
+            continue
+        rows[name] = row = Row(name, type(module).__name__)
+        row.reason = why_left_alone(module) or ""
+        if not row.reason and OPS[type(module)] in ops:
+            row.op = OPS[type(module)]
+            served.append(module)
+        elif not row.reason:
+            others[type(module).__name__] += 1
+            del rows[name]
+    plans: list[Plan] = []
+    if fuse:
+        traces, failures = trace(model, training=mode == "training")
+        plans, refused = prove(traces, modules, ops, training=mode == "training")
+        for name, reason in refused.items():
+            rows[name].reason = rows[name].reason or f"not fused: {reason}"
+        _report_untraced(failures, rows, {t.full_name(n) for t in traces for n in t.graph.nodes if n.op == "call_module"})
+    for module in served:
+        KernelForward(module).install()
+    _install_chains(plans, modules, rows)
+    report.rows = list(rows.values())
+    report.left_to_torch = dict(others)
+    return report
+
+
+def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row]) -> None:
+    regions: dict[str, Region] = {}
+    for plan in plans:
+        region = regions.get(plan.owner)
+        if region is None:
+            region = regions[plan.owner] = Region()
+            OwnerForward(modules[plan.owner], region).install()
+        head, watched = modules[plan.head], [modules[name] for name in plan.watched]
+        row = rows[plan.head]
+        row.fused = plan.labels
+        chain: Chain
+        if OPS[type(head)] == "batch_norm":
+            chain = BatchNormChain(plan.head, head, plan.steps, region, watched)
+            row.op = "batch_norm_act"
+        else:
+            bn = None if plan.bn is None else modules[plan.bn]
+            chain = ConvChain(plan.head, head, bn, plan.steps, region, watched)
+            row.op = "conv2d_fused" if row.op == "conv2d" else row.op
+            if bn is not None:
+                BatchNormForward(bn, chain).install()
+                rows[plan.bn].op = f"folded into {plan.head}"
+                if bn.training:
+                    row.reason = "in training mode: folded after eval()"
+        HeadForward(head, chain).install()
+
+
+def _report_untraced(failures: dict[str, str], rows: dict[str, Row], called: set[str]) -> None:
+    """The modules that no traced forward calls: whether they could be fused is not known."""
+    for owner in sorted(failures, key=len, reverse=True):
+        for name, row in rows.items():
+            within = name.startswith(f"{owner}.") or not owner
+            if within and name not in called and row.op in _FUSABLE and not row.reason:
+                row.reason = f"not fused: the forward of {owner or 'the model'} cannot be traced ({failures[owner]})"
+
+
+_FUSABLE = frozenset(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm"))

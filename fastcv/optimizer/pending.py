@@ -1,0 +1,195 @@
+"""A value that a fused chain has promised but not computed: what a convolution or batch norm hands to the user's code.
+
+The user's forward stays and runs at each call, so whatever it decides is decided by it. In place of a tensor the head of
+a chain returns a Pending, which remembers the head's input; the batch norm, the addition and the activation that the
+proof (patterns.py) expects next add themselves to it, and the last of them computes all of it in one kernel. Anything
+else that touches a Pending - an operator, a method, a torch function, a module outside the chain - gets the tensor that
+torch would have given at that point, computed then. So a path through the forward that the proof has not seen costs
+speed, not the answer.
+
+A Pending is no Tensor, as torch.fx's Proxy is none: the code between head and end has run with a Proxy when it was traced,
+and no C++ code takes a Pending for a tensor. A Pending does not outlive the forward of the chain's owner (region.py).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .chain import Chain
+
+_ADDITIONS = frozenset((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__))
+# function -> (activation, whether it changes its argument); an inplace keyword is looked at besides.
+_ACTIVATIONS: dict[Callable[..., Any], tuple[str, bool]] = {
+    F.relu: ("relu", False),
+    torch.relu: ("relu", False),
+    Tensor.relu: ("relu", False),
+    torch.relu_: ("relu", True),
+    Tensor.relu_: ("relu", True),
+    F.relu6: ("relu6", False),
+    F.silu: ("silu", False),
+    F.hardswish: ("hardswish", False),
+}
+
+
+def _version(t: Tensor) -> int | None:
+    return None if t.is_inference() else t._version
+
+
+class Pending:
+    """head(x), then bn(.) if ``normalised``, then + residual if there is one; computed when first looked at."""
+
+    def __init__(self, chain: Chain, x: Tensor, normalised: bool, grad_mode: bool) -> None:
+        self.chain = chain
+        self.x = x
+        self.normalised = normalised
+        self.grad_mode = grad_mode
+        self.residual: Tensor | None = None
+        self.residual_in_place = False
+        self.result: Tensor | None = None
+        self.computed = False
+        self.versions = [(x, _version(x))]
+
+    def extensible(self) -> bool:
+        """True while nothing was computed and the next step would be taken in the same gradient mode."""
+        return not self.computed and torch.is_grad_enabled() == self.grad_mode
+
+    def compute(self, activation: str | None = None) -> Tensor:
+        """The value so far, through ``activation``; of the tensors that the user's code passed, unchanged since then."""
+        for t, version in self.versions:
+            if version is not None and t._version != version:
+                raise RuntimeError(
+                    f"fastcv.optimize: an input of the fused chain {self.chain.describe()} was changed in place before the chain's "
+                    "end, on a path that tracing did not show; use fastcv.optimize(model, fuse=False) for this model"
+                )
+        again, self.computed = self.computed, True
+        if torch.is_grad_enabled() == self.grad_mode:
+            return self.chain.compute(self, activation, again)
+        with torch.set_grad_enabled(self.grad_mode):
+            return self.chain.compute(self, activation, again)
+
+    def value(self) -> Tensor:
+        """The tensor that torch would have given here."""
+        if self.result is None:
+            self.result = self.compute()
+        return self.result
+
+    def batch_norm(self) -> Pending | Tensor:
+        """This value, which is extensible and not normalised, through the chain's batch norm."""
+        after = Pending(self.chain, self.x, True, self.grad_mode)
+        after.versions = self.versions
+        self.computed = True
+        return self.chain.defer(after, "batch_norm")
+
+    def add(self, other: Any, in_place: bool) -> Any:
+        """This value + other; in place it is this object that changes, as a tensor would."""
+        if not (self.extensible() and self.residual is None and self.chain.takes_residual(self, other)):
+            return (operator.iadd if in_place else operator.add)(self.value(), other)
+        after = self
+        if not in_place:
+            after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
+            self.computed = True
+        after.residual, after.residual_in_place = other, in_place
+        after.versions = [*self.versions, (other, _version(other))]
+        return self.chain.defer(after, "add")
+
+    def activate(self, activation: str, in_place: bool) -> Tensor | None:
+        """This value through the activation in one pass, or None if that is not possible."""
+        if not (self.extensible() and self.chain.takes_activation(activation)):
+            return None
+        result = self.compute(activation)
+        if in_place:
+            self.result = result
+        return result
+
+    @classmethod
+    def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and type(args[0]) is Pending and function in _ACTIVATIONS:
+            activation, in_place = _ACTIVATIONS[function]
+            in_place = in_place or bool(kwargs.get("inplace")) or (len(args) > 1 and bool(args[1]))
+            result = args[0].activate(activation, in_place)
+            if result is not None:
+                return result
+        elif function in _ADDITIONS and len(args) == 2 and not kwargs:
+            first, second = args
+            if type(first) is Pending:
+                return first.add(value_of(second), in_place=False)
+            return second.add(first, in_place=False)
+        return function(*value_of(args), **value_of(kwargs))
+
+    def __add__(self, other: Any) -> Any:
+        return self.add(value_of(other), in_place=False)
+
+    __radd__ = __add__
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.add(value_of(other), in_place=True)
+
+    def add_(self, other: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            return self.value().add_(value_of(other), **kwargs)
+        return self.add(value_of(other), in_place=True)
+
+    def relu(self) -> Tensor:
+        return torch.relu(self)
+
+    def relu_(self) -> Tensor:
+        return torch.relu_(self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.value(), name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.value().__reduce_ex__(protocol)
+
+
+# Python looks special methods up on the class: those of a tensor, but for additions and what Pending has itself.
+_ARITHMETIC = ("sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_COMPARISONS = ("lt", "le", "eq", "ne", "gt", "ge")
+_CONVERSIONS = ("neg", "pos", "abs", "invert", "bool", "int", "float", "complex", "index", "repr", "str", "format", "array")
+_CONTAINER = ("len", "iter", "reversed", "getitem", "setitem", "contains", "deepcopy", "dlpack", "dlpack_device")
+_SPECIAL = [
+    *(prefix + name for name in _ARITHMETIC for prefix in ("", "r", "i")),
+    *_COMPARISONS,
+    *_CONVERSIONS,
+    *_CONTAINER,
+]
+
+
+def _special(name: str) -> Callable[..., Any]:
+    def method(self: Pending, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.value(), name)(*value_of(args), **value_of(kwargs))
+
+    method.__name__ = name
+    return method
+
+
+for _name in (f"__{name}__" for name in _SPECIAL):
+    if hasattr(Tensor, _name):
+        setattr(Pending, _name, _special(_name))
+Pending.__hash__ = object.__hash__
+
+
+def value_of(value: Any) -> Any:
+    """``value`` with every Pending in it computed; tuples, lists and dicts are looked through."""
+    if type(value) is Pending:
+        return value.value()
+    if type(value) in (tuple, list):
+        return type(value)(value_of(v) for v in value)
+    if type(value) is dict:
+        return {k: value_of(v) for k, v in value.items()}
+    return value
+
+
+def holds_pending(value: Any) -> bool:
+    """True if ``value`` is a Pending or a tuple, list or dict with one in it."""
+    if type(value) in (tuple, list):
+        return any(holds_pending(v) for v in value)
+    return any(holds_pending(v) for v in value.values()) if type(value) is dict else type(value) is Pending

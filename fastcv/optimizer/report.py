@@ -1,0 +1,62 @@
+"""What optimize did and did not do, and why: a table to print and JSON to keep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Row:
+    """One module. op: the fastcv op it runs on ("" if none). fused: what the op computes besides, by name. reason: why it was
+    left alone or not fused ("" if neither). max_error, allowed: against float64 on the example, and what torch's own allows.
+    """
+
+    name: str
+    type: str
+    op: str = ""
+    fused: list[str] = field(default_factory=list)
+    reason: str = ""
+    max_error: float | None = None
+    allowed: float | None = None
+
+
+@dataclass
+class Report:
+    """rows: every module that fastcv serves or that resembles one. left_to_torch: the other leaf modules, counted by type.
+
+    errors: with an example, name -> (error, allowed) of the whole model: "output" and, in training mode, "gradient".
+    """
+
+    mode: str
+    rows: list[Row] = field(default_factory=list)
+    left_to_torch: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def skipped(self) -> list[Row]:
+        """The rows with a reason: what strict=True raises about."""
+        return [row for row in self.rows if row.reason]
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=indent)
+
+    def __str__(self) -> str:
+        header = ("module", "type", "op", "fused with", "max error", "not done, because")
+        table = [header]
+        for row in self.rows:
+            error = "" if row.max_error is None else f"{row.max_error:.1e}"
+            table.append((row.name or "(model)", row.type, row.op or "-", " + ".join(row.fused), error, row.reason))
+        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        served = sum(bool(row.op) for row in self.rows)
+        chains = sum(bool(row.fused) for row in self.rows)
+        lines.append(
+            f"{self.mode}: {served} of {len(self.rows)} modules on fastcv, {chains} fused chains, {len(self.skipped())} with a reason"
+        )
+        if self.left_to_torch:
+            lines.append("left to torch: " + ", ".join(f"{name} x{count}" for name, count in sorted(self.left_to_torch.items())))
+        for name, (error, allowed) in self.errors.items():
+            lines.append(f"{name} error against float64: {error:.1e} (allowed {allowed:.1e}: 2x torch's own + eps)")
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Datasets, the training loop, its progress and its pictures."""

@@ -1,0 +1,1 @@
+"""Classical vision on the distance kernels."""

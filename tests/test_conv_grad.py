@@ -1,0 +1,139 @@
+"""Gradients of convolutions: of any order, only those asked for, in every layout."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastcv.functional as ours
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+GEOMETRIES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "conv1d": ("conv1d", (2, 2, 6), (3, 2, 3), {"stride": 2, "padding": 1}),
+    "conv1d valid": ("conv1d", (1, 2, 5), (2, 2, 2), {"padding": "valid"}),
+    "conv2d": ("conv2d", (2, 2, 4, 3), (2, 2, 3, 2), {"padding": 1}),
+    "conv2d strided, dilated, grouped": (
+        "conv2d",
+        (1, 4, 6, 5),
+        (2, 2, 2, 2),
+        {"stride": 2, "padding": 1, "dilation": (2, 1), "groups": 2},
+    ),
+    "conv2d depthwise": ("conv2d", (1, 3, 4, 4), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
+    "conv2d same, uneven": ("conv2d", (1, 2, 4, 3), (2, 2, 2, 3), {"padding": "same"}),
+    "conv2d unbatched": ("conv2d", (2, 4, 3), (2, 2, 2, 3), {}),
+    "conv2d stride over kernel": ("conv2d", (1, 1, 6, 7), (2, 1, 1, 2), {"stride": 4}),
+    "conv3d": ("conv3d", (1, 1, 3, 3, 2), (2, 1, 2, 2, 2), {"stride": (2, 1, 1), "padding": (1, 0, 1)}),
+    "conv_transpose1d": ("conv_transpose1d", (1, 2, 3), (2, 2, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "conv_transpose2d": ("conv_transpose2d", (1, 2, 3, 2), (2, 1, 3, 2), {"stride": (2, 1), "padding": 1, "groups": 2}),
+    "conv_transpose2d dilated, output padding beyond the stride": (
+        "conv_transpose2d",
+        (1, 1, 2, 3),
+        (1, 2, 2, 2),
+        {"dilation": 3, "output_padding": 2},
+    ),
+    "conv_transpose3d": ("conv_transpose3d", (1, 1, 2, 2, 2), (1, 1, 2, 2, 2), {"stride": 2}),
+}
+
+
+def _inputs(x: tuple[int, ...], w: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    outputs = w[1] * kwargs.get("groups", 1) if "transpose" in name else w[0]
+    return [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (x, w, (outputs,))]
+
+
+@pytest.mark.parametrize("layout", ["row_major", "channels_last"])
+@pytest.mark.parametrize(("name", "x", "w", "kwargs"), GEOMETRIES.values(), ids=GEOMETRIES)
+def test_first_and_second_gradients(name, x, w, kwargs, layout) -> None:
+    inputs = _inputs(x, w, name, kwargs)
+    if layout == "channels_last":
+        if len(x) != 4:
+            pytest.skip("has no channels_last form")
+        inputs[:2] = [t.detach().to(memory_format=torch.channels_last).requires_grad_() for t in inputs[:2]]
+    function = lambda *args: getattr(ours, name)(*args, **kwargs)  # noqa: E731
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "hardswish"])
+def test_gradients_of_the_fused_form(activation: str | None) -> None:
+    inputs = _inputs((1, 2, 3, 3), (2, 2, 2, 2), "conv2d", {})
+    residual = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def function(x, w, b, r):
+        return ours.conv2d_fused(x, w, b, residual=r, activation=activation)
+
+    assert torch.autograd.gradcheck(function, (*inputs, residual))
+    assert torch.autograd.gradgradcheck(function, (*inputs, residual))
+    plain = function(*[t.detach() for t in (*inputs, residual)])
+    torch.testing.assert_close(plain, function(*inputs, residual).detach())
+
+
+@pytest.mark.parametrize(("name", "x", "w", "kwargs"), GEOMETRIES.values(), ids=GEOMETRIES)
+def test_third_gradients_are_torchs(name, x, w, kwargs) -> None:
+    kwargs = {k: v for k, v in kwargs.items() if k != "output_padding"}  # torch's own third gradients raise with it
+    inputs = _inputs(x, w, name, kwargs)
+
+    def third(f: Any) -> tuple[torch.Tensor, ...]:
+        y = getattr(f, name)(*inputs, **kwargs)
+        first = torch.autograd.grad((y**3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.sum() for g in second), inputs)
+
+    for mine, theirs in zip(third(ours), third(F), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class Ops(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace == "fastcv":
+            self.names.append(op.name().removeprefix("fastcv::"))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runs"),
+    [((0,), ["conv_dgrad"]), ((1,), ["conv_wgrad"]), ((2,), ["conv_bias_grad"]), ((0, 2), ["conv_dgrad", "conv_bias_grad"])],
+)
+def test_only_the_gradients_asked_for_are_computed(wanted: tuple[int, ...], runs: list[str]) -> None:
+    tensors = [t.detach() for t in _inputs((2, 2, 5, 5), (3, 2, 3, 3), "conv2d", {})]
+    for i in wanted:
+        tensors[i].requires_grad_()
+    y = ours.conv2d(*tensors)
+    with Ops() as ops:
+        y.sum().backward()
+    assert ops.names == runs
+
+
+def test_the_layout_of_gradients_is_torchs() -> None:
+    for x_last in (False, True):
+        for w_last in (False, True):
+            strides = []
+            for f in (ours, F):
+                x, w = (
+                    (t.to(memory_format=torch.channels_last) if last else t).requires_grad_()
+                    for t, last in ((torch.randn(2, 8, 9, 9), x_last), (torch.randn(16, 8, 3, 3), w_last))
+                )
+                y = f.conv2d(x, w)
+                strides.append([t.stride() for t in (y, *torch.autograd.grad(y, (x, w), torch.randn_like(y)))])
+            assert strides[0] == strides[1]
+
+
+def test_empty_batches_have_zero_gradients() -> None:
+    for name, w in (("conv2d", (6, 4, 3, 3)), ("conv_transpose2d", (4, 6, 3, 3))):
+        inputs = _inputs((0, 4, 5, 5), w, name, {})
+        dx, dw, db = torch.autograd.grad(getattr(ours, name)(*inputs).sum(), inputs)
+        assert dx.shape == inputs[0].shape
+        assert not dw.any()
+        assert not db.any()
+
+
+def test_forward_mode_says_that_it_has_no_rule() -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda w: ours.conv2d(x, w), (w,), (w,))
