@@ -455,8 +455,8 @@ def conv2d_fused(
     """activation(conv2d(input, weight, bias, ...) + residual) in one pass over the output.
 
     residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu" or "hardswish".
-    Shapes, dtypes and errors otherwise as conv2d; ValueError for another activation. Differentiable any number of times;
-    with a gradient the activation is a step of its own. Source: csrc/conv.
+    Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable any number of times; with a gradient the
+    activation is a step of its own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
