@@ -225,7 +225,9 @@ def test_any_shape_and_stride_is_torchs(data: st.DataObject) -> None:
         exact = f(T, x.double(), lambda t: t.double())
         # On a handful of numbers torch's own error can be none at all: a few units of rounding are allowed besides.
         assert max_error(ours, exact) <= 2 * max_error(theirs, exact) + 4 * torch.finfo(torch.float32).eps
-        assert ours.stride() == theirs.stride()
+        # The stride of a dimension of one says nothing about memory; torch's differs with the path it takes.
+        placed = [d for d in range(x.dim()) if x.shape[d] > 1]
+        assert [ours.stride(d) for d in placed] == [theirs.stride(d) for d in placed]
 
 
 # Semantics -----------------------------------------------------------------------------------------------------------------------
