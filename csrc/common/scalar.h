@@ -41,7 +41,8 @@ static inline void narrow(double x, f16* y) {
     const int e = a < 0x1p-14 ? -14 : std::ilogb(a);
     // nearbyint rounds ties to even; a carry runs into the exponent by itself.
     const int fraction = static_cast<int>(std::nearbyint(std::ldexp(a, 10 - e)));
-    y->bits = static_cast<uint16_t>(sign | (e == -14 && fraction < 1024 ? fraction : (e + 15) * 1024 + fraction - 1024));
+    y->bits =
+        static_cast<uint16_t>(sign | (e == -14 && fraction < 1024 ? fraction : (e + 15) * 1024 + fraction - 1024));
   }
 }
 
