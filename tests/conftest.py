@@ -1,9 +1,14 @@
-"""Shared by all tests: two threads at most, a fixed seed, and the marker for tests that need a GPU."""
+"""Shared by all tests: fixed seeds (of torch and of hypothesis), and the marker for tests that need a GPU."""
 
+import hypothesis
 import pytest
 import torch
 
 import fastcv
+
+# The same examples on every run: a failure is a change's, never the day's.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

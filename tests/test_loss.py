@@ -440,6 +440,8 @@ def test_fuzz_cross_entropy_against_torch(data: Any) -> None:
     }
     if classes == 0 and (kind == "soft" or options["label_smoothing"] > 0 or dims > 2):
         return  # torch divides by the number of classes, and loses the shape of a map without classes
+    if dims == 0 and not 0 <= options["label_smoothing"] <= 1:
+        return  # two things are wrong: either may be named first
     x.requires_grad_()
     what = f"{shape} {list(target.shape)} {options}"
     ours, torchs = outcome(F.cross_entropy, x, target, **options), outcome(T.cross_entropy, x, target, **options)
