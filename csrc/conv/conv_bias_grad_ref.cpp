@@ -1,5 +1,6 @@
 #include "conv/conv_bias_grad.h"
 
+#include "common/dispatch.h"
 #include "common/scalar.h"
 
 namespace fastcv {
@@ -20,18 +21,7 @@ void run(const ConvBiasGradParams& p) {
 }  // namespace
 
 void conv_bias_grad_ref(const ConvBiasGradParams& p, const Exec&) {
-  switch (p.dtype) {
-    case DType::f32:
-      return run<float>(p);
-    case DType::f64:
-      return run<double>(p);
-    case DType::bf16:
-      return run<bf16>(p);
-    case DType::f16:
-      return run<f16>(p);
-    default:
-      __builtin_trap();
-  }
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv

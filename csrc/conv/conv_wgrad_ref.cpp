@@ -1,5 +1,6 @@
 #include "conv/conv_wgrad.h"
 
+#include "common/dispatch.h"
 #include "common/scalar.h"
 
 namespace fastcv {
@@ -50,18 +51,7 @@ void run(const ConvWgradParams& p) {
 }  // namespace
 
 void conv_wgrad_ref(const ConvWgradParams& p, const Exec&) {
-  switch (p.dtype) {
-    case DType::f32:
-      return run<float>(p);
-    case DType::f64:
-      return run<double>(p);
-    case DType::bf16:
-      return run<bf16>(p);
-    case DType::f16:
-      return run<f16>(p);
-    default:
-      __builtin_trap();
-  }
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
 }
 
 }  // namespace fastcv
