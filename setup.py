@@ -53,6 +53,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DFASTCV_OUTPUT_DIR={output}",
             f"-DFASTCV_CUDA={os.environ.get('FASTCV_CUDA', 'AUTO')}",
+            f"-DFASTCV_EMULATOR={os.environ.get('FASTCV_EMULATOR', 'OFF')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         # Configuring imports torch; it is done again only when something it depends on has changed.

@@ -3,7 +3,8 @@
 #   *_torch.cpp        binding: the only files that see torch's headers
 #   *_simd.cpp         compiled once per instruction set: portable, avx2, avx512 (FASTCV_ISA names the namespace)
 #   *_avx512bf16.cpp   AVX-512 with bf16 dot products        *_amx.cpp   AMX tiles (both x86-64 only)
-#   *.cu               CUDA kernels, framework-free, built whenever nvcc is found
+#   *.cu               CUDA kernels, framework-free: by nvcc wherever it is found, and with FASTCV_EMULATOR=ON by the C++
+#                      compiler too, to be run by csrc/emulator
 #   any other .cpp     portable, framework-free
 #
 # Sources are listed; a source that stands in a family's folder and in no list is an error.
@@ -122,6 +123,23 @@ function(fastcv_family name)
   endforeach()
 endfunction()
 
+# The CUDA kernels again, read as C++ through one generated file each, to be run by the emulator.
+function(fastcv_emulator)
+  get_property(cuda_sources GLOBAL PROPERTY FASTCV_CUDA_SOURCES)
+  set(sources csrc/emulator/emulator.cpp csrc/emulator/fiber.cpp)
+  foreach(path ${cuda_sources})
+    file(RELATIVE_PATH name ${CMAKE_SOURCE_DIR}/csrc ${path})
+    string(MAKE_C_IDENTIFIER ${name} stem)
+    file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/emulated/${stem}.cpp CONTENT "#include \"${name}\"\n")
+    list(APPEND sources ${CMAKE_BINARY_DIR}/emulated/${stem}.cpp)
+  endforeach()
+  add_library(fastcv_emulated OBJECT ${sources})
+  target_include_directories(fastcv_emulated PRIVATE csrc)
+  target_compile_options(fastcv_emulated PRIVATE -Wall -Wextra -Wno-unknown-pragmas -O1)
+  target_compile_definitions(fastcv_emulated PRIVATE FASTCV_GPU=emulated FASTCV_EMULATOR=1)
+  target_link_libraries(_C PRIVATE fastcv_emulated)
+endfunction()
+
 # The Python module: binding files + module.cpp + every kernel object.
 function(fastcv_module module_source)
   get_property(objects GLOBAL PROPERTY FASTCV_OBJECT_LIBRARIES)
@@ -149,6 +167,7 @@ function(fastcv_module module_source)
   if(FASTCV_CUDA_KERNELS AND cuda_sources)
     add_library(fastcv_cuda OBJECT ${cuda_sources})
     target_include_directories(fastcv_cuda PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
+    target_compile_definitions(fastcv_cuda PRIVATE FASTCV_GPU=cuda)
     target_compile_options(fastcv_cuda PRIVATE -lineinfo --threads 0 -Xcompiler=-fvisibility=hidden)
     set_target_properties(fastcv_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
     if(FASTCV_CUDA_DOOR)

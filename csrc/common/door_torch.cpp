@@ -1,4 +1,5 @@
 #include "common/door.h"
+#include "emulator/emulator.h"
 
 #if FASTCV_WITH_CUDA
 #include <cuda_runtime_api.h>
@@ -135,23 +136,34 @@ void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, voi
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-void* current_stream(const Tensor& t) {
+std::optional<Tensor> scratch(size_t bytes, const Tensor& like, void*& aligned) {
+  constexpr uintptr_t kAlignment = 256;
+  if (bytes == 0) return std::nullopt;
+  Tensor memory = empty({static_cast<int64_t>(bytes + kAlignment - 1)}, ScalarType::Byte, like);
+  aligned =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data_ptr()) + kAlignment - 1) & ~(kAlignment - 1));
+  return memory;
+}
+
+CUstream_st* current_stream(const Tensor& t) {
 #if FASTCV_WITH_CUDA
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return stream;
+  return static_cast<CUstream_st*>(stream);
 #else
   (void)t;
   throw std::runtime_error("this build of fastcv has no CUDA");
 #endif
 }
 
-void check_launch(int error, const char* op, const char* variant) {
+void check_launch(int error, const char* op, const char* variant, bool emulated) {
+  if (error == 0) return;
+  std::string words = "CUDA error " + std::to_string(error);
 #if FASTCV_WITH_CUDA
-  check(error == 0, op, ": variant ", variant, " failed: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
-#else
-  check(error == 0, op, ": variant ", variant, " failed with CUDA error ", error);
+  if (!emulated) words = cudaGetErrorString(static_cast<cudaError_t>(error));
 #endif
+  if (emulated) words = emulator::last_error();
+  check(false, op, ": variant ", variant, " failed: ", words);
 }
 
 }  // namespace fastcv::door
