@@ -52,6 +52,7 @@ const char* dtype_name(ScalarType type);
 
 // Outputs and scratch ---------------------------------------------------------------------------------------------
 
+// On the CPU large ones ask for pages of 2 MB; FASTCV_HUGE_PAGES=0 leaves that to the system.
 Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, const Tensor& like);
 inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   return empty_strided(sizes, dense_strides(sizes, channels_last), dtype, like);
