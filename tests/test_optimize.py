@@ -390,7 +390,6 @@ NOT_FUSED = {
         "no running statistics",
     ),
     "hooked batch norm": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), with_hook(nn.BatchNorm2d(8))), "0", "hooks"),
-    "synchronised": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.SyncBatchNorm(8)), "0", "no kernel for SyncBatchNorm"),
     "untraceable": (Branching, "conv", "cannot be traced"),
     "two names": (lambda: TwoNames(), "conv", "shared by 2 names"),
 }

@@ -22,6 +22,7 @@ OPS: dict[type[nn.Module], str] = {
         "BatchNorm1d": "batch_norm",
         "BatchNorm2d": "batch_norm",
         "BatchNorm3d": "batch_norm",
+        "SyncBatchNorm": "batch_norm",
         "GroupNorm": "group_norm",
         "LayerNorm": "layer_norm",
         "InstanceNorm1d": "instance_norm",
@@ -43,6 +44,9 @@ OPS: dict[type[nn.Module], str] = {
     if name in fastcv_nn.__all__
     for package in (nn, fastcv_nn)
 }
+
+# Their statistics come from several processes: no kernel fuses what follows, and torch has none on the CPU to compare with.
+SYNCHRONISED = (nn.SyncBatchNorm, fastcv_nn.SyncBatchNorm)
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -73,6 +77,11 @@ def any_global_hook() -> bool:
     return nn.modules.module._has_any_global_hook()
 
 
+def is_sharded(t: Tensor) -> bool:
+    """True for a parameter under fully_shard: between its forwards a DTensor, within them a plain tensor."""
+    return type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed.")
+
+
 def why_left_alone(module: nn.Module) -> str | None:
     """Why ``module`` keeps torch's forward; None if fastcv serves it."""
     kind = type(module)
@@ -97,7 +106,7 @@ def why_left_alone(module: nn.Module) -> str | None:
         return "its forward was already replaced"
     tensors = [t for t in (*parameters, *module.buffers(recurse=False)) if t.is_floating_point() or t.is_complex()]
     for t in tensors:
-        if type(t) not in (Tensor, nn.Parameter):
+        if type(t) not in (Tensor, nn.Parameter) and not is_sharded(t):
             return f"its parameters are {type(t).__name__}, not plain tensors"
         if t.dtype not in DTYPES:
             return f"dtype {str(t.dtype).removeprefix('torch.')} has no kernel"

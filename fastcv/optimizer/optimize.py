@@ -17,7 +17,7 @@ from torch import nn
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
-from .kernels import OPS, resembles, why_left_alone
+from .kernels import OPS, is_sharded, resembles, why_left_alone
 from .patterns import Plan, prove
 from .region import Region
 from .report import Report, Row
@@ -57,6 +57,8 @@ def optimize(
         raise ValueError(f"fastcv.optimize: mode must be one of {_MODES}, got {mode!r}")
     chosen = _chosen_ops(ops)
     _ext.module()
+    if not inplace and any(is_sharded(t) for t in model.parameters()):
+        raise RuntimeError("fastcv.optimize: a model under fully_shard cannot be copied; use inplace=True, or optimize before fully_shard")
     target = model if inplace else model_copy(model)
     before = _strip(target)
     try:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .chain import ACTIVATIONS
-from .kernels import OPS, has_hooks, why_left_alone
+from .kernels import OPS, SYNCHRONISED, has_hooks, is_sharded, why_left_alone
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
 _ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
@@ -107,7 +107,7 @@ class Prover:
         return self._plan(nodes, steps, bn_name) if steps else ""
 
     def _batch_norm_chain(self, node: fx.Node, bn: nn.Module) -> Plan | str:
-        if self._why_not_member(node, bn):
+        if isinstance(bn, SYNCHRONISED) or self._why_not_member(node, bn):
             return ""
         nodes, steps = [node], []
         self._extend(nodes, steps, ACTIVATIONS["batch_norm"])
@@ -159,6 +159,8 @@ class Prover:
         reason = why_left_alone(module)
         if reason:
             return reason
+        if any(is_sharded(t) for t in module.parameters()):
+            return "its parameters are sharded"
         if self.calls[id(module)] > 1:
             return f"it is called {self.calls[id(module)]} times"
         if self.names[id(module)] > 1:

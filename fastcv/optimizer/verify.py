@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .chain import BatchNormChain, Chain
-from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
-from .kernels import OPS
+from .forwards import BatchNormForward, HeadForward, KernelForward, installed
+from .kernels import OPS, SYNCHRONISED
 from .pending import Pending
 from .report import Report, Row
 from .trace import model_copy
@@ -115,7 +115,7 @@ def _fresh(value: Any) -> Any:
 def _torch_only(model: nn.Module) -> nn.Module:
     twin = model_copy(model)
     for module in twin.modules():
-        if installed(module) is not None:
+        if installed(module) is not None and not isinstance(module, SYNCHRONISED):
             del module.forward
     return twin
 
@@ -189,7 +189,7 @@ def _watch(model: nn.Module) -> dict[str, Measured]:
         forward = installed(module)
         if isinstance(forward, HeadForward):
             _watch_chain(forward.chain, note)
-        elif isinstance(forward, KernelForward) and not isinstance(forward, (BatchNormForward, OwnerForward)):
+        elif isinstance(forward, KernelForward) and not isinstance(forward, BatchNormForward) and not isinstance(module, SYNCHRONISED):
             _watch_kernel(name, forward, note)
     return worst
 
