@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .chain import BatchNormChain, Chain
 from .forwards import BatchNormForward, HeadForward, KernelForward, installed
-from .kernels import OPS, SYNCHRONISED
+from .kernels import SYNCHRONISED, kind_of, op_of
 from .pending import Pending
 from .report import Report, Row
 from .trace import model_copy
@@ -80,7 +80,7 @@ def undo_fusions(model: nn.Module, rows: dict[str, Row], names: set[str] | None 
         if isinstance(forward, (HeadForward, BatchNormForward)) and (names is None or forward.chain.name in names):
             KernelForward(module).install()
             row = rows[name]
-            row.op = OPS[type(module)]
+            row.op = op_of(module)
             if row.fused:
                 undone.append(row)
                 row.fused = []
@@ -235,7 +235,7 @@ def _watch_kernel(name: str, forward: KernelForward, note: Callable[..., Any]) -
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a leaf module on torch's kernels, without hooks."""
-    kind = getattr(nn, type(module).__name__)
+    kind = getattr(nn, kind_of(module).__name__)
     twin = kind.__new__(kind)
     nn.Module.__init__(twin)
     twin.__dict__.update({k: v for k, v in vars(module).items() if k != "forward" and not k.endswith("_hooks")})
