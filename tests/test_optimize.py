@@ -417,7 +417,8 @@ def test_a_model_that_keeps_computed_tensors_is_copied() -> None:
     model(images())
     ours = fastcv.optimize(model)
     assert model.cache["bias"].requires_grad
-    check(ours, model)
+    assert not ours.cache["bias"].requires_grad
+    torch.testing.assert_close(ours(images()), model(images()))
 
 
 def test_old_weight_norm_is_left_alone() -> None:
