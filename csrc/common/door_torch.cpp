@@ -3,7 +3,10 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#include <chrono>
 #include <cstdlib>
+#include <mutex>
+#include <utility>
 
 #if FASTCV_WITH_CUDA
 #include <cuda_runtime_api.h>
@@ -144,11 +147,35 @@ Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, c
   return result;
 }
 
+namespace {
+struct HiddenCopies {
+  std::mutex mutex;
+  std::vector<HiddenCopy> made;
+};
+HiddenCopies& hidden_copies() {
+  static HiddenCopies copies;
+  return copies;
+}
+}  // namespace
+
 Tensor as_dense(const Tensor& t, bool channels_last) {
   if (is_dense(t, channels_last)) return t;
   Tensor copy = empty(sizes(t), t.scalar_type(), t, channels_last);
+  if (!recording_choices()) {
+    torch::stable::copy_(copy, t);
+    return copy;
+  }
+  const auto start = std::chrono::steady_clock::now();
   torch::stable::copy_(copy, t);
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+  const std::lock_guard lock(hidden_copies().mutex);
+  hidden_copies().made.push_back({2 * t.numel() * static_cast<int64_t>(t.element_size()), channels_last, time.count()});
   return copy;
+}
+
+std::vector<HiddenCopy> take_hidden_copies() {
+  const std::lock_guard lock(hidden_copies().mutex);
+  return std::exchange(hidden_copies().made, {});
 }
 
 void check_same_device(const char* op, std::initializer_list<const Tensor*> tensors) {
