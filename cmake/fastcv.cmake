@@ -3,6 +3,7 @@
 #   *_torch.cpp        binding: the only files that see torch's headers
 #   *_simd.cpp         compiled once per instruction set: portable, avx2, avx512 (FASTCV_ISA names the namespace)
 #   *_avx512bf16.cpp   AVX-512 with bf16 dot products        *_amx.cpp   AMX tiles (both x86-64 only)
+#   *_amxmodel.cpp     an *_amx.cpp on a software model of the tiles (common/amx_model.h), on AVX-512
 #   *.cu               CUDA kernels, framework-free: by nvcc wherever it is found, and with FASTCV_EMULATOR=ON by the C++
 #                      compiler too, to be run by csrc/emulator
 #   any other .cpp     portable, framework-free
@@ -112,6 +113,10 @@ function(fastcv_family name)
     elseif(file MATCHES "_avx512bf16\\.cpp$")
       if(FASTCV_X86)
         fastcv_objects(fastcv_avx512bf16 "${FASTCV_AVX512BF16_FLAGS}" avx512bf16 ${path})
+      endif()
+    elseif(file MATCHES "_amxmodel\\.cpp$")
+      if(FASTCV_X86)
+        fastcv_objects(fastcv_amxmodel "${FASTCV_AVX512_FLAGS}" amxmodel ${path})
       endif()
     elseif(file MATCHES "_amx\\.cpp$")
       if(FASTCV_X86)

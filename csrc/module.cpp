@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/door.h"
 #include "common/isa.h"
 #include "common/variant.h"
 #include "emulator/emulator.h"
@@ -54,6 +55,14 @@ PYBIND11_MODULE(_C, m) {
         return rows;
       },
       "The (op, variant, reason) recorded since the last call; the reason is '' for the variant that ran.");
+  m.def(
+      "take_hidden_copies",
+      [] {
+        std::vector<std::tuple<int64_t, bool, double>> rows;
+        for (const auto& c : fastcv::door::take_hidden_copies()) rows.emplace_back(c.bytes, c.channels_last, c.seconds);
+        return rows;
+      },
+      "(bytes, channels_last, seconds) of each copy that made a tensor dense while choices were recorded.");
   m.def("forced_variant", &fastcv::forced_variant, py::arg("op"), "The forced variant, or ''.");
   m.def(
       "seed_emulator",

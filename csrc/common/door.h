@@ -52,12 +52,21 @@ const char* dtype_name(ScalarType type);
 
 // Outputs and scratch ---------------------------------------------------------------------------------------------
 
+// On the CPU large ones ask for pages of 2 MB; FASTCV_HUGE_PAGES=0 leaves that to the system.
 Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, const Tensor& like);
 inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   return empty_strided(sizes, dense_strides(sizes, channels_last), dtype, like);
 }
 // A row-major (or channels_last) tensor with t's values: t itself where it already is one.
 Tensor as_dense(const Tensor& t, bool channels_last = false);
+
+// The copies that as_dense made while choices were recorded (common/variant.h): what a caller cannot see otherwise.
+struct HiddenCopy {
+  int64_t bytes;  // read and written
+  bool channels_last;
+  double seconds;
+};
+std::vector<HiddenCopy> take_hidden_copies();
 
 // Throws std::runtime_error with the parts joined: one clear sentence, without torch's file-and-line prefix.
 // A safety net behind the Python layer, which raises torch's own error types.

@@ -2,7 +2,9 @@
 // channels, accumulated over taps and input channels without leaving the registers.
 //
 // A Product says what is multiplied: X, how a pixel's channels are stored; kPair, how many of them one step consumes;
-// W, a packed weight (kPair channels of one output channel); Acc, what sums are kept in.
+// W, a packed weight (kPair channels of one output channel); Acc, what sums are kept in; kStored, how many packed
+// weights stand for one; kTiles, whether matrix tiles (conv_amx.h) multiply, not the tile below; Session, what a thread
+// holds meanwhile.
 #pragma once
 #include "conv/conv_plan.h"
 
@@ -22,6 +24,9 @@ struct PlainProduct {
   using W = T;
   using Acc = T;
   static constexpr int kPair = 1;
+  static constexpr int kStored = 1;
+  static constexpr bool kTiles = false;
+  using Session = int;
   using Packed = Vec<T>;
   FASTCV_INLINE Packed load_weights(const W* w) { return load(w); }
   FASTCV_INLINE Packed spread(const X* x) {
