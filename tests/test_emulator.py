@@ -75,13 +75,14 @@ def elements(case: Case) -> int:
 @pytest.fixture
 def poisoned_outputs() -> Iterator[None]:
     """Fresh memory holds NaN, so that an output which no thread writes shows."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the peers have ops that are not
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @emulated
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
 @pytest.mark.parametrize("dtype", ORDERS, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_are_right_in_every_dtype_and_order(op: str, dtype: torch.dtype, poisoned_outputs: None) -> None:
