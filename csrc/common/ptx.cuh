@@ -5,6 +5,7 @@
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
 //   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
 //   multiply_add(d, a, b)          mma.sync m16n8k16: D (16x8, float) += A (16x16) B (16x8), bf16 or f16
+//   trap(what)                     ends the kernel with an error
 // Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16").
 #pragma once
 #include "common/numbers.cuh"
@@ -17,6 +18,8 @@ struct Fragment4 {
 };
 
 #if FASTCV_EMULATOR
+
+[[noreturn]] inline void trap(const char* what, Where where = Where::current()) { emulator::fail(what, where); }
 
 template <class T>
 void copy_async(Shared<T> to, const T* from, bool valid, Where where = Where::current()) {
@@ -82,6 +85,8 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 }
 
 #else
+
+__device__ __forceinline__ void trap(const char*) { __trap(); }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));

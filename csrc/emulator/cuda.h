@@ -184,6 +184,9 @@ template <class T>
 T __ldg(const T* at) {
   return *at;
 }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 inline int __popc(uint32_t x) { return std::popcount(x); }
 inline int __ffs(uint32_t x) { return x == 0 ? 0 : std::countr_zero(x) + 1; }
 inline int __clz(uint32_t x) { return std::countl_zero(x); }
