@@ -8,6 +8,7 @@ from . import functional, nn
 from ._ext import NotBuiltError, build_info, cpu_isa, is_built
 from ._variants import use, variants, why_not
 from ._version import __version__
+from .explainer import explain
 from .optimizer import optimize, restore
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cpu_isa",
+    "explain",
     "functional",
     "is_built",
     "nn",

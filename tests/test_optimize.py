@@ -153,6 +153,42 @@ class Decoder(nn.Module):
         return self.volume(self.line(self.up(x).flatten(2))[:, None, None]).flatten(1)
 
 
+class SamePadding(nn.Module):
+    """Padding that depends on the input's size, refused sizes, and a convolution class with a constructor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = OwnConstructor(8), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        if x.shape[1] != 8 or not x.dim() == 4:
+            raise ValueError("8 channels are expected")
+        height, width = int(x.shape[-2]), x.size(-1)
+        rows = max(3 - 2, 0) if height % 2 == 0 else max(3 - height % 2, 0)
+        columns = 1 if width % 2 == 0 else 2
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.relu6(self.bn(self.conv(x)))
+
+
+class OwnConstructor(nn.Conv2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, groups=channels, bias=False)
+
+
+class Cached(nn.Module):
+    """Keeps what it computed from a parameter, within a dict, and with it the parameter's graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = nn.Conv2d(8, 8, 3), nn.Parameter(torch.randn(8))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def forward(self, x):
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias.exp()[:, None, None]
+        return F.relu(self.conv(x)) + self.cache["bias"]
+
+
 def plain() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3), nn.SiLU(),
@@ -173,6 +209,7 @@ ZOO = {
     "branching": (Branching, 3, 2),
     "options": (Options, 1, 1),
     "decoder": (Decoder, 3, 2),
+    "same_padding": (SamePadding, 1, 1),
 }
 
 
@@ -337,7 +374,13 @@ def replaced() -> nn.Module:
     return conv
 
 
+class OtherConv(OwnConstructor):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight * 2, bias)
+
+
 ALONE = {
+    "overridden": (lambda: OtherConv(8), "OtherConv is a subclass of nn.Conv2d"),
     "subclass": (lambda: OwnConv(8, 8, 3), "OwnConv is a subclass of nn.Conv2d"),
     "hooks": (hooked, "hooks"),
     "replaced": (replaced, "already replaced"),
@@ -369,6 +412,15 @@ def test_left_alone_and_named(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_model_that_keeps_computed_tensors_is_copied() -> None:
+    model = Cached()
+    model(images())
+    ours = fastcv.optimize(model)
+    assert model.cache["bias"].requires_grad
+    assert not ours.cache["bias"].requires_grad
+    torch.testing.assert_close(ours(images()), model(images()))
+
+
 def test_old_weight_norm_is_left_alone() -> None:
     model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(8, 8, 3)), nn.BatchNorm2d(8)).eval()
     model(images())  # its weight is now a computed tensor, which copy.deepcopy refuses
@@ -390,7 +442,6 @@ NOT_FUSED = {
         "no running statistics",
     ),
     "hooked batch norm": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), with_hook(nn.BatchNorm2d(8))), "0", "hooks"),
-    "synchronised": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.SyncBatchNorm(8)), "0", "no kernel for SyncBatchNorm"),
     "untraceable": (Branching, "conv", "cannot be traced"),
     "two names": (lambda: TwoNames(), "conv", "shared by 2 names"),
 }
