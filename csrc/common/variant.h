@@ -23,6 +23,8 @@ struct Variant {
   // Scratch bytes for these params on this many threads; nullptr for none.
   size_t (*workspace)(const Params&, int threads);
   void (*run)(const Params&, const Exec&);
+  // Where the row can run but a later one is faster: one clause that says so, else nullptr. Obeyed unless forced.
+  const char* (*slower)(const Params&) = nullptr;
 };
 
 // What Python may ask of a table without knowing its params.
@@ -69,6 +71,7 @@ class VariantTable {
       if (row.needs > cpu_isa()) continue;
       why = row.why_not == nullptr ? nullptr : row.why_not(params);
       if (why != nullptr) continue;
+      if (forced.empty() && row.slower != nullptr && row.slower(params) != nullptr) continue;
       if (recording_choices()) record(params, row);
       return row;
     }
@@ -91,6 +94,7 @@ class VariantTable {
       else if (row.needs > cpu_isa())
         reason = std::string("needs ") + isa_name(row.needs) + ", have " + isa_name(cpu_isa());
       else if (why != nullptr) reason = why;
+      else if (before && row.slower != nullptr && row.slower(params) != nullptr) reason = row.slower(params);
       else reason = before ? "another variant is forced" : std::string("comes after ") + chosen.name;
       record_choice({op_, row.name, reason});
     }
