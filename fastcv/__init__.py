@@ -10,6 +10,7 @@ from ._variants import use, variants, why_not
 from ._version import __version__
 from .explainer import explain
 from .optimizer import optimize, restore
+from .override import override_aten
 
 __all__ = [
     "NotBuiltError",
@@ -21,6 +22,7 @@ __all__ = [
     "is_built",
     "nn",
     "optimize",
+    "override_aten",
     "restore",
     "use",
     "variants",

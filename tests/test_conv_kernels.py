@@ -18,7 +18,11 @@ CONV, DGRAD = torch.ops.fastcv.conv, torch.ops.fastcv.conv_dgrad
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ISAS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
-USABLE = [n for n, isa in fastcv.variants("conv") if n != "ref" and ISAS.index(isa) <= ISAS.index(fastcv._ext.module().cpu_isa())]
+USABLE = [  # test_conv_winograd.py has the rows that do not sum directly
+    n
+    for n, isa in fastcv.variants("conv")
+    if n != "ref" and "winograd" not in n and ISAS.index(isa) <= ISAS.index(fastcv._ext.module().cpu_isa())
+]
 
 
 @dataclass(frozen=True)

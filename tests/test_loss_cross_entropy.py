@@ -212,12 +212,15 @@ def test_gradient_is_scaled_and_repeatable() -> None:
 
 def test_scale_gradient_variants() -> None:
     image = torch.randn(3, 5, 7, 19)
-    for x in (image, image.to(memory_format=torch.channels_last), torch.randn(9, 4).t()):
+    for x in (image, image.to(memory_format=torch.channels_last), torch.randn(9, 4).t(), torch.empty(0, 3)):
         for dtype in DTYPES:
             for name in variants_of("scale_gradient"):
                 with fastcv.use(scale_gradient=name):
-                    y = torch.ops.fastcv.scale_gradient(x.to(dtype), torch.tensor(0.5, dtype=dtype))
+                    y = x.to(dtype, copy=True)
+                    torch.ops.fastcv.scale_gradient_(y, torch.tensor(0.5, dtype=dtype))
                     assert torch.equal(y, x.to(dtype) * 0.5) and y.stride() == x.stride()
+    with pytest.raises(RuntimeError, match="without gaps or overlaps"):
+        torch.ops.fastcv.scale_gradient_(image[..., ::2], torch.tensor(0.5))
 
 
 def test_fake_strides() -> None:

@@ -34,7 +34,7 @@ struct TileProduct {
   using W = uint32_t;  // two channels of one output channel
   using Acc = float;
   static constexpr int kPair = 2;
-  static constexpr bool kTiles = true;
+  static constexpr bool kTiles = true, kRounds = false;
   using Session = TileSession;
   static void run(const TileStrip& s, int64_t tiles, int vectors) { run_tiles(s, tiles, vectors); }
   // The last of several stored parts is hi with zeros for infinities and NaN; it is written only if there are any.

@@ -93,7 +93,8 @@ class Igemm {
   int panel_vectors(int64_t panel) const { return static_cast<int>(least(panel_width, vectors - panel * panel_width)); }
   // Do the tile's sums of this panel go straight into y?
   bool direct(int64_t panel) const {
-    return std::is_same_v<S, Acc> && p.channels_last && p.residual == nullptr && p.activation == Activation::none &&
+    return (std::is_same_v<S, Acc> || (P::kRounds && std::is_same_v<S, X>)) && p.channels_last &&
+           p.residual == nullptr && p.activation == Activation::none &&
            (panel * panel_width + panel_vectors(panel)) * kLanes <= kg;
   }
 
@@ -496,7 +497,7 @@ class Igemm {
     s.row_pitch = pixels;
     s.taps = taps;
     s.steps = (merged ? row_length(tw.count) : round_up(cg, kPair)) / kPair;
-    s.segment = segment_of(s.taps * s.steps);
+    s.segment = P::kRounds ? s.taps * s.steps + 1 : segment_of(s.taps * s.steps);
     s.group_in = static_cast<int>(cg);
     s.group_out = static_cast<int>(p.k / p.groups);
     s.channel = window ? 0 : c.group * cg;
@@ -516,8 +517,11 @@ class Igemm {
       s.weights = packed + (c.group * vectors + v0) * kLanes * (kdim / kPair) + row / kPair * nv * kLanes;
       s.bias = bias + (c.group * vectors + v0) * kLanes;
       if (folded) s.channel = v0 * kLanes / s.group_out * cg;
+      s.rounded = nullptr;
       if (direct(panel)) {
-        s.out = static_cast<Acc*>(p.y) + first_output(c, od) * p.k + c.group * kg + v0 * kLanes;
+        const int64_t first = first_output(c, od) * p.k + c.group * kg + v0 * kLanes;
+        if constexpr (P::kRounds) s.rounded = static_cast<X*>(p.y) + first;
+        else s.out = static_cast<Acc*>(p.y) + first;
         s.out_pitch = p.k;
         multiply(s, pixels, nv);
       } else if (many_phases) {

@@ -52,7 +52,7 @@ class FoldCache:
         for t, (known, address, version) in zip(self._tensors(), key, strict=True):
             if t is not known or (t is not None and (t._version != version or t.data_ptr() != address)):
                 return False
-        for item, i, value in probes:
+        for item, i, value in probes:  # noqa: SIM110 - all() costs a generator at every call
             if item(i) != value:
                 return False
         return True
