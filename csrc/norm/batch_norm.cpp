@@ -1,5 +1,7 @@
 #include "norm/batch_norm.h"
 
+#include "norm/norm_sets.h"
+
 namespace fastcv {
 namespace {
 
@@ -28,9 +30,30 @@ constexpr Variant<BatchNormBackwardParams> kBackwardRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &batch_norm_backward_ref},
 };
 
+size_t gpu_workspace(const BatchNormParams& p) { return p.training ? channel_sets(p).bytes() : 0; }
+size_t gpu_backward_workspace(const BatchNormBackwardParams& p) {
+  return channel_sets(p).bytes() + static_cast<size_t>(p.c) * 2 * sizeof(double);
+}
+
+constexpr GpuVariant<BatchNormParams> kGpuRows[] = {
+    {"two_pass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(batch_norm)},
+};
+constexpr GpuVariant<BatchNormBackwardParams> kBackwardGpuRows[] = {
+    {"two_pass_sm80", "sm80", nullptr, &gpu_backward_workspace, FASTCV_LAUNCHERS(batch_norm_backward)},
+};
+
+constexpr Variant<BatchNormUpdateParams> kUpdateRows[] = {
+    {"ref", Isa::portable, nullptr, nullptr, &batch_norm_update_ref},
+};
+constexpr GpuVariant<BatchNormUpdateParams> kUpdateGpuRows[] = {
+    {"channel_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(batch_norm_update)},
+};
+
 }  // namespace
 
-const VariantTable<BatchNormParams> batch_norm_table("batch_norm", kRows);
-const VariantTable<BatchNormBackwardParams> batch_norm_backward_table("batch_norm_backward", kBackwardRows);
+const VariantTable<BatchNormParams> batch_norm_table("batch_norm", kRows, kGpuRows);
+const VariantTable<BatchNormBackwardParams> batch_norm_backward_table("batch_norm_backward", kBackwardRows,
+                                                                      kBackwardGpuRows);
+const VariantTable<BatchNormUpdateParams> batch_norm_update_table("batch_norm_update", kUpdateRows, kUpdateGpuRows);
 
 }  // namespace fastcv

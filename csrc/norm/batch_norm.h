@@ -58,10 +58,11 @@ struct BatchNormUpdateParams {
 
 extern const VariantTable<BatchNormParams> batch_norm_table;
 extern const VariantTable<BatchNormBackwardParams> batch_norm_backward_table;
+extern const VariantTable<BatchNormUpdateParams> batch_norm_update_table;
 
 void batch_norm_ref(const BatchNormParams&, const Exec&);
 void batch_norm_backward_ref(const BatchNormBackwardParams&, const Exec&);
-void batch_norm_update(const BatchNormUpdateParams&);
+void batch_norm_update_ref(const BatchNormUpdateParams&, const Exec&);
 namespace portable {
 void batch_norm(const BatchNormParams&, const Exec&);
 void batch_norm_backward(const BatchNormBackwardParams&, const Exec&);
@@ -74,5 +75,15 @@ namespace avx512 {
 void batch_norm(const BatchNormParams&, const Exec&);
 void batch_norm_backward(const BatchNormBackwardParams&, const Exec&);
 }  // namespace avx512
+
+#define FASTCV_NORM_KERNELS(gpu)                                                                                  \
+  namespace gpu {                                                                                                 \
+  FASTCV_IF_LINKED int batch_norm(const BatchNormParams&, void* workspace, CUstream_st* stream);                  \
+  FASTCV_IF_LINKED int batch_norm_backward(const BatchNormBackwardParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int batch_norm_update(const BatchNormUpdateParams&, void* workspace, CUstream_st* stream);     \
+  }
+FASTCV_NORM_KERNELS(cuda)
+FASTCV_NORM_KERNELS(emulated)
+#undef FASTCV_NORM_KERNELS
 
 }  // namespace fastcv

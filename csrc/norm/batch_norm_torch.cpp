@@ -41,28 +41,26 @@ Tensor forward(const char* op, const Tensor& input, const OptionalTensor& residu
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_train_cpu(const Tensor& input, const OptionalTensor& residual,
-                                                        const OptionalTensor& weight, const OptionalTensor& bias,
-                                                        double eps, double slope, double cap) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, const OptionalTensor& residual,
+                                                    const OptionalTensor& weight, const OptionalTensor& bias,
+                                                    double eps, double slope, double cap) {
   Tensor mean, var;
   Tensor output = forward("batch_norm_train", input, residual, std::nullopt, std::nullopt, weight, bias, eps, slope,
                           cap, &mean, &var);
   return {output, mean, var};
 }
 
-Tensor batch_norm_eval_cpu(const Tensor& input, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
-                           const OptionalTensor& weight, const OptionalTensor& bias, double eps, double slope,
-                           double cap) {
+Tensor batch_norm_eval(const Tensor& input, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
+                       const OptionalTensor& weight, const OptionalTensor& bias, double eps, double slope, double cap) {
   return forward("batch_norm_eval", input, residual, mean, var, weight, bias, eps, slope, cap, nullptr, nullptr);
 }
 
 // wanted: 1 the gradient of input, 2 of weight, 4 of bias, 8 of the residual; the others come back empty.
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor& grad, const Tensor& input,
-                                                                   const OptionalTensor& result, const Tensor& mean,
-                                                                   const Tensor& var, const OptionalTensor& weight,
-                                                                   const OptionalTensor& bias, bool training,
-                                                                   double eps, double slope, double cap,
-                                                                   int64_t wanted) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input,
+                                                               const OptionalTensor& result, const Tensor& mean,
+                                                               const Tensor& var, const OptionalTensor& weight,
+                                                               const OptionalTensor& bias, bool training, double eps,
+                                                               double slope, double cap, int64_t wanted) {
   const char* op = "batch_norm_backward";
   check_same_device(op, {&grad, &input, pointer(result), &mean, &var, pointer(weight), pointer(bias)});
   const Shape shape = shape_of(op, input);
@@ -97,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
   return {dx, dweight, dbias, dresidual};
 }
 
-std::tuple<Tensor, Tensor> batch_norm_statistics_cpu(const Tensor& input) {
+std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
   const char* op = "batch_norm_statistics";
   const Shape shape = shape_of(op, input);
   const bool channels_last = layout_of(input);
@@ -117,8 +115,8 @@ std::tuple<Tensor, Tensor> batch_norm_statistics_cpu(const Tensor& input) {
   return {mean, var};
 }
 
-Tensor batch_norm_input_grad_cpu(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& var,
-                                 const OptionalTensor& weight, const Tensor& sums, int64_t count, double eps) {
+Tensor batch_norm_input_grad(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& var,
+                             const OptionalTensor& weight, const Tensor& sums, int64_t count, double eps) {
   const char* op = "batch_norm_input_grad";
   check_same_device(op, {&grad, &input, &mean, &var, pointer(weight), &sums});
   const Shape shape = shape_of(op, input);
@@ -149,8 +147,8 @@ Tensor batch_norm_input_grad_cpu(const Tensor& grad, const Tensor& input, const 
   return dx;
 }
 
-void batch_norm_update_cpu(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
-                           int64_t count, double momentum) {
+void batch_norm_update(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var, int64_t count,
+                       double momentum) {
   const char* op = "batch_norm_update_";
   check_same_device(op, {&running_mean, &running_var, &mean, &var});
   const int64_t c = running_mean.numel();
@@ -165,14 +163,15 @@ void batch_norm_update_cpu(Tensor running_mean, Tensor running_var, const Tensor
   if (mean.numel() == 0) return;
   Tensor m = as_dense(running_mean), v = as_dense(running_var);
   const Tensor dense_mean = as_dense(mean), dense_var = as_dense(var);
-  batch_norm_update({{m.data_ptr(), float_dtype(op, m)},
-                     {v.data_ptr(), float_dtype(op, v)},
-                     static_cast<const double*>(dense_mean.data_ptr()),
-                     static_cast<const double*>(dense_var.data_ptr()),
-                     mean.numel() / c,
-                     c,
-                     count,
-                     momentum});
+  const BatchNormUpdateParams p{{m.data_ptr(), float_dtype(op, m)},
+                                {v.data_ptr(), float_dtype(op, v)},
+                                static_cast<const double*>(dense_mean.data_ptr()),
+                                static_cast<const double*>(dense_var.data_ptr()),
+                                mean.numel() / c,
+                                c,
+                                count,
+                                momentum};
+  run_variant(batch_norm_update_table, p, m);
   if (!is_dense(running_mean, false)) torch::stable::copy_(running_mean, m);
   if (!is_dense(running_var, false)) torch::stable::copy_(running_var, v);
 }
@@ -198,13 +197,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
       "float momentum) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train_cpu));
-  m.impl("batch_norm_eval", TORCH_BOX(&batch_norm_eval_cpu));
-  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward_cpu));
-  m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics_cpu));
-  m.impl("batch_norm_input_grad", TORCH_BOX(&batch_norm_input_grad_cpu));
-  m.impl("batch_norm_update_", TORCH_BOX(&batch_norm_update_cpu));
+FASTCV_IMPL(m) {
+  m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
+  m.impl("batch_norm_eval", TORCH_BOX(&batch_norm_eval));
+  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+  m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics));
+  m.impl("batch_norm_input_grad", TORCH_BOX(&batch_norm_input_grad));
+  m.impl("batch_norm_update_", TORCH_BOX(&batch_norm_update));
 }
 
 }  // namespace fastcv

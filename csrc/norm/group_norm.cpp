@@ -1,5 +1,7 @@
 #include "norm/group_norm.h"
 
+#include "norm/norm_sets.h"
+
 namespace fastcv {
 namespace {
 
@@ -36,9 +38,22 @@ constexpr Variant<GroupNormBackwardParams> kBackwardRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &group_norm_backward_ref},
 };
 
+size_t gpu_workspace(const GroupNormParams& p) { return group_sets(p).bytes(); }
+size_t gpu_backward_workspace(const GroupNormBackwardParams& p) {
+  return static_cast<size_t>(p.n * (p.c + p.groups)) * 2 * sizeof(double) + image_channel_sets(p).bytes();
+}
+
+constexpr GpuVariant<GroupNormParams> kGpuRows[] = {
+    {"two_pass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(group_norm)},
+};
+constexpr GpuVariant<GroupNormBackwardParams> kBackwardGpuRows[] = {
+    {"two_pass_sm80", "sm80", nullptr, &gpu_backward_workspace, FASTCV_LAUNCHERS(group_norm_backward)},
+};
+
 }  // namespace
 
-const VariantTable<GroupNormParams> group_norm_table("group_norm", kRows);
-const VariantTable<GroupNormBackwardParams> group_norm_backward_table("group_norm_backward", kBackwardRows);
+const VariantTable<GroupNormParams> group_norm_table("group_norm", kRows, kGpuRows);
+const VariantTable<GroupNormBackwardParams> group_norm_backward_table("group_norm_backward", kBackwardRows,
+                                                                      kBackwardGpuRows);
 
 }  // namespace fastcv

@@ -52,4 +52,13 @@ void group_norm(const GroupNormParams&, const Exec&);
 void group_norm_backward(const GroupNormBackwardParams&, const Exec&);
 }  // namespace avx512
 
+#define FASTCV_NORM_KERNELS(gpu)                                                                                  \
+  namespace gpu {                                                                                                 \
+  FASTCV_IF_LINKED int group_norm(const GroupNormParams&, void* workspace, CUstream_st* stream);                  \
+  FASTCV_IF_LINKED int group_norm_backward(const GroupNormBackwardParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_NORM_KERNELS(cuda)
+FASTCV_NORM_KERNELS(emulated)
+#undef FASTCV_NORM_KERNELS
+
 }  // namespace fastcv

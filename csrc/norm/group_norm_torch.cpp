@@ -12,8 +12,8 @@ void check_groups(const char* op, int64_t groups, int64_t channels) {
         groups);
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_cpu(const Tensor& input, int64_t groups, const OptionalTensor& weight,
-                                                  const OptionalTensor& bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor> group_norm(const Tensor& input, int64_t groups, const OptionalTensor& weight,
+                                              const OptionalTensor& bias, double eps) {
   const char* op = "group_norm";
   check_same_device(op, {&input, pointer(weight), pointer(bias)});
   const Shape shape = shape_of(op, input);
@@ -39,10 +39,9 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_cpu(const Tensor& input, int64_t g
 }
 
 // wanted: 1 the gradient of input, 2 of weight, 4 of bias; the others come back empty.
-std::tuple<Tensor, Tensor, Tensor> group_norm_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                                           const Tensor& var, int64_t groups,
-                                                           const OptionalTensor& weight, const OptionalTensor& bias,
-                                                           double eps, int64_t wanted) {
+std::tuple<Tensor, Tensor, Tensor> group_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
+                                                       const Tensor& var, int64_t groups, const OptionalTensor& weight,
+                                                       const OptionalTensor& bias, double eps, int64_t wanted) {
   const char* op = "group_norm_backward";
   check_same_device(op, {&grad, &input, &mean, &var, pointer(weight), pointer(bias)});
   const Shape shape = shape_of(op, input);
@@ -82,9 +81,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "group_norm_backward(Tensor grad, Tensor input, Tensor mean, Tensor var, int num_groups, Tensor? weight, "
       "Tensor? bias, float eps, int wanted) -> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("group_norm", TORCH_BOX(&group_norm_cpu));
-  m.impl("group_norm_backward", TORCH_BOX(&group_norm_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("group_norm", TORCH_BOX(&group_norm));
+  m.impl("group_norm_backward", TORCH_BOX(&group_norm_backward));
 }
 
 }  // namespace fastcv

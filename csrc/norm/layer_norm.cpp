@@ -1,5 +1,7 @@
 #include "norm/layer_norm.h"
 
+#include "norm/norm_sets.h"
+
 namespace fastcv {
 namespace {
 
@@ -33,9 +35,23 @@ constexpr Variant<LayerNormBackwardParams> kBackwardRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &layer_norm_backward_ref},
 };
 
+size_t gpu_workspace(const LayerNormParams& p) { return row_sets(p).bytes(); }
+size_t gpu_backward_workspace(const LayerNormBackwardParams& p) {
+  const size_t rows = row_sets(p).bytes(), columns = column_sets(p).bytes();
+  return static_cast<size_t>(p.m) * 2 * sizeof(double) + (rows > columns ? rows : columns);
+}
+
+constexpr GpuVariant<LayerNormParams> kGpuRows[] = {
+    {"two_pass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(layer_norm)},
+};
+constexpr GpuVariant<LayerNormBackwardParams> kBackwardGpuRows[] = {
+    {"two_pass_sm80", "sm80", nullptr, &gpu_backward_workspace, FASTCV_LAUNCHERS(layer_norm_backward)},
+};
+
 }  // namespace
 
-const VariantTable<LayerNormParams> layer_norm_table("layer_norm", kRows);
-const VariantTable<LayerNormBackwardParams> layer_norm_backward_table("layer_norm_backward", kBackwardRows);
+const VariantTable<LayerNormParams> layer_norm_table("layer_norm", kRows, kGpuRows);
+const VariantTable<LayerNormBackwardParams> layer_norm_backward_table("layer_norm_backward", kBackwardRows,
+                                                                      kBackwardGpuRows);
 
 }  // namespace fastcv

@@ -55,4 +55,13 @@ void layer_norm(const LayerNormParams&, const Exec&);
 void layer_norm_backward(const LayerNormBackwardParams&, const Exec&);
 }  // namespace avx512
 
+#define FASTCV_NORM_KERNELS(gpu)                                                                                  \
+  namespace gpu {                                                                                                 \
+  FASTCV_IF_LINKED int layer_norm(const LayerNormParams&, void* workspace, CUstream_st* stream);                  \
+  FASTCV_IF_LINKED int layer_norm_backward(const LayerNormBackwardParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_NORM_KERNELS(cuda)
+FASTCV_NORM_KERNELS(emulated)
+#undef FASTCV_NORM_KERNELS
+
 }  // namespace fastcv

@@ -19,8 +19,8 @@ void rows_of(const char* op, const Tensor& input, int64_t dims, int64_t& m, int6
   for (int64_t d = input.dim() - dims; d < input.dim(); ++d) l *= input.size(d);
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm_cpu(const Tensor& input, int64_t dims, const OptionalTensor& weight,
-                                                  const OptionalTensor& bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& input, int64_t dims, const OptionalTensor& weight,
+                                              const OptionalTensor& bias, double eps) {
   const char* op = "layer_norm";
   check_same_device(op, {&input, pointer(weight), pointer(bias)});
   LayerNormParams p{};
@@ -43,10 +43,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_cpu(const Tensor& input, int64_t d
 }
 
 // wanted: 1 the gradient of input, 2 of weight, 4 of bias; the others come back empty.
-std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                                           const Tensor& var, int64_t dims,
-                                                           const OptionalTensor& weight, const OptionalTensor& bias,
-                                                           double eps, int64_t wanted) {
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
+                                                       const Tensor& var, int64_t dims, const OptionalTensor& weight,
+                                                       const OptionalTensor& bias, double eps, int64_t wanted) {
   const char* op = "layer_norm_backward";
   check_same_device(op, {&grad, &input, &mean, &var, pointer(weight), pointer(bias)});
   LayerNormBackwardParams p{};
@@ -80,9 +79,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "layer_norm_backward(Tensor grad, Tensor input, Tensor mean, Tensor var, int dims, Tensor? weight, "
       "Tensor? bias, float eps, int wanted) -> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("layer_norm", TORCH_BOX(&layer_norm_cpu));
-  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("layer_norm", TORCH_BOX(&layer_norm));
+  m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
 }
 
 }  // namespace fastcv

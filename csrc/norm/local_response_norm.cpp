@@ -23,10 +23,17 @@ constexpr Variant<LocalResponseNormParams> kBackwardRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &local_response_norm_backward_ref},
 };
 
+constexpr GpuVariant<LocalResponseNormParams> kGpuRows[] = {
+    {"window_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(local_response_norm)},
+};
+constexpr GpuVariant<LocalResponseNormParams> kBackwardGpuRows[] = {
+    {"window_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(local_response_norm_backward)},
+};
+
 }  // namespace
 
-const VariantTable<LocalResponseNormParams> local_response_norm_table("local_response_norm", kRows);
+const VariantTable<LocalResponseNormParams> local_response_norm_table("local_response_norm", kRows, kGpuRows);
 const VariantTable<LocalResponseNormParams> local_response_norm_backward_table("local_response_norm_backward",
-                                                                               kBackwardRows);
+                                                                               kBackwardRows, kBackwardGpuRows);
 
 }  // namespace fastcv

@@ -39,4 +39,14 @@ void local_response_norm(const LocalResponseNormParams&, const Exec&);
 void local_response_norm_backward(const LocalResponseNormParams&, const Exec&);
 }  // namespace avx512
 
+#define FASTCV_NORM_KERNELS(gpu)                                                                                  \
+  namespace gpu {                                                                                                 \
+  FASTCV_IF_LINKED int local_response_norm(const LocalResponseNormParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int local_response_norm_backward(const LocalResponseNormParams&, void* workspace,              \
+                                                    CUstream_st* stream);                                         \
+  }
+FASTCV_NORM_KERNELS(cuda)
+FASTCV_NORM_KERNELS(emulated)
+#undef FASTCV_NORM_KERNELS
+
 }  // namespace fastcv

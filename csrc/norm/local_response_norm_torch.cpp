@@ -33,12 +33,12 @@ Tensor run(const char* op, const VariantTable<LocalResponseNormParams>& table, c
   return output;
 }
 
-Tensor local_response_norm_cpu(const Tensor& input, int64_t size, double alpha, double beta, double k) {
+Tensor local_response_norm(const Tensor& input, int64_t size, double alpha, double beta, double k) {
   return run("local_response_norm", local_response_norm_table, nullptr, input, size, alpha, beta, k);
 }
 
-Tensor local_response_norm_backward_cpu(const Tensor& grad, const Tensor& input, int64_t size, double alpha,
-                                        double beta, double k) {
+Tensor local_response_norm_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta,
+                                    double k) {
   return run("local_response_norm_backward", local_response_norm_backward_table, &grad, input, size, alpha, beta, k);
 }
 
@@ -49,9 +49,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "local_response_norm_backward(Tensor grad, Tensor input, int size, float alpha, float beta, float k) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("local_response_norm", TORCH_BOX(&local_response_norm_cpu));
-  m.impl("local_response_norm_backward", TORCH_BOX(&local_response_norm_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("local_response_norm", TORCH_BOX(&local_response_norm));
+  m.impl("local_response_norm_backward", TORCH_BOX(&local_response_norm_backward));
 }
 
 }  // namespace fastcv
