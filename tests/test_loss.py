@@ -336,3 +336,21 @@ def test_weaker_instruction_sets(isa: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "FASTCV_CPU_ISA": isa})
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in (isa, "portable")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+@pytest.mark.parametrize("wanted", ["1", "0"])
+def test_large_results_ask_for_huge_pages(wanted: str) -> None:
+    """The kernel notes the advice as the flag hg of the mapping that holds the result; FASTCV_HUGE_PAGES=0 leaves it alone."""
+    code = (
+        "import torch, fastcv.functional as F\n"
+        "y = F.softmax(torch.zeros(4096, 4096), 1)\n"
+        "middle, inside = y.data_ptr() + y.nbytes // 2, False\n"
+        "for line in open('/proc/self/smaps'):\n"
+        "    ends = line.split()[0].split('-')\n"
+        "    if len(ends) == 2: inside = int(ends[0], 16) <= middle < int(ends[1], 16)\n"
+        "    if inside and line.startswith('VmFlags'): print('hg' in line.split())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "FASTCV_HUGE_PAGES": wanted})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True" if wanted == "1" else "False"]

@@ -37,10 +37,13 @@ def chosen(outputs: tuple[Tensor, Tensor], x: Tensor, y: Tensor, *rest: Any, **k
     return (distances**2 if kwargs.get("squared") else distances), outputs[1]
 
 
-def _case(op: str, name: str, x: tuple[int, ...], y: tuple[int, ...], *rest: Any, u8: bool = False, bench: bool = False) -> Case:
+def _case(
+    op: str, name: str, x: tuple[int, ...], y: tuple[int, ...], *rest: Any, u8: bool = False, images: bool = False, bench: bool = False
+) -> Case:
     def build(generator: torch.Generator) -> Arguments:
-        if u8:
+        if u8 or images:
             points = [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for shape in (x, y)]
+            points = points if u8 else [t.double() for t in points]
         else:
             points = [randn(generator, *shape) for shape in (x, y)]
         return (*points, *rest), {}
@@ -78,6 +81,8 @@ CASES: list[Case] = [
     _case("cdist", "tall", (70, 19), (3, 19), 2.0),
     _case("cdist", "u8_l1", (20, 101), (33, 101), 1.0, u8=True),
     _case("cdist", "u8_l2", (20, 101), (23, 101), 2.0, u8=True),
+    _case("cdist", "integers_l1", (9, 100), (33, 100), 1.0, images=True),
+    _case("knn", "integers_l1", (2, 9, 100), (2, 33, 100), 5, 1.0, images=True),
     _case("knn", "k3", (9, 7), (20, 7), 3),
     _case("knn", "k3_l1", (9, 7), (20, 7), 3, 1.0),
     _case("knn", "k_all", (6, 130), (13, 130), 13),
@@ -95,6 +100,7 @@ CASES: list[Case] = [
     _case("knn", "l1_images_20x5000x3072_k10", (20, 3072), (5000, 3072), 10, 1.0, bench=True),
     _case("knn", "l2_images_200x5000x3072_k10", (200, 3072), (5000, 3072), 10, bench=True),
     _case("knn", "l2_features_500x20000x128_k10", (500, 128), (20000, 128), 10, bench=True),
+    _case("knn", "l1_integer_images_200x5000x3072_k10", (200, 3072), (5000, 3072), 10, 1.0, images=True, bench=True),
     _case("knn", "l1_u8_images_20x5000x3072_k10", (20, 3072), (5000, 3072), 10, 1.0, u8=True, bench=True),
     _case("knn", "l2_u8_images_100x5000x3072_k10", (100, 3072), (5000, 3072), 10, u8=True, bench=True),
     _case("knn", "l2_pointcloud_4x2048x3_k16", (4, 2048, 3), (4, 2048, 3), 16, bench=True),
