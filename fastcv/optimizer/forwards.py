@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from . import recompute
 from .chain import Chain
 from .kernels import DTYPES, kernel_class
 from .pending import Pending, value_of
@@ -49,6 +50,17 @@ class KernelForward(InstanceForward):
         args, kwargs = value_of(args), value_of(kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
         return (self.kernel if _served(x) else type(self.module)).forward(self.module, *args, **kwargs)
+
+
+class RecomputingForward(KernelForward):
+    """A convolution that reads the output of a fused batch norm, and computes it again rather than keep it (recompute.py)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recipe = recompute.recipe_of(args[0]) if len(args) == 1 and not kwargs else None
+        if recipe is None:
+            return super().__call__(*args, **kwargs)
+        with recompute.saving(args[0], recipe):
+            return super().__call__(*args)
 
 
 class HeadForward(KernelForward):

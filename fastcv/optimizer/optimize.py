@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
-from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
+from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
 from .kernels import OPS, resembles, why_left_alone
 from .patterns import Plan, prove
 from .region import Region
@@ -135,13 +135,13 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool) -> Repo
         _report_untraced(failures, rows, {t.full_name(n) for t in traces for n in t.graph.nodes if n.op == "call_module"})
     for module in served:
         KernelForward(module).install()
-    _install_chains(plans, modules, rows)
+    _install_chains(plans, modules, rows, training=mode == "training")
     report.rows = list(rows.values())
     report.left_to_torch = dict(others)
     return report
 
 
-def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row]) -> None:
+def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row], training: bool) -> None:
     regions: dict[str, Region] = {}
     for plan in plans:
         region = regions.get(plan.owner)
@@ -155,6 +155,10 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
         if OPS[type(head)] == "batch_norm":
             chain = BatchNormChain(plan.head, head, plan.steps, region, watched)
             row.op = "batch_norm_act"
+            if training and "add" not in plan.steps and plan.readers:
+                chain.recomputed = True
+                for reader in plan.readers:
+                    RecomputingForward(modules[reader]).install()
         else:
             bn = None if plan.bn is None else modules[plan.bn]
             chain = ConvChain(plan.head, head, bn, plan.steps, region, watched)
