@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fastcv
-from fastcv.optimizer.forwards import HeadForward
 
 
 class Watched(nn.Module):
@@ -37,11 +36,7 @@ class Watched(nn.Module):
 
 def keeping(model: nn.Module) -> nn.Module:
     """A copy that does not recompute."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), HeadForward):
-            module.forward.chain.recomputed = False
-    return model
+    return fastcv.optimize(model, mode="training", recompute=False)
 
 
 def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
