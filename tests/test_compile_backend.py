@@ -164,6 +164,16 @@ def test_changes_in_place_between_the_steps_stop_a_chain(counted: Counted) -> No
     assert counted.graphs == ["inference: batch_norm x1, conv2d x1"]
 
 
+def test_activation_modules(counted: Counted) -> None:
+    for kind in (nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU):
+        model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), kind())).eval()
+        check(torch.compile(model, backend="fastcv", fullgraph=True), model, images())
+        assert counted.graphs[-1] == "inference: folded x1"
+        compiled = torch.compile(copy.deepcopy(model).train(), backend="fastcv", fullgraph=True)
+        check_gradients(compiled, model.train())
+        assert counted.graphs[-1] == f"training: batch_norm{'_act' if kind in (nn.ReLU6, nn.LeakyReLU) else ''} x1, conv2d x1"
+
+
 def test_functions_of_every_kind(counted: Counted) -> None:
     def forward(x, target):
         y = F.leaky_relu(F.batch_norm(x, None, None, None, None, True), 0.2)

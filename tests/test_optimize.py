@@ -88,3 +88,44 @@ def test_models_of_fastcv_modules_are_fused_too() -> None:
     ours = fastcv.optimize(model, example=images())
     assert chains(ours) == {"0": ["1", "2"]} and ops_run(ours) == ["conv"]
     check(ours, model)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("kind", [nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.Hardtanh])
+def test_activation_modules(kind: type[nn.Module], mode: str, inplace: bool) -> None:
+    """Each is one of the steps of a chain where its kernel has it, also as torch's module calls it (ReLU6 calls hardtanh)."""
+    model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), kind(inplace=inplace), nn.Conv2d(8, 4, 1))).train(
+        mode == "training"
+    )
+    ours = fastcv.optimize(model, mode=mode)
+    of_conv, of_norm = (nn.ReLU6, nn.SiLU, nn.Hardswish), (nn.ReLU6, nn.LeakyReLU)
+    fused = {"0": ["1", "2"] if kind in of_conv else ["1"]} if mode == "inference" else ({"1": ["2"]} if kind in of_norm else {})
+    assert chains(ours) == fused
+    check_gradients(ours, model)
+    check(ours.eval(), model.eval())
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        fastcv.optimize(model.eval())(images())
+    torchs = {event.key for event in profile.key_averages()} & {
+        f"aten::{n}" for n in ("hardtanh", "hardtanh_", "silu", "silu_", "hardswish")
+    }
+    assert bool(torchs) == (kind is nn.Hardtanh)
+
+
+def test_leaky_relu_with_its_slope() -> None:
+    class Slopes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([nn.BatchNorm2d(8) for _ in range(3)])
+
+        def forward(self, x):
+            x = F.leaky_relu(self.norms[0](x), 0.3)
+            x = F.leaky_relu(self.norms[1](x) + x, negative_slope=0.2, inplace=True)
+            return F.leaky_relu(self.norms[2](x), -0.5)
+
+    model = trained(Slopes())
+    for train in (True, False):
+        ours = fastcv.optimize(model.train(train), mode="training", example=images())
+        assert len(chains(ours)) == 3
+        check_gradients(ours, model)
+        check(ours, model)

@@ -166,7 +166,7 @@ class Rewriter:
                 residual = other
                 nodes.append(use)
                 use = self._only_use(nodes)
-        name = _ACTIVATIONS.get(use.target) if use is not None and use.args[0] is nodes[-1] else None
+        name = _activation(use) if use is not None and use.args[0] is nodes[-1] else None
         if name in activations:
             if name == "leaky_relu":
                 slope = use.kwargs.get("negative_slope", use.args[1] if len(use.args) > 1 else 0.01)
@@ -205,6 +205,14 @@ class Rewriter:
         self.changes = [change for change in self.changes if change not in nodes]
 
 
+def _activation(node: fx.Node) -> str | None:
+    """The activation that the call applies to its first argument; nn.ReLU6 calls hardtanh from 0 to 6."""
+    if node.target in (F.hardtanh, F.hardtanh_):
+        bound = _bound(node, ("input", "min_val", "max_val", "inplace"), (-1.0, 1.0, False))
+        return "relu6" if bound is not None and (bound["min_val"], bound["max_val"]) == (0.0, 6.0) else None
+    return _ACTIVATIONS.get(node.target)
+
+
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
@@ -237,7 +245,8 @@ def _changes_in_place(node: fx.Node) -> bool:
         name = getattr(node.target, "__name__", "")
         home = getattr(node.target, "__module__", None) or ""
         known = home.split(".")[0] in ("", "torch", "math", "builtins", "_operator")
-        flagged = node.kwargs.get("inplace") or (node.target in _ACTIVATIONS and any(a is True for a in node.args[1:]))
+        # An argument inplace may stand in any place; batch_norm's True is for training.
+        flagged = node.kwargs.get("inplace") or (node.target is not F.batch_norm and any(a is True for a in node.args[1:]))
         in_place_operator = home == "_operator" and name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem", "ifloordiv", "imod")
         changes = not known or bool(flagged) or _has_out(node) or in_place_operator or (name.endswith("_") and not name.endswith("__"))
     else:

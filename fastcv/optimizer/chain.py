@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional._common import autocast_dtype, needs_grad
+from . import recompute
 from .fold_cache import FoldCache
 from .kernels import DTYPES, any_global_hook, has_hooks, kind_of, op_of
 from .pending import Pending
@@ -23,7 +24,7 @@ from .region import Region, current_frame
 
 ACTIVATIONS = {
     "conv2d": ("relu", "relu6", "silu", "hardswish"),
-    "batch_norm": ("relu", "relu6"),
+    "batch_norm": ("relu", "relu6", "leaky_relu"),
 }
 
 _DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
@@ -144,7 +145,13 @@ class ConvChain(Chain):
 
 
 class BatchNormChain(Chain):
-    """batch norm [+ residual] + activation, in training and evaluation, with and without gradients."""
+    """batch norm [+ residual] + activation, in training and evaluation, with and without gradients.
+
+    recomputed: whether only convolutions read the result, which then need not keep it. saved_bytes: what they did not keep.
+    """
+
+    recomputed = False
+    saved_bytes = 0
 
     def may_begin(self, x: Tensor) -> bool:
         bn = self.head
@@ -165,7 +172,11 @@ class BatchNormChain(Chain):
         bn = self.head
         mean, var, training, momentum = _running_statistics(bn, again)
         residual = pending.residual
-        return functional.batch_norm_act(pending.x, mean, var, bn.weight, bn.bias, training, momentum, bn.eps, residual, activation)
+        how = (training, momentum, bn.eps, residual, activation, pending.slope)
+        y = functional.batch_norm_act(pending.x, mean, var, bn.weight, bn.bias, *how)
+        if self.recomputed and residual is None and activation is not None:
+            recompute.offer(self, y)
+        return y
 
 
 def _running_statistics(bn: nn.Module, again: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:

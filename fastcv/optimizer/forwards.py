@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from . import recompute
 from .chain import Chain
 from .kernels import DTYPES, is_sharded, kernel_class
 from .pending import Pending, value_of
@@ -51,6 +52,17 @@ class KernelForward(InstanceForward):
         x = args[0] if args else next(iter(kwargs.values()), None)
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
         return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)
+
+
+class RecomputingForward(KernelForward):
+    """A convolution that reads the output of a fused batch norm, and computes it again rather than keep it (recompute.py)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recipe = recompute.recipe_of(args[0]) if len(args) == 1 and not kwargs else None
+        if recipe is None:
+            return super().__call__(*args, **kwargs)
+        with recompute.saving(args[0], recipe):
+            return super().__call__(*args)
 
 
 class HeadForward(KernelForward):

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
-from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
+from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
 from .kernels import OPS, is_sharded, op_of, resembles, why_left_alone
 from .patterns import Plan, prove
 from .region import Region
@@ -35,6 +35,7 @@ def optimize(
     example: Any = None,
     strict: bool = False,
     inplace: bool = False,
+    recompute: bool = True,
 ) -> nn.Module:
     """Returns a copy of ``model`` (with inplace=True the model itself) whose modules run on fastcv's kernels.
 
@@ -44,7 +45,9 @@ def optimize(
     ops: "auto" for all, or names in fastcv.functional such as ["conv2d", "batch_norm"]. fuse: False leaves one kernel per
     module. example: an input (a tensor; a tuple or list of arguments; a dict of keyword arguments) to compare the outputs on,
     before and after, against float64: what errs by more than twice torch's own error is undone and reported.
-    strict: raise RuntimeError with the report if any module was left alone or not fused.
+    strict: raise RuntimeError with the report if any module was left alone or not fused. recompute: in training mode, compute
+    a fused batch norm's output again in the backward pass where only convolutions read it, rather than keep it: less memory,
+    the same bits, one more pass over it. With an example the report says how many bytes.
 
     The result's ``fastcv_report`` says for each module what was done and why not more. state_dict is unchanged, and loading
     one, moving the model, copying, pickling and switching between train() and eval() work as before. Modules that are not
@@ -62,7 +65,7 @@ def optimize(
     target = model if inplace else model_copy(model)
     before = _strip(target)
     try:
-        report = _apply(target, mode, chosen, fuse)
+        report = _apply(target, mode, chosen, fuse, recompute)
         if example is not None:
             verify(target, report, example)
         if strict and report.skipped():
@@ -108,7 +111,7 @@ def _strip(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
     return removed
 
 
-def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool) -> Report:
+def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompute: bool) -> Report:
     """Plans first, then sets the forwards."""
     report = Report(mode)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -137,13 +140,13 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool) -> Repo
         _report_untraced(failures, rows, {t.full_name(n) for t in traces for n in t.graph.nodes if n.op == "call_module"})
     for module in served:
         KernelForward(module).install()
-    _install_chains(plans, modules, rows)
+    _install_chains(plans, modules, rows, recompute and mode == "training")
     report.rows = list(rows.values())
     report.left_to_torch = dict(others)
     return report
 
 
-def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row]) -> None:
+def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row], recompute: bool) -> None:
     regions: dict[str, Region] = {}
     for plan in plans:
         region = regions.get(plan.owner)
@@ -157,6 +160,10 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
         if op_of(head) == "batch_norm":
             chain = BatchNormChain(plan.head, head, plan.steps, region, watched)
             row.op = "batch_norm_act"
+            if recompute and "add" not in plan.steps and plan.readers:
+                chain.recomputed = True
+                for reader in plan.readers:
+                    RecomputingForward(modules[reader]).install()
         else:
             bn = None if plan.bn is None else modules[plan.bn]
             chain = ConvChain(plan.head, head, bn, plan.steps, region, watched)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from .chain import ACTIVATIONS
 from .kernels import SYNCHRONISED, has_hooks, is_sharded, op_of, why_left_alone
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
-_ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
+_ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.LeakyReLU: "leaky_relu"}
 _ACTIVATION_FUNCTIONS = {
     F.relu: "relu",
     torch.relu: "relu",
@@ -32,6 +32,7 @@ _ACTIVATION_FUNCTIONS = {
     F.relu6: "relu6",
     F.silu: "silu",
     F.hardswish: "hardswish",
+    F.leaky_relu: "leaky_relu",
 }
 _RAW_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _ADDITIONS = (operator.add, torch.add)
@@ -40,7 +41,9 @@ _IN_PLACE_ADDITIONS = (operator.iadd,)
 
 @dataclass
 class Plan:
-    """A proved chain, all modules by full name. labels: the steps after the head as the report shows them."""
+    """A proved chain, all modules by full name. labels: the steps after the head as the report shows them. readers: the
+    convolutions that read its result, if nothing else does.
+    """
 
     head: str
     bn: str | None
@@ -49,6 +52,7 @@ class Plan:
     owner: str
     watched: list[str]
     node: fx.Node
+    readers: list[str] = field(default_factory=list)
 
 
 class Prover:
@@ -150,7 +154,15 @@ class Prover:
             return f"the forward of {replaced or 'the model'} was already replaced"
         self.claimed.update(nodes)
         labels = [self.trace.full_name(n) if n.op == "call_module" else _function_name(n) for n in nodes[1:]]
-        return Plan(members[0], bn, steps, labels, owner, watched, nodes[0])
+        return Plan(members[0], bn, steps, labels, owner, watched, nodes[0], self._readers(nodes[-1]))
+
+    def _readers(self, node: fx.Node) -> list[str]:
+        """The convolutions that read the value, or none if anything else uses it."""
+        users = list(node.users)
+        modules = [self._module(user) for user in users]
+        if not all(isinstance(m, _ConvNd) and OPS.get(type(m)) in self.ops and why_left_alone(m) is None for m in modules):
+            return []
+        return [self.trace.full_name(user) for user in users]
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[self.trace.full_name(node)] if node.op == "call_module" else None

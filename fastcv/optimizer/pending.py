@@ -38,6 +38,26 @@ _ACTIVATIONS: dict[Callable[..., Any], tuple[str, bool]] = {
 }
 
 
+def _activation(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[str, bool, float] | None:
+    """(activation, in place, slope) if the call is one that chains know. nn.ReLU6 calls hardtanh from 0 to 6."""
+    if function is F.hardtanh:
+        low, high, in_place = _arguments(args, kwargs, min_val=-1.0, max_val=1.0, inplace=False)
+        return ("relu6", bool(in_place), 0.0) if (low, high) == (0.0, 6.0) else None
+    if function is F.leaky_relu:
+        slope, in_place = _arguments(args, kwargs, negative_slope=0.01, inplace=False)
+        return ("leaky_relu", bool(in_place), slope) if 0 <= slope < float("inf") else None
+    if function not in _ACTIVATIONS:
+        return None
+    activation, in_place = _ACTIVATIONS[function]
+    return activation, in_place or bool(kwargs.get("inplace")) or (len(args) > 1 and bool(args[1])), 0.0
+
+
+def _arguments(args: Any, kwargs: Any, **defaults: Any) -> list[Any]:
+    """The values of the arguments after the first, in the order of ``defaults``."""
+    given = dict(zip(defaults, args[1:], strict=False))
+    return [given.get(name, kwargs.get(name, default)) for name, default in defaults.items()]
+
+
 def _version(t: Tensor) -> int | None:
     return None if t.is_inference() else t._version
 
@@ -52,6 +72,7 @@ class Pending:
         self.grad_mode = grad_mode
         self.residual: Tensor | None = None
         self.residual_in_place = False
+        self.slope = 0.0  # of leaky_relu, below zero
         self.result: Tensor | None = None
         self.computed = False
         self.versions = [(x, _version(x))]
@@ -99,10 +120,11 @@ class Pending:
         after.versions = [*self.versions, (other, _version(other))]
         return self.chain.defer(after, "add")
 
-    def activate(self, activation: str, in_place: bool) -> Tensor | None:
+    def activate(self, activation: str, in_place: bool, slope: float) -> Tensor | None:
         """This value through the activation in one pass, or None if that is not possible."""
         if not (self.extensible() and self.chain.takes_activation(activation)):
             return None
+        self.slope = slope
         result = self.compute(activation)
         if in_place:
             self.result = result
@@ -111,10 +133,9 @@ class Pending:
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and type(args[0]) is Pending and function in _ACTIVATIONS:
-            activation, in_place = _ACTIVATIONS[function]
-            in_place = in_place or bool(kwargs.get("inplace")) or (len(args) > 1 and bool(args[1]))
-            result = args[0].activate(activation, in_place)
+        known = _activation(function, args, kwargs) if args and type(args[0]) is Pending else None
+        if known is not None:
+            result = args[0].activate(*known)
             if result is not None:
                 return result
         elif function in _ADDITIONS and len(args) == 2 and not kwargs:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 class Row:
     """One module. op: the fastcv op it runs on ("" if none). fused: what the op computes besides, by name. reason: why it was
     left alone or not fused ("" if neither). max_error, allowed: against float64 on the example, and what torch's own allows.
+    saved_bytes: in training mode with an example, what the convolutions after it need not keep for the backward pass.
     """
 
     name: str
@@ -19,6 +20,7 @@ class Row:
     reason: str = ""
     max_error: float | None = None
     allowed: float | None = None
+    saved_bytes: int = 0
 
 
 @dataclass
@@ -37,16 +39,22 @@ class Report:
         """The rows with a reason: what strict=True raises about."""
         return [row for row in self.rows if row.reason]
 
+    @property
+    def saved_bytes(self) -> int:
+        """Of all rows, for one batch like the example; 0 without an example."""
+        return sum(row.saved_bytes for row in self.rows)
+
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text."""
-        return json.dumps(asdict(self), indent=indent)
+        return json.dumps(asdict(self) | {"saved_bytes": self.saved_bytes}, indent=indent)
 
     def __str__(self) -> str:
-        header = ("module", "type", "op", "fused with", "max error", "not done, because")
+        header = ("module", "type", "op", "fused with", "max error", "saved", "not done, because")
         table = [header]
         for row in self.rows:
             error = "" if row.max_error is None else f"{row.max_error:.1e}"
-            table.append((row.name or "(model)", row.type, row.op or "-", " + ".join(row.fused), error, row.reason))
+            saved = f"{row.saved_bytes / 1e6:.2f} MB" if row.saved_bytes else ""
+            table.append((row.name or "(model)", row.type, row.op or "-", " + ".join(row.fused), error, saved, row.reason))
         widths = [max(len(line[i]) for line in table) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
         lines.insert(1, "  ".join("-" * width for width in widths))
@@ -57,6 +65,8 @@ class Report:
         )
         if self.left_to_torch:
             lines.append("left to torch: " + ", ".join(f"{name} x{count}" for name, count in sorted(self.left_to_torch.items())))
+        if self.saved_bytes:
+            lines.append(f"saved for one batch like the example: {self.saved_bytes / 1e6:.2f} MB, computed again in the backward pass")
         for name, (error, allowed) in self.errors.items():
             lines.append(f"{name} error against float64: {error:.1e} (allowed {allowed:.1e}: 2x torch's own + eps)")
         return "\n".join(lines)

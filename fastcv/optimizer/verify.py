@@ -55,6 +55,8 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
         overall = _errors(_run(watched, args, kwargs, training), torchs, exact, single)
         for name, result in measured.items():
             rows[name].max_error, rows[name].allowed = result.error, result.allowed
+        for name, size in _saved_bytes(watched).items():
+            rows[name].saved_bytes = size
         bad = {name for name, result in measured.items() if not result.passed}
         if bad:
             _undo_alone(model, rows, bad)
@@ -62,6 +64,13 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
         report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
         if all(result.passed for result in overall.values()):
             return
+
+
+def _saved_bytes(watched: nn.Module) -> dict[str, int]:
+    """What the readers of each chain's result did not keep in the one run of this copy."""
+    forwards = [installed(module) for module in watched.modules()]
+    chains = {f.chain.name: f.chain for f in forwards if isinstance(f, HeadForward)}
+    return {name: chain.saved_bytes for name, chain in chains.items() if isinstance(chain, BatchNormChain)}
 
 
 def _undo_alone(model: nn.Module, rows: dict[str, Row], names: set[str]) -> None:
@@ -209,6 +218,8 @@ def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
                 for twin in twins:
                     y = cast(copy.deepcopy(twin))(y)
                 y = y if residual is None else y + cast(residual)
+                if activation == "leaky_relu":
+                    return F.leaky_relu(y, pending.slope)
                 return y if activation is None else _ACTIVATIONS[activation](y)
 
         return note(chain.name, compute(pending, activation, again), reference)
