@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead as _unwrap_if_dead
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
@@ -104,9 +105,13 @@ def differentiable(
         },
     )
 
+    record = super(torch.autograd.Function, fast).apply  # what fast.apply ends in, without its looking for a setup_context
+
     def apply(*args: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
+            return fast.apply(*args)
+        if torch._C._are_functorch_transforms_active():
             return split.apply(*args)
-        return fast.apply(*args)
+        return record(*[_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args])
 
     return apply
