@@ -60,6 +60,8 @@ def autocast_dtype(t: Tensor) -> torch.dtype | None:
 
 def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Inside an autocast region: floating tensors (not float64) cast to its dtype, as aten does for convolution."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = next(t for t in tensors if t is not None)
     dtype = autocast_dtype(first)
     if dtype is None:
@@ -69,6 +71,8 @@ def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def autocast_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Inside an autocast region: 16-bit tensors cast to float32, as aten does for losses, softmax and distances."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = next(t for t in tensors if t is not None)
     if autocast_dtype(first) is None:
         return tensors

@@ -94,7 +94,9 @@ def multi_margin_loss(
             raise RuntimeError("multi_margin_loss: not differentiable with respect to weight")
     scalar_result = target.dim() == 0
     run = _margin_grad if needs_grad(input) else _multi_margin_loss
-    loss = run(input.reshape(rows, classes), target.reshape(rows), int(p), float(margin), weight, number)
+    if input.dim() != 2 or scalar_result:
+        input, target = input.reshape(rows, classes), target.reshape(rows)
+    loss = run(input, target, int(p), float(margin), weight, number)
     return loss.reshape(()) if scalar_result else loss
 
 
