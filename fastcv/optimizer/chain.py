@@ -94,22 +94,24 @@ class ConvChain(Chain):
         self.fold = None if bn is None else FoldCache(head, bn)
 
     def may_begin(self, x: Tensor) -> bool:
-        conv, bn = self.head, self.bn
-        if bn is not None and (bn.training or bn.running_mean is None or bn.running_var is None):
-            self.fold.drop()
-            return False
+        conv, bn, buffers = self.head, self.bn, {}
+        if bn is not None:
+            buffers = bn._buffers
+            if bn.training or buffers["running_mean"] is None or buffers["running_var"] is None:
+                self.fold.drop()
+                return False
         if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
             if bn is not None:
                 self.fold.drop()
             return False
-        weight = conv.weight
+        weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
         if x.dim() != weight.dim() or x.shape[1] != conv.in_channels or weight.device.type != "cpu" or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
         if bn is None:
             return True
-        mean, var = bn.running_mean, bn.running_var
+        mean, var = buffers["running_mean"], buffers["running_var"]
         return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
