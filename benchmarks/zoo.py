@@ -48,8 +48,11 @@ def calling(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def training(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """One pass with random output gradients; the same dropout each time. Returns all gradients as a vector."""
+    """One pass with random output gradients, without dropout, whose draws differ between dtypes. Returns all gradients as a vector."""
     model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) or "DropPath" in type(module).__name__:
+            module.eval()
 
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
@@ -70,7 +73,7 @@ def share(call: Callable[[], Any]) -> float:
     return sum(e.self_cpu_time_total for e in events if e.key.startswith("fastcv::")) / total
 
 
-def run(entry: Entry, small: bool, with_compile: bool, seconds: float) -> dict[str, Any]:
+def run(entry: Entry, small: bool, with_compile: bool, with_training: bool, seconds: float) -> dict[str, Any]:
     model, x = entry.build(small), entry.images(small, 1)
     exact = calling(copy.deepcopy(model).double(), x.double())()
     ours = fastcv.optimize(model)
@@ -111,7 +114,7 @@ def run(entry: Entry, small: bool, with_compile: bool, seconds: float) -> dict[s
     row["ratio_compile"] = times["compile"].median / mine if "compile" in times else None
     del contenders, last, ours_last, ours
     gc.collect()
-    return row | train(entry, model, small, seconds)
+    return row | train(entry, model, small, seconds) if with_training else row
 
 
 def train(entry: Entry, model: nn.Module, small: bool, seconds: float) -> dict[str, Any]:
@@ -127,25 +130,32 @@ def train(entry: Entry, model: nn.Module, small: bool, seconds: float) -> dict[s
     }
 
 
-HEADER = (
-    "| model | pixels | on fastcv | chains | output error (torch's) | gradient error (torch's) | time in fastcv | fastcv ms | "
-    "torch / fastcv | both channels_last | best layouts | torch.compile / fastcv | training |"
-)
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "model": lambda r: r["model"],
+    "pixels": lambda r: r["size"],
+    "on fastcv": lambda r: f"{r['on_fastcv']}/{r['of']}",
+    "chains": lambda r: r["chains"],
+    "output error (torch's)": lambda r: f"{float(r['error']):.1e} ({float(r['torch_error']):.1e})",
+    "gradient error (torch's)": lambda r: f"{float(r['gradient_error']):.1e} ({float(r['torch_gradient_error']):.1e})",
+    "time in fastcv": lambda r: f"{float(r['share']):.0%}",
+    "fastcv ms": lambda r: f"{float(r['fastcv_ms']):.1f}",
+    "torch / fastcv": lambda r: f"{float(r['ratio']):.2f}",
+    "both channels_last": lambda r: f"{float(r['ratio_channels_last']):.2f}",
+    "best layouts": lambda r: f"{float(r['ratio_best']):.2f}",
+    "torch.compile / fastcv": lambda r: f"{float(r['ratio_compile']):.2f}",
+    "training": lambda r: f"{float(r['ratio_training']):.2f}",
+}
+NEEDS = {"gradient error (torch's)": "gradient_error", "torch.compile / fastcv": "ratio_compile", "training": "ratio_training"}
 
 
 def markdown(rows: list[dict[str, Any]], machine: str) -> str:
-    lines = [machine, "", HEADER, "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [machine, "", "| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     for r in rows:
-        compiled = f"{r['ratio_compile']:.2f}" if r["ratio_compile"] else "-"
-        lines.append(
-            f"| {r['model']} | {r['size']} | {r['on_fastcv']}/{r['of']} | {r['chains']} | {r['error']:.1e} ({r['torch_error']:.1e}) | "
-            f"{r['gradient_error']:.1e} ({r['torch_gradient_error']:.1e}) | {r['share']:.0%} | {r['fastcv_ms']:.1f} | {r['ratio']:.2f} | "
-            f"{r['ratio_channels_last']:.2f} | {r['ratio_best']:.2f} | {compiled} | {r['ratio_training']:.2f} |"
-        )
-    means = {
-        key: geometric_mean([r[key] for r in rows if r[key]]) for key in ("ratio", "ratio_channels_last", "ratio_best", "ratio_training")
-    }
-    return "\n".join(lines) + "\n\nGeometric means: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()) + ".\n"
+        cells = [str(cell(r)) if title not in NEEDS or r.get(NEEDS[title]) else "-" for title, cell in COLUMNS.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    names = {"ratio": "row-major", "ratio_channels_last": "channels_last", "ratio_best": "best layouts", "ratio_training": "training"}
+    means = {text: geometric_mean([float(r[key]) for r in rows if r.get(key)]) for key, text in names.items()}
+    return "\n".join(lines) + "\n\nGeometric means, torch / fastcv: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()) + ".\n"
 
 
 def main() -> int:
@@ -153,6 +163,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", default=[], help="only these")
     parser.add_argument("--small", action="store_true", help="the small configurations of the tests")
     parser.add_argument("--compile", nargs="*", default=None, help="also time torch.compile, of all or of these models")
+    parser.add_argument("--no-training", action="store_true", help="leave out the training pass")
     parser.add_argument("--seconds", type=float, default=8.0, help="about this long per model")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "zoo", help="path without suffix")
     options = parser.parse_args()
@@ -167,7 +178,7 @@ def main() -> int:
         if options.models and entry.name not in options.models:
             continue
         with_compile = options.compile is not None and (not options.compile or entry.name in options.compile)
-        rows.append(run(entry, options.small, with_compile, options.seconds))
+        rows.append(run(entry, options.small, with_compile, not options.no_training, options.seconds))
         gc.collect()
         print({k: round(v, 9) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
         options.output.parent.mkdir(parents=True, exist_ok=True)

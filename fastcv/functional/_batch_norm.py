@@ -15,7 +15,7 @@ Vector = Tensor | None
 
 train = _ext.op("batch_norm_train")
 evaluate = _ext.op("batch_norm_eval")
-update = _ext.op("batch_norm_update_")
+_update = _ext.op("batch_norm_update_")
 _backward = _ext.op("batch_norm_backward")
 
 DX, DWEIGHT, DBIAS, DRESIDUAL = 1, 2, 4, 8  # what batch_norm_backward is asked for
@@ -140,8 +140,24 @@ def _(info: Any, in_dims: Any, running_mean: Tensor, running_var: Tensor, mean: 
 
     for i in range(info.batch_size):
         tensors = (running_mean, running_var, mean, var)
-        update(*(at(t, d, i) for t, d in zip(tensors, in_dims[:4], strict=True)), count, momentum)
+        _update(*(at(t, d, i) for t, d in zip(tensors, in_dims[:4], strict=True)), count, momentum)
     return None, None
+
+
+def update(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
+    """Moves the running statistics [C] towards those of a batch of ``count`` values per channel; csrc/norm/batch_norm.h."""
+    if torch._C._are_functorch_transforms_active() and _functionalised():
+        for running, statistic, scale in ((running_mean, mean, 1.0), (running_var, var, count / (count - 1))):
+            batch = statistic.view(-1, *running.shape).mean(0)
+            running.copy_((1 - momentum) * running + momentum * scale * batch)
+        return
+    _update(running_mean, running_var, mean, var, count, momentum)
+
+
+def _functionalised() -> bool:
+    """True inside torch.func.functionalize, which takes no op of others that writes to its arguments."""
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack().key() == functorch.TransformType.Functionalize
 
 
 # Autograd ----------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead as _unwrap_if_dead
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
@@ -59,6 +60,8 @@ def autocast_dtype(t: Tensor) -> torch.dtype | None:
 
 def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Inside an autocast region: floating tensors (not float64) cast to its dtype, as aten does for convolution."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = next(t for t in tensors if t is not None)
     dtype = autocast_dtype(first)
     if dtype is None:
@@ -68,6 +71,8 @@ def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def autocast_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Inside an autocast region: 16-bit tensors cast to float32, as aten does for losses, softmax and distances."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = next(t for t in tensors if t is not None)
     if autocast_dtype(first) is None:
         return tensors
@@ -104,9 +109,13 @@ def differentiable(
         },
     )
 
+    record = super(torch.autograd.Function, fast).apply  # what fast.apply ends in, without its looking for a setup_context
+
     def apply(*args: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
+            return fast.apply(*args)
+        if torch._C._are_functorch_transforms_active():
             return split.apply(*args)
-        return fast.apply(*args)
+        return record(*[_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args])
 
     return apply

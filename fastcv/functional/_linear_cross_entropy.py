@@ -82,10 +82,19 @@ def _backward_linear(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     leaves = (input, linear_weight, linear_bias)
     needs = ctx.needs_input_grad[:3]
     if needs_grad(grad, *leaves):  # the gradients will themselves be differentiated
-        with torch.enable_grad():
-            loss = _composed_linear(*leaves, target, weight, *ctx.options)
-            wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
-            found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
+        wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
+
+        def loss(*values: Tensor) -> Tensor:
+            given = iter(values)
+            return _composed_linear(
+                *(next(given) if need else t for t, need in zip(leaves, needs, strict=True)), target, weight, *ctx.options
+            )
+
+        if torch._C._are_functorch_transforms_active():
+            found = iter(torch.func.vjp(loss, *wanted)[1](grad))
+        else:
+            with torch.enable_grad():
+                found = iter(torch.autograd.grad(loss(*wanted), wanted, grad, create_graph=True))
         results = [next(found) if need else None for need in needs]
     elif ready is not None and ready[0] is not None:
         results = [_scaled(g, grad) if need else None for g, need in zip(ready, needs, strict=True)]

@@ -94,7 +94,9 @@ def multi_margin_loss(
             raise RuntimeError("multi_margin_loss: not differentiable with respect to weight")
     scalar_result = target.dim() == 0
     run = _margin_grad if needs_grad(input) else _multi_margin_loss
-    loss = run(input.reshape(rows, classes), target.reshape(rows), int(p), float(margin), weight, number)
+    if input.dim() != 2 or scalar_result:
+        input, target = input.reshape(rows, classes), target.reshape(rows)
+    loss = run(input, target, int(p), float(margin), weight, number)
     return loss.reshape(()) if scalar_result else loss
 
 
@@ -158,7 +160,7 @@ def kl_div(
     if size_average is not None or reduce is not None:
         number = _Reduction.legacy_get_enum(size_average, reduce)
     else:
-        if reduction == "mean":
+        if reduction == "mean" and not torch.compiler.is_compiling():
             warnings.warn(
                 "reduction: 'mean' divides the total loss by both the batch size and the support size. "
                 "'batchmean' divides only by the batch size, and aligns with the KL div math definition.",
@@ -179,13 +181,12 @@ def kl_div(
     if input.dim() > 1 and not target.is_contiguous():  # as in torch, the result takes the order of target's dimensions
         order = sorted(range(input.dim()), key=lambda d: -target.stride(d))
         input, target = input.permute(order), target.permute(order)
-    divisor = 1.0
-    if number == 1:
-        divisor = float(input.numel())
-    elif reduction == "batchmean":
-        divisor = float(batch)
+    divisor = input.numel() if number == 1 else batch if reduction == "batchmean" else 1
+    traced = torch.compiler.is_compiling()  # where the op's float would fix the sizes that it is made of
     run = _kl_grad if needs_grad(input, target) else _kl_div
-    loss = run(input, target, number != 0, divisor, log_target)
+    loss = run(input, target, number != 0, 1.0 if traced else float(divisor), log_target)
+    if traced and number != 0:
+        loss = loss / divisor
     if number == 0 and order is not None:
         return loss.permute(sorted(range(len(order)), key=order.__getitem__))
     return loss

@@ -497,7 +497,7 @@ def _transposed(
         input, weight, bias = autocast_lower(input, weight, bias)
     stride, padding = _ints(stride, nd, "stride"), _ints(padding, nd, "padding")
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
-    for extra, s, d in zip(output_padding, stride, dilation, strict=True):
+    for extra, s, d in zip(output_padding, stride, dilation, strict=True) if any(output_padding) else ():
         if extra < 0 or (extra >= s and extra >= d):
             raise RuntimeError(
                 f"output padding must be non-negative and smaller than either stride or dilation, but got "

@@ -191,20 +191,22 @@ _knn_with_grad = differentiable("Knn", _knn, _save_knn, _knn_first)
 
 
 def _check_points(name: str, x1: Tensor, x2: Tensor, labels: tuple[str, str]) -> None:
-    for position, (t, label) in enumerate(zip((x1, x2), labels, strict=True), 1):
+    for position, t in ((1, x1), (2, x2)):
+        if isinstance(t, Tensor) and t.dtype in _DTYPES and t.dim() >= 2:
+            continue
+        label = labels[position - 1]
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}(): argument '{label}' (position {position}) must be Tensor, not {type(t).__name__}")
         if t.dtype not in _DTYPES:
             raise RuntimeError(f"{name} only supports floating-point dtypes and uint8, {label} got: {t.dtype}")
-        if t.dim() < 2:
-            raise RuntimeError(f"{name} only supports at least 2D tensors, {label} got: {t.dim()}D")
+        raise RuntimeError(f"{name} only supports at least 2D tensors, {label} got: {t.dim()}D")
     if x1.shape[-1] != x2.shape[-1]:
         a, b = labels
         raise RuntimeError(f"{a} and {b} must have the same number of columns. {a}: {x1.shape[-1]} {b}: {x2.shape[-1]}")
 
 
 def _exponent(name: str, p: Any) -> float:
-    if not isinstance(p, numbers.Real):
+    if type(p) is not float and not isinstance(p, numbers.Real):
         raise TypeError(f"{name}(): argument 'p' must be float, not {type(p).__name__}")
     if not p >= 0:
         raise RuntimeError(f"{name} only supports non-negative p values, got p={p}")

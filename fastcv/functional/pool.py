@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ._common import differentiable, empty_as, is_channels_last, needs_grad
+from ._common import autocast_float32, differentiable, empty_as, is_channels_last, needs_grad
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -527,6 +527,8 @@ def max_unpool2d(
     and shapes, ValueError for an ``output_size`` that no pooling with these windows could have had. Source: csrc/pool/max_unpool2d*.
     """
     _check_input(input, "max_unpool2d")
+    if torch._C._is_any_autocast_enabled():
+        (input,) = autocast_float32(input)
     kernel = _pair(kernel_size, "max_unpool2d", "kernel_size")
     strides = kernel if stride is None else _pair(stride, "max_unpool2d", "stride")
     pads = _pair(padding, "max_unpool2d", "padding")
