@@ -8,17 +8,21 @@ from . import functional, nn
 from ._ext import NotBuiltError, build_info, cpu_isa, is_built
 from ._variants import use, variants, why_not
 from ._version import __version__
+from .explainer import explain
 from .optimizer import optimize, restore
+from .override import override_aten
 
 __all__ = [
     "NotBuiltError",
     "__version__",
     "build_info",
     "cpu_isa",
+    "explain",
     "functional",
     "is_built",
     "nn",
     "optimize",
+    "override_aten",
     "restore",
     "use",
     "variants",

@@ -1,9 +1,11 @@
-"""The command line: ``fastcv info``, ``fastcv doctor`` (also ``python -m fastcv``)."""
+"""The command line: ``fastcv info``, ``fastcv doctor``, ``fastcv explain`` (also ``python -m fastcv``)."""
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -44,6 +46,32 @@ def facts() -> list[tuple[str, str]]:
     ]
 
 
+def build_model(spec: str) -> Any:
+    """The module that "package.module:function" returns. Raises ValueError with what is wrong with ``spec``."""
+    package, _, function = spec.partition(":")
+    if not package or not function:
+        raise ValueError(f"{spec!r} is not of the form package.module:function, such as torchvision.models:resnet18")
+    sys.path.insert(0, "")
+    try:
+        build = getattr(importlib.import_module(package), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{spec}: {error}") from error
+    finally:
+        sys.path.remove("")
+    model = build() if callable(build) else build
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"{spec} gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def parse_size(text: str) -> list[int]:
+    """ "1x3x224x224" as a list of sizes. Raises ValueError for anything else."""
+    sizes = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
+    if min(sizes) < 1:
+        raise ValueError(f"{text!r} is no size such as 1x3x224x224")
+    return sizes
+
+
 def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
@@ -79,6 +107,33 @@ def _application() -> typer.Typer:
         console.print(table)
         if wrong:
             raise typer.Exit(1)
+
+    @app.command()
+    def explain(
+        model: str = typer.Argument(help="package.module:function that returns the model, such as torchvision.models:resnet18"),
+        size: str = typer.Option("1x3x224x224", help="The input's size."),
+        train: bool = typer.Option(False, help="Explain the model in training mode, optimised for training."),
+        optimise: bool = typer.Option(True, help="Run fastcv.optimize on the model first."),
+        channels_last: bool = typer.Option(False, help="Parameters and input in channels_last."),
+        save: str = typer.Option("", help="Write the page (.html) or the numbers (.json) here."),
+    ) -> None:
+        """Where the time of a model goes, layer by layer, and what keeps each layer from being faster."""
+        from . import optimize
+        from .explainer import explain as explain_model
+
+        try:
+            network, image = build_model(model).train(train), torch.randn(parse_size(size))
+            if channels_last:
+                network, image = network.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
+            if optimise:
+                network = optimize(network, mode="training" if train else "inference")
+            explanation = explain_model(network, image)
+            if save:
+                explanation.save(save)
+        except (ValueError, _ext.NotBuiltError) as error:
+            console.print(f"fastcv explain: {error}", markup=False)
+            raise typer.Exit(2) from None
+        console.print(explanation)
 
     return app
 

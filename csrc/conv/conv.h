@@ -74,5 +74,18 @@ namespace avx512bf16 {
 void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
 }  // namespace avx512bf16
+inline constexpr int64_t kMostTileStride = 8;
+#define FASTCV_CONV_TILE_KERNELS(isa)                                 \
+  namespace isa {                                                     \
+  void conv_igemm_bf16(const ConvParams&, const Exec&);               \
+  void conv_igemm_bf16x3(const ConvParams&, const Exec&);             \
+  void conv_igemm_bf16x6(const ConvParams&, const Exec&);             \
+  size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);   \
+  size_t conv_igemm_bf16x3_workspace(const ConvParams&, int threads); \
+  size_t conv_igemm_bf16x6_workspace(const ConvParams&, int threads); \
+  }
+FASTCV_CONV_TILE_KERNELS(amx)
+FASTCV_CONV_TILE_KERNELS(amxmodel)  // the same on a software model of the tiles, for tests
+#undef FASTCV_CONV_TILE_KERNELS
 
 }  // namespace fastcv

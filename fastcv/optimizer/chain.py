@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..functional._common import autocast_dtype, needs_grad
 from .fold_cache import FoldCache
-from .kernels import DTYPES, OPS, any_global_hook, has_hooks
+from .kernels import DTYPES, any_global_hook, has_hooks, kind_of, op_of
 from .pending import Pending
 from .region import Region, current_frame
 
@@ -43,7 +43,7 @@ class Chain(ABC):
         self.steps = tuple(steps)
         self.region = region
         self.watched = tuple(watched)
-        self.activations = ACTIVATIONS.get(OPS[type(head)], ())
+        self.activations = ACTIVATIONS.get(op_of(head), ())
 
     def describe(self) -> str:
         """Such as "conv1: Conv2d + batch_norm + activation"."""
@@ -94,26 +94,28 @@ class ConvChain(Chain):
         self.fold = None if bn is None else FoldCache(head, bn)
 
     def may_begin(self, x: Tensor) -> bool:
-        conv, bn = self.head, self.bn
-        if bn is not None and (bn.training or bn.running_mean is None or bn.running_var is None):
-            self.fold.drop()
-            return False
+        conv, bn, buffers = self.head, self.bn, {}
+        if bn is not None:
+            buffers = bn._buffers
+            if bn.training or buffers["running_mean"] is None or buffers["running_var"] is None:
+                self.fold.drop()
+                return False
         if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
             if bn is not None:
                 self.fold.drop()
             return False
-        weight = conv.weight
+        weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
         if x.dim() != weight.dim() or x.shape[1] != conv.in_channels or weight.device.type != "cpu" or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
         if bn is None:
             return True
-        mean, var = bn.running_mean, bn.running_var
+        mean, var = buffers["running_mean"], buffers["running_var"]
         return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
-        if OPS[type(self.head)] != "conv2d" or type(other) is not Tensor or needs_grad(other):
+        if op_of(self.head) != "conv2d" or type(other) is not Tensor or needs_grad(other):
             return False
         x = pending.x
         dtype = x.dtype if x.dtype is torch.float64 else autocast_dtype(x) or x.dtype
@@ -130,7 +132,7 @@ class ConvChain(Chain):
     def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
         conv, x = self.head, pending.x
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
-        op = OPS[type(conv)]
+        op = op_of(conv)
         if op == "conv2d":
             geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
             return functional.conv2d_fused(x, weight, bias, *geometry, pending.residual, activation)
@@ -146,7 +148,7 @@ class BatchNormChain(Chain):
 
     def may_begin(self, x: Tensor) -> bool:
         bn = self.head
-        if x.dim() not in _DIMS[type(bn).__name__] or x.shape[1] != bn.num_features:
+        if x.dim() not in _DIMS[kind_of(bn).__name__] or x.shape[1] != bn.num_features:
             return False
         if needs_grad(x, bn.weight, bn.bias) and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return False  # activation checkpointing: its second run must save what the first did, and may come from elsewhere

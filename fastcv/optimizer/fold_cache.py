@@ -7,7 +7,6 @@ or of a moving average that goes through ``.data`` changes all of them.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -37,26 +36,30 @@ class FoldCache:
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The current folded parameters, detached, in the dtype of the convolution's weight."""
+        if self._entry is not None and self._unchanged():
+            return self._entry[-1]
         tensors = self._tensors()
-        if self._entry is not None:
-            known, key, probes, result = self._entry
-            if key == self._key(tensors) and all(map(operator.is_, known, tensors)):
-                for item, i, value in probes:
-                    if item(i) != value:
-                        break
-                else:
-                    return result
         with torch.no_grad():
             result = folded_parameters(self.conv, self.bn)
-        self._entry = (tensors, self._key(tensors), self._probes(tensors), result)
+        key = [(t, 0, 0) if t is None else (t, t.data_ptr(), t._version) for t in tensors]
+        self._entry = (self.bn.eps, key, self._probes(tensors), result)
         return result
+
+    def _unchanged(self) -> bool:
+        eps, key, probes, _ = self._entry
+        if self.bn.eps != eps:
+            return False
+        for t, (known, address, version) in zip(self._tensors(), key, strict=True):
+            if t is not known or (t is not None and (t._version != version or t.data_ptr() != address)):
+                return False
+        for item, i, value in probes:  # noqa: SIM110 - all() costs a generator at every call
+            if item(i) != value:
+                return False
+        return True
 
     def drop(self) -> None:
         """Forgets the folded parameters: they are about to change."""
         self._entry = None
-
-    def _key(self, tensors: list[Tensor | None]) -> tuple[Any, ...]:
-        return (self.bn.eps, *[(t.data_ptr(), t._version, t.dtype) for t in tensors if t is not None])
 
     @staticmethod
     def _probes(tensors: list[Tensor | None]) -> list[tuple[Callable[[int], int], int, int]]:
