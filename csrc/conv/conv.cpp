@@ -23,11 +23,11 @@ int64_t products(const ConvParams& p, int dim) {
   return sum;
 }
 
-// Vector multiply-adds per pair of an input and an output channel. What a call spends once, on weights, counts half:
-// as in a batch of two.
+// Vector multiply-adds per pair of an input and an output channel. What a call spends once, on weights, counts a
+// quarter: as in a batch of four.
 double cost(const ConvParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
-  if (algorithm == Algorithm::direct) return 1.15 * static_cast<double>(products(p, 1) * products(p, 2)) + 10 * 9 / 2;
+  if (algorithm == Algorithm::direct) return 1.15 * static_cast<double>(products(p, 1) * products(p, 2)) + 10 * 9 / 4.0;
   const int64_t m[2] = {algorithm == Algorithm::winograd2 ? 2 : 4, algorithm == Algorithm::winograd4 ? 4 : 2};
   double tiles = 1;
   for (int i = 0; i < 2; ++i) {
@@ -36,7 +36,7 @@ double cost(const ConvParams& p, Algorithm algorithm) {
   }
   const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
   // A point of a tile costs its product, its share of the input's transform and its share of the output's.
-  return points * (tiles * (1.15 + 25 / k + 20 / c) + 10 / 2);
+  return points * (tiles * (1.15 + 25 / k + 20 / c) + 10 / 4.0);
 }
 
 // Whether the error stays within twice torch's on normal data. Rounding errors of F(4x4) come out about 7 times
@@ -87,6 +87,20 @@ const char* why_not_winograd(const ConvParams& p) {
   if (p.dilation[1] > p.out[1] || p.dilation[2] > p.out[2]) return "needs a dilation within the image";
   return nullptr;
 }
+const char* why_not_im2col_nchw(const ConvParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (p.channels_last || p.weight_channels_last) return "needs row-major images and weights";
+  if (p.transposed && (p.stride[0] != 1 || p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
+  return nullptr;
+}
+// It spares the packing of weights, which few pixels do not earn back, and gathers each panel of pixels once for all
+// outputs of a group, which must be many.
+const char* slower_im2col_nchw(const ConvParams& p) {
+  if (p.out[0] * p.out[1] * p.out[2] > 256) return "is for maps of up to 256 pixels";
+  if (p.k < 64 * p.groups || p.c * p.kernel[0] * p.kernel[1] * p.kernel[2] < 64 * p.groups)
+    return "is for layers with many channels";
+  return p.transposed ? "rearranges the weights of a gradient slowly" : nullptr;
+}
 constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
 constexpr auto slower_winograd4x2 = &slower<Algorithm::winograd4x2>;
 constexpr auto slower_winograd2 = &slower<Algorithm::winograd2>;
@@ -112,11 +126,13 @@ const char* why_not_bf16_tiles(const ConvParams& p) {
   return why_not_tiles(p);
 }
 const char* why_not_bf16x3_tiles(const ConvParams& p) {
-  if (p.dtype != DType::f16 && (p.dtype != DType::f32 || p.precision == Precision::highest))
+  if (p.dtype != DType::f16 &&
+      (p.dtype != DType::f32 || p.precision == Precision::highest || p.precision == Precision::ieee))
     return "needs float16 or float32 of precision high";
   return why_not_tiles(p);
 }
 const char* why_not_bf16x6_tiles(const ConvParams& p) {
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
 }
 #endif
@@ -136,6 +152,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512::conv_winograd4x2, slower_winograd4x2},
     {"winograd2_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd2_workspace, &avx512::conv_winograd2,
      slower_winograd2},
+    {"im2col_nchw_f32_avx512", Isa::avx512, &why_not_im2col_nchw, &avx512::conv_im2col_workspace, &avx512::conv_im2col,
+     &slower_im2col_nchw},
     {"igemm_avx512", Isa::avx512, nullptr, &avx512::conv_igemm_workspace, &avx512::conv_igemm},
     // Behind a row that takes everything, so never taken unless asked for: numbers below 2^-126 are zeros to it.
     {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6},
@@ -146,6 +164,8 @@ constexpr Variant<ConvParams> kRows[] = {
      slower_winograd4x2},
     {"winograd2_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd2_workspace, &avx2::conv_winograd2,
      slower_winograd2},
+    {"im2col_nchw_f32_avx2", Isa::avx2, &why_not_im2col_nchw, &avx2::conv_im2col_workspace, &avx2::conv_im2col,
+     &slower_im2col_nchw},
     {"igemm_avx2", Isa::avx2, nullptr, &avx2::conv_igemm_workspace, &avx2::conv_igemm},
 #endif
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
@@ -156,6 +176,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &portable::conv_winograd4x2, slower_winograd4x2},
     {"winograd2_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd2_workspace,
      &portable::conv_winograd2, slower_winograd2},
+    {"im2col_nchw_f32_portable", Isa::portable, &why_not_im2col_nchw, &portable::conv_im2col_workspace,
+     &portable::conv_im2col, &slower_im2col_nchw},
     {"igemm_portable", Isa::portable, nullptr, &portable::conv_igemm_workspace, &portable::conv_igemm},
 #if defined(__x86_64__)
     // Nor are these.

@@ -53,6 +53,8 @@ void conv_ref(const ConvParams&, const Exec&);
 
 #define FASTCV_CONV_KERNELS(isa)                                     \
   namespace isa {                                                    \
+  void conv_im2col(const ConvParams&, const Exec&);                  \
+  size_t conv_im2col_workspace(const ConvParams&, int threads);      \
   void conv_igemm(const ConvParams&, const Exec&);                   \
   size_t conv_igemm_workspace(const ConvParams&, int threads);       \
   void conv_depthwise(const ConvParams&, const Exec&);               \

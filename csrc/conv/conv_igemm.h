@@ -494,6 +494,7 @@ class Igemm {
     if (pixels == 0) return;
     const int64_t taps = tabulate(c, nh, nw, td, th, tw);
     Strip<P> s;
+    s.zeros = zeros;
     s.row_pitch = pixels;
     s.taps = taps;
     s.steps = (merged ? row_length(tw.count) : round_up(cg, kPair)) / kPair;

@@ -47,6 +47,7 @@ struct PlainProduct {
 template <class P>
 struct Strip {
   const typename P::X* const* rows;  // [taps][row_pitch]: where each pixel's channels start, for each tap
+  const typename P::X* zeros;        // the row that stands for pixels outside the image
   int64_t row_pitch, taps, steps;    // steps: of kPair channels, per tap
   int64_t channel;                   // first channel, added to every row
   const typename P::W* weights;      // [taps * steps][panel]
@@ -107,8 +108,23 @@ template <class P, int MR, int NV>
   for (int64_t tap = 0; tap < s.taps; ++tap) {
     const typename P::X* const* rows = s.rows + tap * s.row_pitch + pixel;
     const typename P::X* x[MR];
+    bool outside = true;
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) x[m] = rows[m] + s.channel;
+    for (int m = 0; m < MR; ++m) {
+      outside &= rows[m] == s.zeros;
+      x[m] = rows[m] + s.channel;
+    }
+    if (outside) {  // all terms are zero; the segments stay where they are, so sums do not depend on the tile's company
+      w += steps * NV * kWidth;
+      if (steps < left) {
+        left -= steps;
+      } else {
+        finish();
+        start();
+        left = s.segment - (steps - left) % s.segment;
+      }
+      continue;
+    }
     for (int64_t i = 0; i < steps;) {
       const int64_t end = least(steps, i + left);
       left -= end - i;

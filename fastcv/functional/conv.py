@@ -10,11 +10,10 @@ so every function here can be differentiated any number of times.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _ext
@@ -28,15 +27,11 @@ _conv_raw = _ext.op("conv")
 _dgrad_raw = _ext.op("conv_dgrad")
 _wgrad_raw = _ext.op("conv_wgrad")
 _bias_grad_raw = _ext.op("conv_bias_grad")
+_activation_raw = _ext.op("conv_activation")
 
-# csrc/conv/conv.h: enum Activation. The functions serve the gradient path, where the value before them is needed.
-_ACTIVATIONS: dict[str | None, tuple[int, Callable[[Tensor], Tensor]]] = {
-    None: (0, lambda x: x),
-    "relu": (1, F.relu),
-    "relu6": (2, F.relu6),
-    "silu": (3, F.silu),
-    "hardswish": (4, F.hardswish),
-}
+# csrc/conv/conv.h: enum Activation.
+_ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4}
+_BY_OUTPUT = (0, 1, 2)  # activations whose derivative at x is that at their value, so that x need not be kept
 _LEVELS = {"highest": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2, "ieee": 3}
 
 
@@ -137,6 +132,11 @@ def _(grad_output: Tensor) -> Tensor:
     return grad_output.new_empty([grad_output.shape[1]])
 
 
+@_ext.fake("conv_activation")
+def _(input: Tensor, grad: Tensor | None, activation: int, order: int) -> Tensor:
+    return _empty(input, input.shape, is_channels_last(input))
+
+
 # ---- batching: mapped images join the batch, mapped weights become groups ---------------------------------------------
 
 
@@ -198,6 +198,13 @@ def _(info: Any, in_dims: tuple[int], g: Tensor) -> tuple[Tensor, int]:
     return _bias_grad_raw(_in_channels(g, in_dims[0], info.batch_size)).unflatten(0, (info.batch_size, -1)), 0
 
 
+@_ext.vmap("conv_activation")
+def _(info: Any, in_dims: Any, x: Tensor, g: Tensor | None, activation: int, order: int) -> tuple[Tensor, int]:
+    size = info.batch_size
+    y = _activation_raw(_in_batch(x, in_dims[0], size), _in_batch(g, in_dims[1], size), activation, order)
+    return y.unflatten(0, (size, -1)), 0
+
+
 # ---- differentiation ------------------------------------------------------------------------------------------------------
 
 
@@ -212,25 +219,55 @@ def _crop(t: Tensor, like: Tensor) -> Tensor:
     return t
 
 
-def _conv_forward(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int) -> Tensor:
-    return _conv_raw(x, w, b, *geometry, residual, 0, precision)
+def _activation_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    x, g, ctx.activation, ctx.order = args
+    ctx.has_grad = g is not None
+    ctx.save_for_backward(*([x, g] if ctx.has_grad else [x]))
+
+
+def _activation_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x = ctx.saved_tensors[0]
+    dx = dg = None
+    if ctx.needs_input_grad[0]:
+        both = _activation(grad, ctx.saved_tensors[1], 0, 0) if ctx.has_grad else grad  # grad * g
+        dx = _activation(x, both, ctx.activation, ctx.order + 1)
+    if ctx.needs_input_grad[1]:
+        dg = _activation(x, grad, ctx.activation, ctx.order)
+    return dx, dg, None, None
+
+
+_activation_with_grad = differentiable("ConvActivation", _activation_raw, _activation_save, _activation_backward)
+
+
+def _activation(x: Tensor, g: Tensor | None, activation: int, order: int) -> Tensor:
+    """g * (the order-th derivative of the activation at x); without g, that derivative."""
+    call = _activation_with_grad if needs_grad(x, g) else _activation_raw
+    return call(x, g, activation, order)
+
+
+def _conv_forward(
+    x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, activation: int, precision: int
+) -> Tensor:
+    return _conv_raw(x, w, b, *geometry, residual, activation, precision)
 
 
 def _conv_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, _, ctx.geometry, ctx.precision = args
-    ctx.save_for_backward(x, w)
+    x, w, _, _, ctx.geometry, ctx.activation, ctx.precision = args
+    ctx.save_for_backward(*([x, w, output] if ctx.activation else [x, w]))
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, w = ctx.saved_tensors
+    x, w = ctx.saved_tensors[:2]
     dx = dw = db = None
+    if ctx.activation:
+        grad = _activation(ctx.saved_tensors[2], grad, ctx.activation, 1)
     if ctx.needs_input_grad[0]:
         dx = _dgrad(grad, w, None, x.shape[2:], ctx.geometry, ctx.precision)
     if ctx.needs_input_grad[1]:
         dw = _wgrad(x, grad, w.shape[2:], ctx.geometry, ctx.precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None, None
+    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None, None, None
 
 
 _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backward)
@@ -238,7 +275,7 @@ _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backwa
 
 def _conv(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int) -> Tensor:
     if needs_grad(x, w, b, residual):
-        return _conv_with_grad(x, w, b, residual, geometry, precision)
+        return _conv_with_grad(x, w, b, residual, geometry, 0, precision)
     stride, padding, dilation, groups = geometry
     return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, 0, precision)
 
@@ -421,8 +458,10 @@ def conv2d(
     """torch.nn.functional.conv2d: input [N, C, H, W] or [C, H, W], weight [K, C/groups, R, S] -> [N, K, H', W'].
 
     float32, float64, bfloat16, float16, row-major and channels_last; padding may be 'same' or 'valid'. Differentiable
-    any number of times. Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for
-    arguments of the wrong type. Source: csrc/conv.
+    any number of times. 3x3 kernels of stride 1 may run as Winograd convolution in float32, where a NaN or an infinity
+    reaches up to three pixels farther; torch.backends.mkldnn.conv.fp32_precision = "ieee" admits the direct sum only.
+    Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the
+    wrong type. Source: csrc/conv.
     """
     return _forward(2, "conv2d", input, weight, bias, stride, padding, dilation, groups)
 
@@ -459,13 +498,13 @@ def conv2d_fused(
     """activation(conv2d(input, weight, bias, ...) + residual) in one pass over the output.
 
     residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu" or "hardswish".
-    Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable any number of times; with a gradient the
-    activation is a step of its own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
+    Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable up to eight times; with a gradient
+    silu and hardswish are steps of their own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
     batched = _check("conv2d_fused", 2, input, weight, bias, groups)
-    code, function = _ACTIVATIONS[activation]
+    code = _ACTIVATIONS[activation]
     if torch._C._is_any_autocast_enabled():
         input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
     stride, dilation = _ints(stride, 2, "stride"), _ints(dilation, 2, "dilation")
@@ -474,7 +513,9 @@ def conv2d_fused(
     if not batched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     if needs_grad(input, weight, bias, residual):
-        y = function(_conv_with_grad(input, weight, bias, residual, geometry, precision))
+        y = _conv_with_grad(input, weight, bias, residual, geometry, code if code in _BY_OUTPUT else 0, precision)
+        if code not in _BY_OUTPUT:
+            y = _activation(y, None, code, 0)
     else:
         y = _conv_raw(input, weight, bias, *geometry, residual, code, precision)
     return y if batched else y.squeeze(0)

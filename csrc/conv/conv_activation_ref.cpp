@@ -1,0 +1,61 @@
+#include <cmath>
+
+#include "common/dispatch.h"
+#include "common/scalar.h"
+#include "conv/conv_activation.h"
+#include "conv/conv_sigmoid.h"
+
+namespace fastcv {
+namespace {
+
+double polynomial(const double* c, double s) {
+  double sum = 0;
+  for (int k = kActivationOrders + 1; k >= 0; --k) sum = sum * s + c[k];
+  return sum;
+}
+
+// The derivative at x; `zero` says that it vanishes there by definition.
+double derivative(Activation activation, int order, double x, bool* zero) {
+  *zero = false;
+  switch (activation) {
+    case Activation::none:
+      *zero = order > 1;
+      return order == 0 ? x : 1;
+    case Activation::relu:
+      *zero = order > 1 || x <= 0;
+      return order == 0 ? x : 1;
+    case Activation::relu6:
+      *zero = order > 1 || x <= 0 || (order == 1 && x >= 6);
+      return order == 0 ? (x >= 6 ? 6 : x) : 1;
+    case Activation::silu: {
+      double now[kActivationOrders + 2], before[kActivationOrders + 2];
+      sigmoid_derivative(order, now);
+      sigmoid_derivative(order == 0 ? 0 : order - 1, before);
+      const double s = 1 / (1 + std::exp(-x));
+      return x * polynomial(now, s) + (order == 0 ? 0 : order * polynomial(before, s));
+    }
+    case Activation::hardswish:
+      *zero = order > 2 || (order == 0 ? x <= -3 : x < -3) || (order == 2 && x > 3);
+      if (order == 0) return x >= 3 ? x : x * (x + 3) / 6;
+      return order == 2 ? 1.0 / 3 : x > 3 ? 1 : x / 3 + 0.5;
+  }
+  __builtin_unreachable();
+}
+
+template <class S>
+void run(const ConvActivationParams& p) {
+  for (int64_t i = 0; i < p.size; ++i) {
+    bool zero;
+    const double f = derivative(p.activation, p.order, widen(static_cast<const S*>(p.x)[i]), &zero);
+    const double grad = p.grad == nullptr ? 1 : widen(static_cast<const S*>(p.grad)[i]);
+    narrow(zero ? 0 : p.grad == nullptr ? f : grad * f, static_cast<S*>(p.y) + i);
+  }
+}
+
+}  // namespace
+
+void conv_activation_ref(const ConvActivationParams& p, const Exec&) {
+  dispatch_float(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
+}
+
+}  // namespace fastcv
