@@ -5,19 +5,16 @@
 namespace fastcv {
 namespace {
 
-// Channels_last: per thread the partial sums of one image and at most eight numbers per channel.
-size_t image_bytes(int64_t c, int64_t s) {
-  return static_cast<size_t>(c) * (2 * norm_supers(s, c) + 8) * sizeof(double) + 16 * 64;
-}
-
 size_t workspace(const GroupNormParams& p, int threads) {
-  return p.channels_last ? threads * image_bytes(p.c, p.s) : 0;
+  if (p.channels_last) return threads * group_norm_image_bytes(p.c, p.s);
+  return static_cast<size_t>(p.n) * p.groups * norm_parts(p.c / p.groups * p.s) * 2 * sizeof(double);  // moments
 }
 
-// Backward: two sums per image and channel beside that.
+// Two sums per image and channel, and in NCHW two per part of a plane and three numbers per group.
 size_t backward_workspace(const GroupNormBackwardParams& p, int threads) {
   const size_t sums = static_cast<size_t>(p.n) * p.c * 2 * sizeof(double) + 4 * 64;
-  return sums + (p.channels_last ? threads * image_bytes(p.c, p.s) : 0);
+  if (p.channels_last) return sums + threads * group_norm_image_bytes(p.c, p.s);
+  return sums + static_cast<size_t>(p.n) * (p.c * norm_parts(p.s) * 2 + p.groups * 3) * sizeof(double) + 4 * 64;
 }
 
 constexpr Variant<GroupNormParams> kRows[] = {

@@ -34,6 +34,11 @@ struct GroupNormBackwardParams {
   double eps;
 };
 
+// Channels_last: scratch for one image: its partial sums and at most eight numbers per channel.
+static inline int64_t group_norm_image_bytes(int64_t c, int64_t s) {
+  return c * (2 * norm_supers(s, c) + 8) * static_cast<int64_t>(sizeof(double)) + 16 * 64;
+}
+
 extern const VariantTable<GroupNormParams> group_norm_table;
 extern const VariantTable<GroupNormBackwardParams> group_norm_backward_table;
 

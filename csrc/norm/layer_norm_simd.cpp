@@ -1,6 +1,7 @@
 #include "norm/layer_norm.h"
 
 #include "common/dispatch.h"
+#include "norm/norm_driver.h"
 #include "norm/norm_simd.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -22,16 +23,18 @@ void forward(const LayerNormParams& p, const Exec& exec) {
   Carver carve{static_cast<char*>(exec.workspace)};
   const T* weight = widened<T>(p.weight, p.l, 1, carve);
   const T* bias = widened<T>(p.bias, p.l, 0, carve);
+  NormKernels kernels{};
+  set_run_kernels(p.dtype, kernels);
   parallel_for(exec, p.m, grain_of(p.l), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const S* x = static_cast<const S*>(p.x) + row * p.l;
       S* y = static_cast<S*>(p.y) + row * p.l;
-      const Moments m = run_moments(x, 1, 0, p.l);
+      const Moments m = kernels.run_moments(x, {1, 0, p.l});
       const double var = m.m2 / static_cast<double>(p.l);
       p.mean[row] = m.mean;
       p.var[row] = var;
-      const Affine<T> a = affine_of<T>(m.mean, 1 / __builtin_sqrt(var + p.eps), 1, 0);
-      const V hi(a.hi), scale(a.scale), shift(a.shift);
+      const Affine a = affine_of(p.dtype, m.mean, 1 / __builtin_sqrt(var + p.eps), 1, 0);
+      const V hi(T(a.hi)), scale(T(a.scale)), shift(T(a.shift));
       sweep<V::width>(
           p.l,
           [&](int64_t i, int) {
@@ -62,11 +65,11 @@ struct Backward {
   // Sums of G = weight * grad and of G * (x - hi).
   GradSums sums(const S* grad, const S* x, V hi) const {
     GradSums total = {0, 0};
-    for (int64_t start = 0; start < l; start += kChunk) {
+    for (int64_t start = 0; start < l; start += kChunk<T>) {
       V a[4], b[4];
       for (int k = 0; k < 4; ++k) a[k] = b[k] = V(T(0));
       sweep<V::width>(
-          min64(kChunk, l - start),
+          min64(kChunk<T>, l - start),
           [&](int64_t j, int k) {
             const int64_t i = start + j;
             const V g = load(grad + i) * detail::load_raw(weight + i);
@@ -79,8 +82,8 @@ struct Backward {
             a[3] += g;
             b[3] += select<T>(first_lanes<T>(n), g * (load_n(x + i, n) - hi), V(T(0)));
           });
-      total.g += reduce_add((a[0] + a[1]) + (a[2] + a[3]));
-      total.gd += reduce_add((b[0] + b[1]) + (b[2] + b[3]));
+      total.g += sum4(a);
+      total.gd += sum4(b);
     }
     return total;
   }
@@ -91,15 +94,15 @@ struct Backward {
     const S* x = static_cast<const S*>(p.x) + r * l;
     S* dx = p.dx == nullptr ? nullptr : static_cast<S*>(p.dx) + r * l;
     const double mean = p.mean[r], invstd = 1 / __builtin_sqrt(p.var[r] + p.eps);
-    const Affine<T> normal = affine_of<T>(mean, invstd, 1, 0);
-    const V hi(normal.hi), scale(normal.scale), shift(normal.shift);
-    GradAffine<T> a{};
+    const Affine normal = affine_of(p.dtype, mean, invstd, 1, 0);
+    const V hi(T(normal.hi)), scale(T(normal.scale)), shift(T(normal.shift));
+    GradAffine a{};
     if (dx != nullptr && l > 1) {  // a row of one element has no gradient, where rounding would leave some
       const GradSums s = sums(grad, x, hi);
-      const double lo = mean - static_cast<double>(normal.hi);
-      a = grad_affine<T>(static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);
+      const double lo = mean - normal.hi;
+      a = grad_affine(p.dtype, static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);
     }
-    const V ga(a.a), gb(a.b), gc(a.c);
+    const V ga(T(a.a)), gb(T(a.b)), gc(T(a.c));
     sweep<V::width>(
         l,
         [&](int64_t i, int) {

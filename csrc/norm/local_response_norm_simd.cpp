@@ -1,6 +1,7 @@
 #include "norm/local_response_norm.h"
 
 #include "common/dispatch.h"
+#include "norm/norm_driver.h"
 #include "norm/norm_simd.h"
 
 namespace fastcv::FASTCV_ISA {

@@ -35,11 +35,12 @@ static inline int64_t norm_supers(int64_t rows, int64_t channels) {
   return rows == 0 ? 0 : (rows + norm_super_rows(rows, channels) - 1) / norm_super_rows(rows, channels);
 }
 
-// Elements of one NCHW channel that are one unit of parallel work.
+// Elements of one NCHW channel or group that are one unit of parallel work.
 constexpr int64_t kNormSegment = 1 << 15;
+static inline int64_t norm_parts(int64_t len) { return (len + kNormSegment - 1) / kNormSegment; }
 static inline int64_t norm_segments(int64_t n, int64_t s) {
   if (n == 0 || s == 0) return 0;
-  if (s > kNormSegment) return n * ((s + kNormSegment - 1) / kNormSegment);
+  if (s > kNormSegment) return n * norm_parts(s);
   const int64_t planes = kNormSegment / s;
   return (n + planes - 1) / planes;
 }

@@ -58,7 +58,7 @@ FASTCV_INLINE T* column_sizes(const PoolParams& p, Scratch& scratch) {
 }
 
 template <int kStride, class S>
-void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   const int64_t pad = p.w.padding, first = (pad + kStride - 1) / kStride, left = (p.w.kernel - 1) / kStride;
@@ -93,7 +93,7 @@ void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch
 }
 
 template <class S>
-void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   const T* size = column_sizes<T>(p, scratch);
   T* line = scratch.take<T>(row_pitch(p));
@@ -113,7 +113,7 @@ void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratc
 
 // One window: the plane is one number.
 template <class S>
-void planes(const PoolParams& p, int64_t begin, int64_t end) {
+[[gnu::noinline]] void planes(const PoolParams& p, int64_t begin, int64_t end) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   const int64_t size = p.h.in * p.w.in;
@@ -128,7 +128,7 @@ void planes(const PoolParams& p, int64_t begin, int64_t end) {
 // ---- NHWC --------------------------------------------------------------------------------------------------------
 
 template <class S>
-void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
+[[gnu::noinline]] void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   for (int64_t row = begin; row < end; ++row) {
@@ -163,23 +163,26 @@ void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void avg_pool2d_backward_nchw(const PoolParams& p, const Exec& exec) {
-  dispatch_float(p.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    const Cover first = cover(p, p.h, 0), last = cover(p, p.h, p.h.in - 1);
-    const Cover left = cover(p, p.w, 0), right = cover(p, p.w, p.w.in - 1);
-    const bool one = p.h.out == 1 && p.w.out == 1 && first.last == 0 && last.last == 0 && left.last == 0 &&
-                     right.last == 0 && last.first == 0 && right.first == 0;
-    if (one) {
-      return parallel_for(exec, p.n * p.c, rows_grain(p.h.in * p.w.in),
-                          [&](int64_t begin, int64_t end) { planes<S>(p, begin, end); });
-    }
-    parallel_slots(exec, p.n * p.c * p.h.in, rows_grain(p.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
-      const Scratch scratch(p, exec, slot);
-      if (p.adaptive || p.w.stride > 2) window_rows<S>(p, begin, end, scratch);
-      else if (p.w.stride == 2) split_rows<2, S>(p, begin, end, scratch);
-      else split_rows<1, S>(p, begin, end, scratch);
+void avg_pool2d_backward_nchw(const PoolParams& params, const Exec& exec) {
+  const Cover first = cover(params, params.h, 0), last = cover(params, params.h, params.h.in - 1);
+  const Cover left = cover(params, params.w, 0), right = cover(params, params.w, params.w.in - 1);
+  const bool one = params.h.out == 1 && params.w.out == 1 && first.last == 0 && last.last == 0 && left.last == 0 &&
+                   right.last == 0 && last.first == 0 && right.first == 0;
+  if (one) {
+    return dispatch_float(params.dtype, [&](auto zero) {
+      parallel_for(exec, params.n * params.c, rows_grain(params.h.in * params.w.in),
+                   [&](int64_t begin, int64_t end) { planes<decltype(zero)>(params, begin, end); });
     });
+  }
+  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
+    using T = decltype(zero);
+    if (p.adaptive || p.w.stride > 2) window_rows<T>(p, begin, end, scratch);
+    else if (p.w.stride == 2) split_rows<2, T>(p, begin, end, scratch);
+    else split_rows<1, T>(p, begin, end, scratch);
+  };
+  const int64_t count = params.n * params.c * params.h.in;
+  parallel_slots(exec, count, rows_grain(params.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
+    in_accumulator<true>(params, begin, end, Scratch(params, exec, slot), &outputs_of, rows);
   });
 }
 

@@ -43,7 +43,7 @@ void split_row_sums(const PoolParams& p, const Window& v, const S* top, S* y, ac
 }
 
 template <int kStride, class S>
-void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   const int64_t pitch = row_pitch(p);
   T* phase = scratch.take<T>(2 * pitch);
@@ -57,15 +57,15 @@ void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch
     const Window v = window(p, p.h, row % p.h.out);
     const S* top = static_cast<const S*>(p.x) + (row / p.h.out * p.h.in + v.begin) * p.w.in;
     S* y = static_cast<S*>(p.y) + row * p.w.out;
-    if (p.w.kernel == 2) split_row_sums<kStride, 2>(p, v, top, y, phase, place, size);
-    else if (p.w.kernel == 3) split_row_sums<kStride, 3>(p, v, top, y, phase, place, size);
+    if (std::is_same_v<T, float> && p.w.kernel == 2) split_row_sums<kStride, 2>(p, v, top, y, phase, place, size);
+    else if (std::is_same_v<T, float> && p.w.kernel == 3) split_row_sums<kStride, 3>(p, v, top, y, phase, place, size);
     else split_row_sums<kStride, 0>(p, v, top, y, phase, place, size);
   }
 }
 
 // Windows of any width and place (stride above 2, adaptive): columns by vectors, then one by one.
 template <class S>
-void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   T* line = scratch.take<T>(row_pitch(p));
   for (int64_t row = begin; row < end; ++row) {
@@ -95,7 +95,7 @@ FASTCV_INLINE T add_lanes(Vec<T> x) {
 }
 
 template <class S>
-void planes(const PoolParams& p, int64_t begin, int64_t end) {
+[[gnu::noinline]] void planes(const PoolParams& p, int64_t begin, int64_t end) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   const int64_t size = p.h.in * p.w.in;
@@ -116,8 +116,8 @@ void planes(const PoolParams& p, int64_t begin, int64_t end) {
 
 // ---- NHWC --------------------------------------------------------------------------------------------------------
 
-template <int kVectors, bool kPartial, class S>
-FASTCV_INLINE void pixel(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y, int64_t n) {
+template <int kVectors, class S>
+FASTCV_INLINE void pixel(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   Vec<T> sum[kVectors];
@@ -130,21 +130,33 @@ FASTCV_INLINE void pixel(const PoolParams& p, const Window& v, const Window& u, 
     for (int k = 0; k < kVectors; ++k) across[k] = Vec<T>(T(0));
     for (int64_t i = u.begin; i < u.end; ++i, at += p.c) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kVectors; ++k) across[k] += kPartial ? load_n(at, static_cast<int>(n)) : load(at + k * w);
+      for (int k = 0; k < kVectors; ++k) across[k] += load(at + k * w);
     }
 #pragma GCC unroll 4
     for (int k = 0; k < kVectors; ++k) sum[k] += across[k];
   }
   const Vec<T> divisor(p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(v.size * u.size));
 #pragma GCC unroll 4
-  for (int k = 0; k < kVectors; ++k) {
-    if (kPartial) store_n(y, sum[k] / divisor, static_cast<int>(n));
-    else store(y + k * w, sum[k] / divisor);
+  for (int k = 0; k < kVectors; ++k) store(y + k * w, sum[k] / divisor);
+}
+
+// Fewer channels than a vector: one by one.
+template <class S>
+[[gnu::noinline]] void narrow_pixel(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y) {
+  using T = acc_t<S>;
+  for (int64_t c = 0; c < p.c; ++c) {
+    T sum = 0;
+    for (int64_t h = v.begin; h < v.end; ++h) {
+      T across = 0;
+      for (int64_t i = u.begin; i < u.end; ++i) across += load_one(x + (h * p.w.in + i) * p.c + c);
+      sum += across;
+    }
+    store_one(y + c, sum / (p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(v.size * u.size)));
   }
 }
 
 template <class S>
-void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
+[[gnu::noinline]] void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
   constexpr int w = Vec<acc_t<S>>::width;
   for (int64_t row = begin; row < end; ++row) {
     const Window v = window(p, p.h, row % p.h.out);
@@ -152,31 +164,36 @@ void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
     for (int64_t ow = 0; ow < p.w.out; ++ow) {
       const Window u = window(p, p.w, ow);
       S* y = static_cast<S*>(p.y) + (row * p.w.out + ow) * p.c;
+      if (p.c < w) {
+        narrow_pixel(p, v, u, x, y);
+        continue;
+      }
       int64_t c = 0;
-      for (; c + 4 * w <= p.c; c += 4 * w) pixel<4, false>(p, v, u, x + c, y + c, 0);
-      for (; c + w <= p.c; c += w) pixel<1, false>(p, v, u, x + c, y + c, 0);
-      if (c == p.c) continue;
-      if (p.c >= w) pixel<1, false>(p, v, u, x + p.c - w, y + p.c - w, 0);  // some channels again: the same answer
-      else pixel<1, true>(p, v, u, x + c, y + c, p.c - c);
+      for (; c + 4 * w <= p.c; c += 4 * w) pixel<4>(p, v, u, x + c, y + c);
+      // One vector at a time; the last one again with some channels of before: the same answer.
+      for (; c < p.c; c += w) pixel<1>(p, v, u, x + min64(c, p.c - w), y + min64(c, p.c - w));
     }
   }
 }
 
 }  // namespace
 
-void avg_pool2d_nchw(const PoolParams& p, const Exec& exec) {
-  dispatch_float(p.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    if (is_global(p)) {
-      return parallel_for(exec, p.n * p.c, rows_grain(p.h.in * p.w.in),
-                          [&](int64_t begin, int64_t end) { planes<S>(p, begin, end); });
-    }
-    parallel_slots(exec, p.n * p.c * p.h.out, rows_grain(p.w.out * 4), [&](int slot, int64_t begin, int64_t end) {
-      const Scratch scratch(p, exec, slot);
-      if (p.adaptive || p.w.stride > 2) window_rows<S>(p, begin, end, scratch);
-      else if (p.w.stride == 2) split_rows<2, S>(p, begin, end, scratch);
-      else split_rows<1, S>(p, begin, end, scratch);
+void avg_pool2d_nchw(const PoolParams& params, const Exec& exec) {
+  if (is_global(params)) {
+    return dispatch_float(params.dtype, [&](auto zero) {
+      parallel_for(exec, params.n * params.c, rows_grain(params.h.in * params.w.in),
+                   [&](int64_t begin, int64_t end) { planes<decltype(zero)>(params, begin, end); });
     });
+  }
+  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
+    using T = decltype(zero);
+    if (p.adaptive || p.w.stride > 2) window_rows<T>(p, begin, end, scratch);
+    else if (p.w.stride == 2) split_rows<2, T>(p, begin, end, scratch);
+    else split_rows<1, T>(p, begin, end, scratch);
+  };
+  const int64_t count = params.n * params.c * params.h.out;
+  parallel_slots(exec, count, rows_grain(params.w.out * 4), [&](int slot, int64_t begin, int64_t end) {
+    in_accumulator<false>(params, begin, end, Scratch(params, exec, slot), &inputs_of, rows);
   });
 }
 

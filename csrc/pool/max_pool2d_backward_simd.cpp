@@ -76,7 +76,7 @@ FASTCV_INLINE Vec<T> gather(const PoolParams& p, const Source<T, Code>* sources,
 }
 
 template <int kStride, int kTaps, class S, class Code>
-void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   const int64_t pitch = row_pitch(p), slots = output_ring(p);
@@ -127,7 +127,7 @@ void split_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch
 // ---- NCHW, stride above 2: windows barely overlap, so each output of the covering rows goes to its place ----------
 
 template <class S, class Code>
-void scatter_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void scatter_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   T* line = scratch.take<T>(row_pitch(p));
   for (int64_t row = begin; row < end; ++row) {
@@ -205,7 +205,7 @@ FASTCV_INLINE void narrow_pixel(const PoolParams& p, const Cover& v, const Cover
 }
 
 template <class S, class Code>
-void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
+[[gnu::noinline]] void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
   constexpr int w = Vec<acc_t<S>>::width;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / p.h.in, h = row % p.h.in;
@@ -228,25 +228,30 @@ void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
 
 template <class S, class Code>
 void rows_nchw(const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
-  const int64_t taps = p.w.dilation == 1 ? p.w.kernel : 0;
-  if (p.w.stride == 1 && taps == 3) split_rows<1, 3, S, Code>(p, begin, end, scratch);
-  else if (p.w.stride == 1) split_rows<1, 0, S, Code>(p, begin, end, scratch);
-  else if (p.w.stride == 2 && taps == 2) split_rows<2, 2, S, Code>(p, begin, end, scratch);
-  else if (p.w.stride == 2 && taps == 3) split_rows<2, 3, S, Code>(p, begin, end, scratch);
+  // The usual windows have kernels of their own: for offsets, the codes of training, in float.
+  constexpr bool usual = std::is_same_v<S, float> && std::is_same_v<Code, uint8_t>;
+  [[maybe_unused]] const int64_t taps = p.w.dilation == 1 ? p.w.kernel : 0;
+  if constexpr (usual) {
+    if (p.w.stride == 1 && taps == 3) return split_rows<1, 3, S, Code>(p, begin, end, scratch);
+    if (p.w.stride == 2 && taps == 2) return split_rows<2, 2, S, Code>(p, begin, end, scratch);
+    if (p.w.stride == 2 && taps == 3) return split_rows<2, 3, S, Code>(p, begin, end, scratch);
+  }
+  if (p.w.stride == 1) split_rows<1, 0, S, Code>(p, begin, end, scratch);
   else if (p.w.stride == 2) split_rows<2, 0, S, Code>(p, begin, end, scratch);
   else scatter_rows<S, Code>(p, begin, end, scratch);
 }
 
 }  // namespace
 
-void max_pool2d_backward_nchw(const PoolParams& p, const Exec& exec) {
-  dispatch_float(p.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    parallel_slots(exec, p.n * p.c * p.h.in, rows_grain(p.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
-      const Scratch scratch(p, exec, slot);
-      if (p.where_is_offset) rows_nchw<S, uint8_t>(p, begin, end, scratch);
-      else rows_nchw<S, int64_t>(p, begin, end, scratch);
-    });
+void max_pool2d_backward_nchw(const PoolParams& params, const Exec& exec) {
+  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
+    using T = decltype(zero);
+    if (p.where_is_offset) rows_nchw<T, uint8_t>(p, begin, end, scratch);
+    else rows_nchw<T, int64_t>(p, begin, end, scratch);
+  };
+  const int64_t count = params.n * params.c * params.h.in;
+  parallel_slots(exec, count, rows_grain(params.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
+    in_accumulator<true>(params, begin, end, Scratch(params, exec, slot), &outputs_of, rows);
   });
 }
 

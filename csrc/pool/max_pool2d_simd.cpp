@@ -39,7 +39,7 @@ void values_row(const PoolParams& p, const S* top, int64_t rows, S* y, acc_t<S>*
 }
 
 template <int kStride, class S>
-void values_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void values_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   const int64_t pitch = row_pitch(p);
   T* phase = scratch.take<T>(2 * pitch);
@@ -50,8 +50,8 @@ void values_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratc
     const S* top = static_cast<const S*>(p.x) + (row / p.h.out * p.h.in + v.begin) * p.w.in;
     const int64_t rows = (v.end - v.begin + p.h.dilation - 1) / p.h.dilation;
     S* y = static_cast<S*>(p.y) + row * p.w.out;
-    if (p.w.kernel == 2) values_row<kStride, 2>(p, top, rows, y, phase, place);
-    else if (p.w.kernel == 3) values_row<kStride, 3>(p, top, rows, y, phase, place);
+    if (std::is_same_v<T, float> && p.w.kernel == 2) values_row<kStride, 2>(p, top, rows, y, phase, place);
+    else if (std::is_same_v<T, float> && p.w.kernel == 3) values_row<kStride, 3>(p, top, rows, y, phase, place);
     else values_row<kStride, 0>(p, top, rows, y, phase, place);
   }
 }
@@ -72,7 +72,7 @@ FASTCV_INLINE void store_codes(const PoolParams& p, int64_t row, const I* code) 
 }
 
 template <int kStride, class S>
-void coded_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void coded_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   using I = int_of<T>;
   constexpr int w = Vec<T>::width;
@@ -129,7 +129,7 @@ void coded_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch
 // ---- NCHW, windows of any width and place (stride above 2, adaptive): columns by vectors, then one by one ---------
 
 template <class S>
-void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+[[gnu::noinline]] void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
   using T = acc_t<S>;
   using I = int_of<T>;
   constexpr int w = Vec<T>::width;
@@ -177,8 +177,8 @@ void window_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratc
 // ---- NHWC --------------------------------------------------------------------------------------------------------
 
 // kVectors vectors of channels of one output pixel, from the input pixel x on.
-template <int kVectors, bool kPartial, class S>
-FASTCV_INLINE void pixel_values(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y, int64_t n) {
+template <int kVectors, class S>
+FASTCV_INLINE void pixel_values(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
   const int64_t step_h = p.adaptive ? 1 : p.h.dilation, step_w = p.adaptive ? 1 : p.w.dilation;
@@ -189,20 +189,16 @@ FASTCV_INLINE void pixel_values(const PoolParams& p, const Window& v, const Wind
     const S* at = x + (h * p.w.in + u.begin) * p.c;
     for (int64_t i = u.begin; i < u.end; i += step_w, at += step_w * p.c) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kVectors; ++k)
-        best[k] = larger(best[k], kPartial ? load_n(at, static_cast<int>(n)) : load(at + k * w));
+      for (int k = 0; k < kVectors; ++k) best[k] = larger(best[k], load(at + k * w));
     }
   }
 #pragma GCC unroll 4
-  for (int k = 0; k < kVectors; ++k) {
-    if (kPartial) store_n(y, best[k], static_cast<int>(n));
-    else store(y + k * w, best[k]);
-  }
+  for (int k = 0; k < kVectors; ++k) store(y + k * w, best[k]);
 }
 
-template <int kVectors, bool kPartial, class S>
+template <int kVectors, class S>
 FASTCV_INLINE void pixel_coded(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y, int64_t corner,
-                               int64_t out, int64_t n) {
+                               int64_t out) {
   using T = acc_t<S>;
   using I = int_of<T>;
   constexpr int w = Vec<T>::width;
@@ -222,27 +218,47 @@ FASTCV_INLINE void pixel_coded(const PoolParams& p, const Window& v, const Windo
     for (int64_t i = u.begin; i < u.end; i += step_w, at += step_w * p.c, here += unit.column) {
       const Vec<I> code_here(static_cast<I>(here));
 #pragma GCC unroll 4
-      for (int k = 0; k < kVectors; ++k)
-        keep_larger(best[k], code[k], kPartial ? load_n(at, static_cast<int>(n)) : load(at + k * w), code_here);
+      for (int k = 0; k < kVectors; ++k) keep_larger(best[k], code[k], load(at + k * w), code_here);
     }
   }
   I codes[kVectors * w];
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) {
-    if (kPartial) store_n(y, best[k], static_cast<int>(n));
-    else store(y + k * w, best[k]);
+    store(y + k * w, best[k]);
     store_int(codes + k * w, code[k]);
   }
-  const int64_t count = kPartial ? n : kVectors * w;
   if (p.where_is_offset) {
-    for (int64_t k = 0; k < count; ++k) static_cast<uint8_t*>(p.where)[out + k] = static_cast<uint8_t>(codes[k]);
+    for (int64_t k = 0; k < kVectors * w; ++k) static_cast<uint8_t*>(p.where)[out + k] = static_cast<uint8_t>(codes[k]);
   } else {
-    for (int64_t k = 0; k < count; ++k) static_cast<int64_t*>(p.where)[out + k] = corner + codes[k];
+    for (int64_t k = 0; k < kVectors * w; ++k) static_cast<int64_t*>(p.where)[out + k] = corner + codes[k];
+  }
+}
+
+// Fewer channels than a vector: one by one.
+template <class S>
+[[gnu::noinline]] void narrow_pixel(const PoolParams& p, const Window& v, const Window& u, const S* x, S* y,
+                                    int64_t corner, int64_t out) {
+  const int64_t step_h = p.adaptive ? 1 : p.h.dilation, step_w = p.adaptive ? 1 : p.w.dilation;
+  const Code unit = p.adaptive ? Code{p.w.in, 1} : code_of(p);
+  for (int64_t c = 0; c < p.c; ++c) {
+    acc_t<S> best = kLowest<acc_t<S>>;
+    int64_t code = v.tap * unit.row + u.tap * unit.column, row_code = code;
+    for (int64_t h = v.begin; h < v.end; h += step_h, row_code += unit.row) {
+      int64_t here = row_code;
+      for (int64_t i = u.begin; i < u.end; i += step_w, here += unit.column) {
+        const acc_t<S> value = load_one(x + (h * p.w.in + i) * p.c + c);
+        if (value > best || value != value) best = value, code = here;
+      }
+    }
+    store_one(y + c, best);
+    if (p.where == nullptr) continue;
+    if (p.where_is_offset) static_cast<uint8_t*>(p.where)[out + c] = static_cast<uint8_t>(code);
+    else static_cast<int64_t*>(p.where)[out + c] = corner + code;
   }
 }
 
 template <bool kCoded, class S>
-void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
+[[gnu::noinline]] void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
   constexpr int w = Vec<acc_t<S>>::width;
   for (int64_t row = begin; row < end; ++row) {
     const Window v = window(p, p.h, row % p.h.out);
@@ -255,33 +271,36 @@ void pixel_rows(const PoolParams& p, int64_t begin, int64_t end) {
       const int64_t corner = p.adaptive
                                  ? v.begin * p.w.in + u.begin
                                  : (row % p.h.out * p.h.stride - p.h.padding) * p.w.in + ow * p.w.stride - p.w.padding;
-      const auto run = [&]<int kVectors, bool kPartial>(int64_t c) __attribute__((always_inline)) {
-        if constexpr (kCoded) pixel_coded<kVectors, kPartial>(p, v, u, x + c, y + c, corner, out + c, p.c - c);
-        else pixel_values<kVectors, kPartial>(p, v, u, x + c, y + c, p.c - c);
+      if (p.c < w) {
+        narrow_pixel(p, v, u, x, y, corner, out);
+        continue;
+      }
+      const auto run = [&]<int kVectors>(int64_t c) __attribute__((always_inline)) {
+        if constexpr (kCoded) pixel_coded<kVectors>(p, v, u, x + c, y + c, corner, out + c);
+        else pixel_values<kVectors>(p, v, u, x + c, y + c);
       };
       int64_t c = 0;
-      for (; c + 4 * w <= p.c; c += 4 * w) run.template operator()<4, false>(c);
-      for (; c + w <= p.c; c += w) run.template operator()<1, false>(c);
-      if (c == p.c) continue;
-      if (p.c >= w) run.template operator()<1, false>(p.c - w);  // again some channels of before: the same answer
-      else run.template operator()<1, true>(c);
+      for (; c + 4 * w <= p.c; c += 4 * w) run.template operator()<4>(c);
+      // One vector at a time; the last one again with some channels of before: the same answer.
+      for (; c < p.c; c += w) run.template operator()<1>(min64(c, p.c - w));
     }
   }
 }
 
 }  // namespace
 
-void max_pool2d_nchw(const PoolParams& p, const Exec& exec) {
-  dispatch_float(p.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    parallel_slots(exec, p.n * p.c * p.h.out, rows_grain(p.w.out * 4), [&](int slot, int64_t begin, int64_t end) {
-      const Scratch scratch(p, exec, slot);
-      if (p.adaptive || p.w.stride > 2) window_rows<S>(p, begin, end, scratch);
-      else if (p.where == nullptr && p.w.stride == 2) values_rows<2, S>(p, begin, end, scratch);
-      else if (p.where == nullptr) values_rows<1, S>(p, begin, end, scratch);
-      else if (p.w.stride == 2) coded_rows<2, S>(p, begin, end, scratch);
-      else coded_rows<1, S>(p, begin, end, scratch);
-    });
+void max_pool2d_nchw(const PoolParams& params, const Exec& exec) {
+  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
+    using T = decltype(zero);
+    if (p.adaptive || p.w.stride > 2) window_rows<T>(p, begin, end, scratch);
+    else if (p.where == nullptr && p.w.stride == 2) values_rows<2, T>(p, begin, end, scratch);
+    else if (p.where == nullptr) values_rows<1, T>(p, begin, end, scratch);
+    else if (p.w.stride == 2) coded_rows<2, T>(p, begin, end, scratch);
+    else coded_rows<1, T>(p, begin, end, scratch);
+  };
+  const int64_t count = params.n * params.c * params.h.out;
+  parallel_slots(exec, count, rows_grain(params.w.out * 4), [&](int slot, int64_t begin, int64_t end) {
+    in_accumulator<false>(params, begin, end, Scratch(params, exec, slot), &inputs_of, rows);
   });
 }
 
