@@ -26,6 +26,8 @@ $(VENV)/.installed: constraints.txt
 demo: build
 	@$(RUN) -m fastcv.demo $(if $(DATA),--data "$(DATA)") --output demo-output
 
+# With the emulator, so that the CUDA kernels are tested too (docs/cuda.md).
+test: export FASTCV_EMULATOR = ON
 # Two processes where pytest-xdist is installed; their threads wait without spinning, so that they share the cores.
 test: build
 	@OMP_WAIT_POLICY=passive $(RUN) -m pytest $(shell $(PY) -c "import xdist; print('-n 2 --dist worksteal')" 2>/dev/null)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DFASTCV_OUTPUT_DIR={output}",
             f"-DFASTCV_CUDA={os.environ.get('FASTCV_CUDA', 'AUTO')}",
+            f"-DFASTCV_EMULATOR={os.environ.get('FASTCV_EMULATOR', 'OFF')}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         # Configuring imports torch; it is done again only when something it depends on has changed.
         torch_version = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else "none"

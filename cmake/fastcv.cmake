@@ -3,11 +3,15 @@
 #   *_torch.cpp        binding: the only files that see torch's headers
 #   *_simd.cpp         compiled once per instruction set: portable, avx2, avx512 (FASTCV_ISA names the namespace)
 #   *_avx512bf16.cpp   AVX-512 with bf16 dot products        *_amx.cpp   AMX tiles (both x86-64 only)
-#   *.cu               CUDA kernels, framework-free, built whenever nvcc is found
+#   *_amxmodel.cpp     an *_amx.cpp on a software model of the tiles (common/amx_model.h), on AVX-512
+#   *.cu               CUDA kernels, framework-free: by nvcc wherever it is found, and with FASTCV_EMULATOR=ON by the C++
+#                      compiler too, to be run by csrc/emulator
 #   any other .cpp     portable, framework-free
 #
 # Sources are listed; a source that stands in a family's folder and in no list is an error.
 
+# -O1: a reference is read, not raced, and a CPU without AVX2 is too rare to spend half a minute of every build on.
+set(FASTCV_PORTABLE_FLAGS -O1)
 set(FASTCV_AVX2_FLAGS -mavx2 -mfma -mf16c)
 set(FASTCV_AVX512_FLAGS ${FASTCV_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(FASTCV_AVX512BF16_FLAGS ${FASTCV_AVX512_FLAGS} -mavx512bf16)
@@ -69,9 +73,13 @@ macro(fastcv_find_cuda)
 endmacro()
 
 # One object library per set of flags (GCC 12's own intrinsics headers trip -Wuninitialized); none of them sees torch's include path.
+# The vector files of one instruction set share the parsed common/simd.h (-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON: each parses its own).
 function(fastcv_objects target flags namespace)
   if(NOT TARGET ${target})
     add_library(${target} OBJECT)
+    if(namespace MATCHES "^(portable|avx2|avx512)$")
+      target_precompile_headers(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc/common/simd.h)
+    endif()
     target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
     target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -fno-math-errno -fno-trapping-math -ffp-contract=fast ${flags})
     if(namespace)
@@ -97,7 +105,7 @@ function(fastcv_family name)
     elseif(file MATCHES "\\.cu$")
       set_property(GLOBAL APPEND PROPERTY FASTCV_CUDA_SOURCES ${path})
     elseif(file MATCHES "_simd\\.cpp$")
-      fastcv_objects(fastcv_portable "" portable ${path})
+      fastcv_objects(fastcv_portable "${FASTCV_PORTABLE_FLAGS}" portable ${path})
       if(FASTCV_X86)
         fastcv_objects(fastcv_avx2 "${FASTCV_AVX2_FLAGS}" avx2 ${path})
         fastcv_objects(fastcv_avx512 "${FASTCV_AVX512_FLAGS}" avx512 ${path})
@@ -106,14 +114,35 @@ function(fastcv_family name)
       if(FASTCV_X86)
         fastcv_objects(fastcv_avx512bf16 "${FASTCV_AVX512BF16_FLAGS}" avx512bf16 ${path})
       endif()
+    elseif(file MATCHES "_amxmodel\\.cpp$")
+      if(FASTCV_X86)
+        fastcv_objects(fastcv_amxmodel "${FASTCV_AVX512_FLAGS}" amxmodel ${path})
+      endif()
     elseif(file MATCHES "_amx\\.cpp$")
       if(FASTCV_X86)
         fastcv_objects(fastcv_amx "${FASTCV_AMX_FLAGS}" amx ${path})
       endif()
     else()
-      fastcv_objects(fastcv_base "" "" ${path})
+      fastcv_objects(fastcv_base "${FASTCV_PORTABLE_FLAGS}" "" ${path})
     endif()
   endforeach()
+endfunction()
+
+# The CUDA kernels again, read as C++ through one generated file each, to be run by the emulator.
+function(fastcv_emulator)
+  get_property(cuda_sources GLOBAL PROPERTY FASTCV_CUDA_SOURCES)
+  set(sources csrc/emulator/emulator.cpp csrc/emulator/fiber.cpp)
+  foreach(path ${cuda_sources})
+    file(RELATIVE_PATH name ${CMAKE_SOURCE_DIR}/csrc ${path})
+    string(MAKE_C_IDENTIFIER ${name} stem)
+    file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/emulated/${stem}.cpp CONTENT "#include \"${name}\"\n")
+    list(APPEND sources ${CMAKE_BINARY_DIR}/emulated/${stem}.cpp)
+  endforeach()
+  add_library(fastcv_emulated OBJECT ${sources})
+  target_include_directories(fastcv_emulated PRIVATE csrc)
+  target_compile_options(fastcv_emulated PRIVATE -Wall -Wextra -Wno-unknown-pragmas -O1)
+  target_compile_definitions(fastcv_emulated PRIVATE FASTCV_GPU=emulated FASTCV_EMULATOR=1)
+  target_link_libraries(_C PRIVATE fastcv_emulated)
 endfunction()
 
 # The Python module: binding files + module.cpp + every kernel object.
@@ -123,14 +152,15 @@ function(fastcv_module module_source)
   get_property(cuda_sources GLOBAL PROPERTY FASTCV_CUDA_SOURCES)
   add_library(_C MODULE ${module_source} ${binding})
   foreach(library ${objects})
-    target_link_libraries(_C PRIVATE $<TARGET_OBJECTS:${library}>)
-    add_dependencies(_C ${library})
+    target_link_libraries(_C PRIVATE ${library})
   endforeach()
   target_include_directories(_C PRIVATE csrc)
   target_include_directories(_C SYSTEM PRIVATE ${FASTCV_TORCH_DIR}/include
     ${FASTCV_TORCH_DIR}/include/torch/csrc/api/include ${FASTCV_PYBIND_DIR} ${Python_INCLUDE_DIRS})
   # -O1: the doors touch no elements, and the torch and pybind11 headers they include compile three times as fast.
   target_compile_options(_C PRIVATE -Wall -Wextra -O1)
+  target_precompile_headers(_C PRIVATE csrc/common/door.h)
+  set_source_files_properties(${module_source} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
   execute_process(COMMAND git -C ${CMAKE_SOURCE_DIR} rev-parse --short HEAD OUTPUT_VARIABLE sha OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   target_compile_definitions(_C PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
   string(REPLACE ";" " " archs "${FASTCV_CUDA_ARCHS}")
@@ -142,6 +172,7 @@ function(fastcv_module module_source)
   if(FASTCV_CUDA_KERNELS AND cuda_sources)
     add_library(fastcv_cuda OBJECT ${cuda_sources})
     target_include_directories(fastcv_cuda PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
+    target_compile_definitions(fastcv_cuda PRIVATE FASTCV_GPU=cuda)
     target_compile_options(fastcv_cuda PRIVATE -lineinfo --threads 0 -Xcompiler=-fvisibility=hidden)
     set_target_properties(fastcv_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
     if(FASTCV_CUDA_DOOR)

@@ -6,6 +6,7 @@
 #include "common/door.h"
 #include "common/isa.h"
 #include "common/variant.h"
+#include "emulator/emulator.h"
 
 namespace py = pybind11;
 
@@ -24,6 +25,7 @@ py::dict build_info() {
   info["cuda"] = false;
   info["cuda_archs"] = "";
 #endif
+  info["emulator"] = &fastcv::emulator::seed != nullptr;
   return info;
 }
 
@@ -38,7 +40,7 @@ PYBIND11_MODULE(_C, m) {
       "variants",
       [](const std::string& op) {
         std::vector<std::pair<std::string, std::string>> rows;
-        for (const auto& row : fastcv::variants(op)) rows.emplace_back(row.name, fastcv::isa_name(row.needs));
+        for (const auto& row : fastcv::variants(op)) rows.emplace_back(row.name, fastcv::needs(row));
         return rows;
       },
       py::arg("op"), "(name, instruction set) of every variant of an op, in the order of preference.");
@@ -62,4 +64,12 @@ PYBIND11_MODULE(_C, m) {
       },
       "(bytes, channels_last, seconds) of each copy that made a tensor dense while choices were recorded.");
   m.def("forced_variant", &fastcv::forced_variant, py::arg("op"), "The forced variant, or ''.");
+  m.def(
+      "seed_emulator",
+      [](uint64_t seed) {
+        if (&fastcv::emulator::seed == nullptr)
+          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        fastcv::emulator::seed(seed);
+      },
+      py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
 }

@@ -14,7 +14,7 @@ hypothesis.settings.load_profile("fixed")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     usable = torch.cuda.is_available() and fastcv.is_built() and fastcv.build_info()["cuda"]
     for item in items:
-        if "cuda" in item.keywords and not usable:
+        if item.get_closest_marker("cuda") and not usable:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU and a build with CUDA"))
 
 

@@ -145,6 +145,28 @@ class Decoder(nn.Module):
         return self.volume(self.line(self.up(x).flatten(2))[:, None, None]).flatten(1)
 
 
+class SamePadding(nn.Module):
+    """Padding that depends on the input's size, refused sizes, and a convolution class with a constructor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = OwnConstructor(8), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        if x.shape[1] != 8 or not x.dim() == 4:
+            raise ValueError("8 channels are expected")
+        height, width = int(x.shape[-2]), x.size(-1)
+        rows = max(3 - 2, 0) if height % 2 == 0 else max(3 - height % 2, 0)
+        columns = 1 if width % 2 == 0 else 2
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.relu6(self.bn(self.conv(x)))
+
+
+class OwnConstructor(nn.Conv2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, groups=channels, bias=False)
+
+
 def plain() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3), nn.SiLU(),
@@ -165,6 +187,7 @@ ZOO = {
     "branching": (Branching, 3, 2),
     "options": (Options, 1, 1),
     "decoder": (Decoder, 3, 2),
+    "same_padding": (SamePadding, 1, 1),
 }
 
 

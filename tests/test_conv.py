@@ -357,7 +357,7 @@ def test_precision_follows_torchs_switches() -> None:
             torch.set_float32_matmul_precision(setting)
             assert layer._precision(x) == level
             assert layer._precision(x.double()) == layer._precision(x.half()) == 0
-        for setting, level in (("ieee", 0), ("tf32", 1), ("bf16", 2)):
+        for setting, level in (("ieee", 3), ("tf32", 1), ("bf16", 2)):
             torch.backends.mkldnn.conv.fp32_precision = setting
             assert layer._precision(x) == level
     finally:

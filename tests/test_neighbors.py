@@ -61,6 +61,24 @@ def test_cases(case) -> None:
     check_case(case, getattr(F, case.op), torch.float32)
 
 
+def test_either_of_two_neighbours_that_tie_within_rounding_is_right() -> None:
+    """4 x 1024 queries of 64 coordinates: the 20th and 21st neighbour of one lie 1e-7 apart in float64, less than float32 sees."""
+    (case,) = (c for c in cases_of("knn") if c.name == "l2_edgeconv_4x1024x64_k20")
+    check_case(case, F.knn, torch.float32)
+
+    def second_best(x: Tensor, y: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        distances, indices = F.knn(x, y, k + 1, *rest)
+        return distances[..., 1:], indices[..., 1:]
+
+    def mislabelled(x: Tensor, y: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        distances, indices = F.knn(x, y, k, *rest)
+        return distances, indices.flip(-1)
+
+    for wrong in (second_best, mislabelled):
+        with pytest.raises(AssertionError, match="error"):
+            check_case(cases_of("knn")[0], wrong, torch.float32)
+
+
 @pytest.mark.parametrize("p", PS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", usable("cdist"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from optimize_models import Branching, SharedConv, TwoNorms, chains, check, images, make, reason, trained
+from optimize_models import Branching, OwnConstructor, SharedConv, TwoNorms, chains, check, images, make, reason, trained
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -27,7 +27,13 @@ def replaced() -> nn.Module:
     return conv
 
 
+class OtherConv(OwnConstructor):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight * 2, bias)
+
+
 ALONE = {
+    "overridden": (lambda: OtherConv(8), "OtherConv is a subclass of nn.Conv2d"),
     "subclass": (lambda: OwnConv(8, 8, 3), "OwnConv is a subclass of nn.Conv2d"),
     "hooks": (hooked, "hooks"),
     "replaced": (replaced, "already replaced"),
@@ -80,7 +86,6 @@ NOT_FUSED = {
         "no running statistics",
     ),
     "hooked batch norm": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), with_hook(nn.BatchNorm2d(8))), "0", "hooks"),
-    "synchronised": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3), nn.SyncBatchNorm(8)), "0", "no kernel for SyncBatchNorm"),
     "untraceable": (Branching, "conv", "cannot be traced"),
     "two names": (lambda: TwoNames(), "conv", "shared by 2 names"),
 }

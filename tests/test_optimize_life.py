@@ -262,3 +262,26 @@ def test_threads_do_not_see_each_other() -> None:
     for thread in threads:
         thread.join()
     assert len(results) == 20 and all(torch.equal(r, expected) for r in results)
+
+
+class Cached(nn.Module):
+    """Keeps what it computed from a parameter, within a dict, and with it the parameter's graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = nn.Conv2d(8, 8, 3), nn.Parameter(torch.randn(8))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def forward(self, x):
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias.exp()[:, None, None]
+        return F.relu(self.conv(x)) + self.cache["bias"]
+
+
+def test_a_model_that_keeps_computed_tensors_is_copied() -> None:
+    model = Cached()
+    model(images())
+    ours = fastcv.optimize(model)
+    assert model.cache["bias"].requires_grad
+    assert not ours.cache["bias"].requires_grad
+    torch.testing.assert_close(ours(images()), model(images()))

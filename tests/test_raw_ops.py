@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
 from fastcv.functional._skeleton import skeleton
+from fastcv.functional._sync_batch_norm import sync_batch_norm
 from fastcv.testing import cases_of, check_case
 
 FAMILIES = {
@@ -49,6 +50,7 @@ class Recorder(TorchDispatchMode):
 def recorded(functions: list[str]) -> list[tuple[Any, list[Any]]]:
     with Recorder() as recorder:
         skeleton(torch.ones(2, 3))
+        sync_batch_norm(torch.randn(2, 3, 4, 5, requires_grad=True), None, None, None, None, 0.1, 1e-5).sum().backward()
         for case in cases_of(*functions):
             if not case.bench and torch.float32 in case.dtypes:
                 check_case(case, getattr(fastcv.functional, case.op), torch.float32)

@@ -12,8 +12,12 @@ constexpr Variant<SkeletonParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &skeleton_ref},
 };
 
+constexpr GpuVariant<SkeletonParams> kGpuRows[] = {
+    {"copy_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(skeleton)},
+};
+
 }  // namespace
 
-const VariantTable<SkeletonParams> skeleton_table("skeleton", kRows);
+const VariantTable<SkeletonParams> skeleton_table("skeleton", kRows, kGpuRows);
 
 }  // namespace fastcv

@@ -7,8 +7,6 @@
 #include "common/types.h"
 #include "common/variant.h"
 
-struct CUstream_st;
-
 namespace fastcv {
 
 struct SkeletonParams {
@@ -31,7 +29,12 @@ namespace avx512 {
 void skeleton(const SkeletonParams&, const Exec&);
 }
 
-// Returns a cudaError_t.
-int skeleton_cuda(const SkeletonParams&, CUstream_st* stream);
+// On a GPU, and the same source on the emulator.
+namespace cuda {
+FASTCV_IF_LINKED int skeleton(const SkeletonParams&, void* workspace, CUstream_st* stream);
+}
+namespace emulated {
+FASTCV_IF_LINKED int skeleton(const SkeletonParams&, void* workspace, CUstream_st* stream);
+}
 
 }  // namespace fastcv

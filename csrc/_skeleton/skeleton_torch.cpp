@@ -16,7 +16,7 @@ Tensor prepare(const Tensor& input, SkeletonParams& p, Tensor& dense) {
   return output;
 }
 
-Tensor skeleton_cpu(const Tensor& input) {
+Tensor skeleton(const Tensor& input) {
   SkeletonParams p;
   Tensor dense;
   Tensor output = prepare(input, p, dense);
@@ -24,23 +24,9 @@ Tensor skeleton_cpu(const Tensor& input) {
   return output;
 }
 
-#if FASTCV_WITH_CUDA
-Tensor skeleton_on_cuda(const Tensor& input) {
-  torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  SkeletonParams p;
-  Tensor dense;
-  Tensor output = prepare(input, p, dense);
-  check_launch(skeleton_cuda(p, static_cast<CUstream_st*>(current_stream(input))), "skeleton", "copy_cuda");
-  return output;
-}
-#endif
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) { m.def("skeleton(Tensor input) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) { m.impl("skeleton", TORCH_BOX(&skeleton_cpu)); }
-#if FASTCV_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CUDA, m) { m.impl("skeleton", TORCH_BOX(&skeleton_on_cuda)); }
-#endif
+FASTCV_IMPL(m) { m.impl("skeleton", TORCH_BOX(&skeleton)); }
 
 }  // namespace fastcv

@@ -52,6 +52,7 @@ const char* dtype_name(ScalarType type);
 
 // Outputs and scratch ---------------------------------------------------------------------------------------------
 
+// On the CPU large ones ask for pages of 2 MB; FASTCV_HUGE_PAGES=0 leaves that to the system.
 Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, const Tensor& like);
 inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, bool channels_last = false) {
   return empty_strided(sizes, dense_strides(sizes, channels_last), dtype, like);
@@ -79,31 +80,57 @@ void check(bool ok, const Parts&... parts) {
 }
 void check_same_device(const char* op, std::initializer_list<const Tensor*> tensors);
 
-// Running a variant on the CPU ------------------------------------------------------------------------------------
+// Running a variant -------------------------------------------------------------------------------------------
 
 // torch's own threads: torch.set_num_threads is obeyed, and a nested call runs serially.
 void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 int torch_threads();
 
+// `bytes` of scratch on like's device, aligned as every kernel may expect; the memory is the tensor's.
+std::optional<Tensor> scratch(size_t bytes, const Tensor& like, void*& aligned);
+// The current stream of t's device.
+CUstream_st* current_stream(const Tensor& t);
+// Throws if a launcher returned an error; names op and variant. `emulated`: the emulator has the error's words.
+void check_launch(int error, const char* op, const char* variant, bool emulated);
+
+template <class Params>
+void launch_variant(const char* op, const GpuVariant<Params>& row, typename GpuVariant<Params>::Launcher launcher,
+                    const Params& params, const Tensor& like, CUstream_st* stream) {
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (like.is_cuda()) guard.emplace(like.get_device_index());
+  void* workspace = nullptr;
+  const auto memory = scratch(row.workspace == nullptr ? 0 : row.workspace(params), like, workspace);
+  check_launch(launcher(params, workspace, stream), op, row.name, !like.is_cuda());
+}
+
 // Chooses a row for the params, allocates its scratch through torch and runs it on torch's threads.
+// For tensors on CUDA: chooses a CUDA row and launches it on the current stream of their device.
 template <class Params>
 void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like) {
+  if (like.is_cuda()) {
+    const GpuVariant<Params>& row = table.choose_on_gpu(params);
+    return launch_variant(table.op(), row, row.cuda, params, like, current_stream(like));
+  }
+  if (const GpuVariant<Params>* row = table.forced_on_emulator(params))
+    return launch_variant(table.op(), *row, row->emulated, params, like, nullptr);
   const Variant<Params>& row = table.choose(params);
   Exec exec{&torch_parallel, torch_threads(), nullptr};
   const size_t bytes = row.workspace == nullptr ? 0 : row.workspace(params, exec.threads);
-  std::optional<Tensor> scratch;
-  if (bytes > 0) {
-    scratch = empty({static_cast<int64_t>(bytes) + 63}, ScalarType::Byte, like);
-    exec.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch->data_ptr()) + 63) & ~uintptr_t{63});
-  }
+  const auto memory = scratch(bytes, like, exec.workspace);
   row.run(params, exec);
 }
 
-// Running on CUDA -------------------------------------------------------------------------------------------------
-
-// The current stream of t's device, as the runtime's cudaStream_t.
-void* current_stream(const Tensor& t);
-// Throws if a launcher returned an error (cudaError_t as int); names op and variant.
-void check_launch(int error, const char* op, const char* variant);
-
 }  // namespace fastcv::door
+
+// FASTCV_IMPL(m) { m.impl(...); }: the op's implementations, which serve both devices.
+#if FASTCV_WITH_CUDA
+#define FASTCV_IMPL_CUDA(m) \
+  STABLE_TORCH_LIBRARY_IMPL(fastcv, CUDA, m) { fastcv_implement(m); }
+#else
+#define FASTCV_IMPL_CUDA(m)
+#endif
+#define FASTCV_IMPL(m)                                                   \
+  static void fastcv_implement(torch::stable::detail::StableLibrary& m); \
+  STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) { fastcv_implement(m); }     \
+  FASTCV_IMPL_CUDA(m)                                                    \
+  static void fastcv_implement(torch::stable::detail::StableLibrary& m)

@@ -1,6 +1,11 @@
 #include "common/door.h"
+#include "emulator/emulator.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include <chrono>
+#include <cstdlib>
 #include <mutex>
 #include <utility>
 
@@ -104,6 +109,30 @@ ScalarType scalar_type(DType dtype) {
 
 const char* dtype_name(ScalarType type) { return torch::headeronly::toString(type); }
 
+namespace {
+
+// A fresh page of 4 KB costs the kernel that first writes to it more than the writing does; the allocator gives fresh
+// pages for everything above 32 MB, and below that whenever it has given the last ones back. So large results are
+// asked for in pages of 2 MB, where the system has left that to programs (transparent_hugepage: madvise).
+void prefer_huge_pages(const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = 2 << 20;
+  static const bool wanted = [] {
+    const char* off = std::getenv("FASTCV_HUGE_PAGES");
+    return off == nullptr || std::string(off) != "0";
+  }();
+  const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
+  if (!wanted || bytes < static_cast<int64_t>(2 * kHuge)) return;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t begin = (data + kHuge - 1) / kHuge * kHuge, end = (data + bytes) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may be refused
+#else
+  (void)t;
+#endif
+}
+
+}  // namespace
+
 Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, const Tensor& like) {
   int32_t device_type, device_index, code;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
@@ -112,7 +141,11 @@ Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType dtype, c
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), code, device_type, device_index, &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  int64_t elements = 1;
+  for (const int64_t size : sizes) elements *= size;
+  if (elements >= (1 << 19) && device_type == aoti_torch_device_type_cpu()) prefer_huge_pages(result);
+  return result;
 }
 
 namespace {
@@ -163,23 +196,34 @@ void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, voi
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-void* current_stream(const Tensor& t) {
+std::optional<Tensor> scratch(size_t bytes, const Tensor& like, void*& aligned) {
+  constexpr uintptr_t kAlignment = 256;
+  if (bytes == 0) return std::nullopt;
+  Tensor memory = empty({static_cast<int64_t>(bytes + kAlignment - 1)}, ScalarType::Byte, like);
+  aligned =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data_ptr()) + kAlignment - 1) & ~(kAlignment - 1));
+  return memory;
+}
+
+CUstream_st* current_stream(const Tensor& t) {
 #if FASTCV_WITH_CUDA
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return stream;
+  return static_cast<CUstream_st*>(stream);
 #else
   (void)t;
   throw std::runtime_error("this build of fastcv has no CUDA");
 #endif
 }
 
-void check_launch(int error, const char* op, const char* variant) {
+void check_launch(int error, const char* op, const char* variant, bool emulated) {
+  if (error == 0) return;
+  std::string words = "CUDA error " + std::to_string(error);
 #if FASTCV_WITH_CUDA
-  check(error == 0, op, ": variant ", variant, " failed: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
-#else
-  check(error == 0, op, ": variant ", variant, " failed with CUDA error ", error);
+  if (!emulated) words = cudaGetErrorString(static_cast<cudaError_t>(error));
 #endif
+  if (emulated) words = emulator::last_error();
+  check(false, op, ": variant ", variant, " failed: ", words);
 }
 
 }  // namespace fastcv::door

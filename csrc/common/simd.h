@@ -385,7 +385,12 @@ FASTCV_INLINE Vec<acc_t<S>> load_n(const S* p, int n) {
     return detail::load_raw_n(p, n);
   } else {
     S buffer[Vec<float>::width] = {};
-    for (int i = 0; i < n; ++i) buffer[i] = p[i];
+#if defined(__AVX512BW__)
+    if constexpr (sizeof(S) == 2)
+      _mm256_storeu_si256((__m256i*)buffer, _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p));
+    else
+#endif
+      for (int i = 0; i < n; ++i) buffer[i] = p[i];
     return load(buffer);
   }
 }
@@ -396,7 +401,12 @@ FASTCV_INLINE void store_n(S* p, Vec<acc_t<S>> a, int n) {
   } else {
     S buffer[Vec<float>::width];
     store(buffer, a);
-    for (int i = 0; i < n; ++i) p[i] = buffer[i];
+#if defined(__AVX512BW__)
+    if constexpr (sizeof(S) == 2)
+      _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), _mm256_loadu_si256((const __m256i*)buffer));
+    else
+#endif
+      for (int i = 0; i < n; ++i) p[i] = buffer[i];
   }
 }
 

@@ -32,6 +32,8 @@ const std::vector<VariantInfo>& table_of(Registry& r, const std::string& op) {
 
 }  // namespace
 
+const char* needs(const VariantInfo& info) { return info.gpu != nullptr ? info.gpu : isa_name(info.isa); }
+
 RegisterVariants::RegisterVariants(const char* op, std::vector<VariantInfo> rows) {
   registry().tables.emplace(op, std::move(rows));
 }
@@ -60,8 +62,8 @@ void force_variant(const std::string& op, const std::string& name) {
   std::string known;
   for (const auto& row : rows) {
     if (name == row.name) {
-      if (row.needs > cpu_isa())
-        throw std::invalid_argument(op + ": variant " + name + " needs " + isa_name(row.needs) +
+      if (row.isa > cpu_isa())
+        throw std::invalid_argument(op + ": variant " + name + " needs " + isa_name(row.isa) +
                                     ", this CPU or FASTCV_CPU_ISA allows " + isa_name(cpu_isa()));
       r.forced[op] = name;
       r.any_forced = true;

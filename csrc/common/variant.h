@@ -12,6 +12,8 @@
 #include "common/parallel.h"
 #include "common/types.h"
 
+struct CUstream_st;  // cudaStream_t
+
 namespace fastcv {
 
 template <class Params>
@@ -23,13 +25,35 @@ struct Variant {
   // Scratch bytes for these params on this many threads; nullptr for none.
   size_t (*workspace)(const Params&, int threads);
   void (*run)(const Params&, const Exec&);
+  // Where the row can run but a later one is faster: one clause that says so, else nullptr. Obeyed unless forced.
+  const char* (*slower)(const Params&) = nullptr;
 };
+
+// A CUDA kernel. Each launcher returns a CUDA error code, 0 for none; one that is not in this build is null. `cuda`
+// works on GPU memory and `emulated` on CPU memory: the same source, run by csrc/emulator when it is forced for CPU
+// tensors.
+template <class Params>
+struct GpuVariant {
+  using Launcher = int (*)(const Params&, void* workspace, CUstream_st* stream);
+  const char* name;
+  const char* needs;  // the oldest architecture, "sm80"
+  const char* (*why_not)(const Params&);
+  size_t (*workspace)(const Params&);
+  Launcher cuda, emulated;
+};
+
+// The two launchers of a row, from the name that both namespaces have. Headers declare them FASTCV_IF_LINKED: one whose
+// objects are not in this build is a null pointer.
+#define FASTCV_IF_LINKED [[gnu::weak]]
+#define FASTCV_LAUNCHERS(launcher) &cuda::launcher, &emulated::launcher
 
 // What Python may ask of a table without knowing its params.
 struct VariantInfo {
   const char* name;
-  Isa needs;
+  Isa isa;          // of a CPU variant
+  const char* gpu;  // the architecture that a CUDA kernel needs; null for a CPU variant
 };
+const char* needs(const VariantInfo& info);
 
 // Throws std::invalid_argument with the known names if `op` has no table.
 std::vector<VariantInfo> variants(const std::string& op);
@@ -57,8 +81,10 @@ struct RegisterVariants {
 template <class Params>
 class VariantTable {
  public:
-  VariantTable(const char* op, std::span<const Variant<Params>> rows)
-      : op_(op), rows_(rows), registered_(op, infos(rows)) {}
+  VariantTable(const char* op, std::span<const Variant<Params>> rows, std::span<const GpuVariant<Params>> gpu_rows = {})
+      : op_(op), rows_(rows), gpu_rows_(gpu_rows), registered_(op, infos(rows, gpu_rows)) {}
+
+  const char* op() const { return op_; }
 
   // The row to run. Throws std::invalid_argument if a forced row refuses the params; the last row must refuse none.
   const Variant<Params>& choose(const Params& params) const {
@@ -69,17 +95,48 @@ class VariantTable {
       if (row.needs > cpu_isa()) continue;
       why = row.why_not == nullptr ? nullptr : row.why_not(params);
       if (why != nullptr) continue;
+      if (forced.empty() && row.slower != nullptr && row.slower(params) != nullptr) continue;
       if (recording_choices()) record(params, row);
       return row;
     }
-    throw std::invalid_argument(std::string(op_) + ": variant " + (forced.empty() ? "(any)" : forced) +
-                                " cannot run this call: " + (why == nullptr ? "no row" : why));
+    refuse(forced, why);
+  }
+
+  // The CUDA kernel to run for GPU memory. Throws std::invalid_argument if there is none for these params.
+  const GpuVariant<Params>& choose_on_gpu(const Params& params) const {
+    const std::string forced = forced_variant(op_);
+    const char* why = nullptr;
+    for (const auto& row : gpu_rows_) {
+      if (row.cuda == nullptr || (!forced.empty() && forced != row.name)) continue;
+      why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      if (why != nullptr) continue;
+      if (recording_choices()) record(params, row);
+      return row;
+    }
+    refuse(forced, why);
+  }
+
+  // The CUDA kernel that is forced for a call on CPU memory, to be emulated; null if none is.
+  const GpuVariant<Params>* forced_on_emulator(const Params& params) const {
+    const std::string forced = forced_variant(op_);
+    if (forced.empty()) return nullptr;
+    for (const auto& row : gpu_rows_) {
+      if (forced != row.name) continue;
+      const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      if (why == nullptr && row.emulated == nullptr) why = "it needs a CUDA tensor, or a build with FASTCV_EMULATOR=ON";
+      if (why != nullptr) refuse(forced, why);
+      if (recording_choices()) record(params, row);
+      return &row;
+    }
+    return nullptr;
   }
 
  private:
-  static std::vector<VariantInfo> infos(std::span<const Variant<Params>> rows) {
+  static std::vector<VariantInfo> infos(std::span<const Variant<Params>> rows,
+                                        std::span<const GpuVariant<Params>> gpu_rows) {
     std::vector<VariantInfo> result;
-    for (const auto& row : rows) result.push_back({row.name, row.needs});
+    for (const auto& row : rows) result.push_back({row.name, row.needs, nullptr});
+    for (const auto& row : gpu_rows) result.push_back({row.name, Isa::portable, row.needs});
     return result;
   }
   void record(const Params& params, const Variant<Params>& chosen) const {
@@ -91,13 +148,39 @@ class VariantTable {
       else if (row.needs > cpu_isa())
         reason = std::string("needs ") + isa_name(row.needs) + ", have " + isa_name(cpu_isa());
       else if (why != nullptr) reason = why;
+      else if (before && row.slower != nullptr && row.slower(params) != nullptr) reason = row.slower(params);
       else reason = before ? "another variant is forced" : std::string("comes after ") + chosen.name;
       record_choice({op_, row.name, reason});
     }
+    for (const auto& row : gpu_rows_) {
+      const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      record_choice({op_, row.name,
+                     why != nullptr            ? why
+                     : row.emulated == nullptr ? "needs a CUDA tensor"
+                                               : "a CUDA kernel, on the emulator only where it is forced"});
+    }
+  }
+  void record(const Params& params, const GpuVariant<Params>& chosen) const {
+    for (const auto& row : rows_) record_choice({op_, row.name, "needs a CPU tensor"});
+    bool before = true;
+    for (const auto& row : gpu_rows_) {
+      const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      if (&row == &chosen) before = false;
+      record_choice({op_, row.name,
+                     &row == &chosen  ? ""
+                     : why != nullptr ? why
+                     : before         ? "another variant is forced"
+                                      : std::string("comes after ") + chosen.name});
+    }
+  }
+  [[noreturn]] void refuse(const std::string& forced, const char* why) const {
+    throw std::invalid_argument(std::string(op_) + ": variant " + (forced.empty() ? "(any)" : forced) +
+                                " cannot run this call: " + (why == nullptr ? "no row" : why));
   }
 
   const char* op_;
   std::span<const Variant<Params>> rows_;
+  std::span<const GpuVariant<Params>> gpu_rows_;
   RegisterVariants registered_;
 };
 

@@ -1,7 +1,73 @@
 #include "conv/conv.h"
 
+#include <algorithm>
+
 namespace fastcv {
 namespace {
+
+// ---- direct or Winograd: a model of the cost and of the error of one image's layer
+// ----------------------------------- Only the layer counts, never the batch or the threads: results must not depend on
+// those.
+
+enum class Algorithm { direct, winograd4, winograd4x2, winograd2 };
+
+// Outputs x taps that meet the image along a dim, both ways.
+int64_t products(const ConvParams& p, int dim) {
+  const int64_t sign = p.transposed ? -1 : 1;  // input = output + sign * (tap * dilation - pad)
+  int64_t sum = 0;
+  for (int64_t tap = 0; tap < p.kernel[dim]; ++tap) {
+    const int64_t shift = sign * (tap * p.dilation[dim] - p.pad[dim]);
+    const int64_t first = std::max<int64_t>(0, -shift), last = std::min(p.out[dim], p.in[dim] - shift);
+    sum += std::max<int64_t>(0, last - first);
+  }
+  return sum;
+}
+
+// Vector multiply-adds per pair of an input and an output channel. What a call spends once, on weights, counts half:
+// as in a batch of two.
+double cost(const ConvParams& p, Algorithm algorithm) {
+  const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
+  if (algorithm == Algorithm::direct) return 1.15 * static_cast<double>(products(p, 1) * products(p, 2)) + 10 * 9 / 2;
+  const int64_t m[2] = {algorithm == Algorithm::winograd2 ? 2 : 4, algorithm == Algorithm::winograd4 ? 4 : 2};
+  double tiles = 1;
+  for (int i = 0; i < 2; ++i) {
+    const int64_t cells = (p.out[1 + i] + p.dilation[1 + i] - 1) / p.dilation[1 + i];
+    tiles *= static_cast<double>(p.dilation[1 + i] * ((cells + m[i] - 1) / m[i]));
+  }
+  const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
+  // A point of a tile costs its product, its share of the input's transform and its share of the output's.
+  return points * (tiles * (1.15 + 25 / k + 20 / c) + 10 / 2);
+}
+
+// Whether the error stays within twice torch's on normal data. Rounding errors of F(4x4) come out about 7 times
+// amplified, of F(4x2) 3.5 times (conv_winograd_algebra.h); how much that may be is given by torch's sums, which in
+// channels_last images lose more with every channel, and which are most exact in images that are small.
+bool accurate(const ConvParams& p, Algorithm algorithm) {
+  const int64_t c = p.c / p.groups;
+  if (algorithm == Algorithm::direct || algorithm == Algorithm::winograd2) return true;
+  if (p.c * p.in[1] * p.in[2] <= 20480 || c < 32) return false;
+  return algorithm == Algorithm::winograd4x2 || (p.channels_last && c >= 64);
+}
+
+Algorithm best(const ConvParams& p) {
+  Algorithm found = Algorithm::direct;
+  if (p.c < 16 * p.groups || p.k < 16 * p.groups) return found;  // less than a vector of channels
+  double least = cost(p, found);
+  for (const Algorithm a : {Algorithm::winograd4, Algorithm::winograd4x2, Algorithm::winograd2}) {
+    const double c = accurate(p, a) ? cost(p, a) : least;
+    if (c < least) least = c, found = a;
+  }
+  return found;
+}
+
+template <Algorithm algorithm>
+const char* slower(const ConvParams& p) {
+  if (!accurate(p, algorithm)) return "needs more channels, larger images or channels_last to be as exact as torch";
+  return best(p) == algorithm ? nullptr : "another algorithm costs less";
+}
+
+// ---- what the rows can run
+// ---------------------------------------------------------------------------------------------
 
 const char* why_not_depthwise_nchw(const ConvParams& p) {
   if (p.groups != p.c || p.groups != p.k) return "needs groups == input channels == output channels";
@@ -12,28 +78,94 @@ const char* why_not_depthwise_nchw(const ConvParams& p) {
   return nullptr;
 }
 
+const char* why_not_winograd(const ConvParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  if (p.kernel[0] != 1 || p.kernel[1] != 3 || p.kernel[2] != 3) return "needs a 3x3 kernel";
+  if (p.stride[1] != 1 || p.stride[2] != 1) return "needs stride 1";
+  if (p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.dilation[1] > p.out[1] || p.dilation[2] > p.out[2]) return "needs a dilation within the image";
+  return nullptr;
+}
+constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
+constexpr auto slower_winograd4x2 = &slower<Algorithm::winograd4x2>;
+constexpr auto slower_winograd2 = &slower<Algorithm::winograd2>;
+
 #if defined(__x86_64__)
 const char* why_not_bf16_dot(const ConvParams& p) {
   if (p.dtype != DType::bf16) return "needs bfloat16";
   if (p.groups > 1 && p.c / p.groups <= 8 && p.k / p.groups < 16) return "small groups have too few pairs of channels";
   return nullptr;
 }
+
+const char* why_not_tiles(const ConvParams& p) {
+  if (p.groups > 1 && p.c / p.groups <= 8 && p.k / p.groups < 16) return "small groups fill no tiles";
+  for (int i = 1; i < 3; ++i) {
+    if (!p.transposed && p.stride[i] > kMostTileStride) return "needs strides up to 8";
+    if ((p.kernel[i] - 1) * p.dilation[i] > 1024) return "needs a kernel that reaches over at most 1024 pixels";
+  }
+  return nullptr;
+}
+const char* why_not_bf16_tiles(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && (p.dtype != DType::f32 || p.precision != Precision::medium))
+    return "needs bfloat16 or float32 of precision medium";
+  return why_not_tiles(p);
+}
+const char* why_not_bf16x3_tiles(const ConvParams& p) {
+  if (p.dtype != DType::f16 && (p.dtype != DType::f32 || p.precision == Precision::highest))
+    return "needs float16 or float32 of precision high";
+  return why_not_tiles(p);
+}
+const char* why_not_bf16x6_tiles(const ConvParams& p) {
+  return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
+}
 #endif
 
 // Both directions run the same kernels; two tables so that each can be studied and forced on its own.
 constexpr Variant<ConvParams> kRows[] = {
 #if defined(__x86_64__)
+    {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16},
+    {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
      &avx512bf16::conv_igemm_bf16},
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
+    {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
+     slower_winograd4},
+    {"winograd4x2_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4x2_workspace,
+     &avx512::conv_winograd4x2, slower_winograd4x2},
+    {"winograd2_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd2_workspace, &avx512::conv_winograd2,
+     slower_winograd2},
     {"igemm_avx512", Isa::avx512, nullptr, &avx512::conv_igemm_workspace, &avx512::conv_igemm},
+    // Behind a row that takes everything, so never taken unless asked for: numbers below 2^-126 are zeros to it.
+    {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
+    {"winograd4_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4_workspace, &avx2::conv_winograd4,
+     slower_winograd4},
+    {"winograd4x2_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4x2_workspace, &avx2::conv_winograd4x2,
+     slower_winograd4x2},
+    {"winograd2_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd2_workspace, &avx2::conv_winograd2,
+     slower_winograd2},
     {"igemm_avx2", Isa::avx2, nullptr, &avx2::conv_igemm_workspace, &avx2::conv_igemm},
 #endif
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
      &portable::conv_depthwise},
+    {"winograd4_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4_workspace,
+     &portable::conv_winograd4, slower_winograd4},
+    {"winograd4x2_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4x2_workspace,
+     &portable::conv_winograd4x2, slower_winograd4x2},
+    {"winograd2_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd2_workspace,
+     &portable::conv_winograd2, slower_winograd2},
     {"igemm_portable", Isa::portable, nullptr, &portable::conv_igemm_workspace, &portable::conv_igemm},
+#if defined(__x86_64__)
+    // Nor are these.
+    {"igemm_bf16_amxmodel_avx512", Isa::avx512, &why_not_bf16_tiles, &amxmodel::conv_igemm_bf16_workspace,
+     &amxmodel::conv_igemm_bf16},
+    {"igemm_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_bf16x3_tiles, &amxmodel::conv_igemm_bf16x3_workspace,
+     &amxmodel::conv_igemm_bf16x3},
+    {"igemm_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_bf16x6_tiles, &amxmodel::conv_igemm_bf16x6_workspace,
+     &amxmodel::conv_igemm_bf16x6},
+#endif
     {"ref", Isa::portable, nullptr, nullptr, &conv_ref},
 };
 

@@ -24,9 +24,10 @@ namespace fastcv {
 enum class Activation : int32_t { none, relu, relu6, silu, hardswish };
 inline constexpr int kActivations = 5;
 
-// What float32 may be computed with; other dtypes ignore it.
-enum class Precision : int32_t { highest, high, medium };
-inline constexpr int kPrecisions = 3;
+// What float32 may be computed with; other dtypes ignore it. highest: float32 arithmetic, in any algorithm that meets
+// the accuracy rule; ieee: the products and sums of the formula above themselves.
+enum class Precision : int32_t { highest, high, medium, ieee };
+inline constexpr int kPrecisions = 4;
 
 struct ConvParams {
   const void* x;
@@ -50,12 +51,18 @@ extern const VariantTable<ConvParams> conv_dgrad_table;  // dgrad
 
 void conv_ref(const ConvParams&, const Exec&);
 
-#define FASTCV_CONV_KERNELS(isa)                                   \
-  namespace isa {                                                  \
-  void conv_igemm(const ConvParams&, const Exec&);                 \
-  size_t conv_igemm_workspace(const ConvParams&, int threads);     \
-  void conv_depthwise(const ConvParams&, const Exec&);             \
-  size_t conv_depthwise_workspace(const ConvParams&, int threads); \
+#define FASTCV_CONV_KERNELS(isa)                                     \
+  namespace isa {                                                    \
+  void conv_igemm(const ConvParams&, const Exec&);                   \
+  size_t conv_igemm_workspace(const ConvParams&, int threads);       \
+  void conv_depthwise(const ConvParams&, const Exec&);               \
+  size_t conv_depthwise_workspace(const ConvParams&, int threads);   \
+  void conv_winograd4(const ConvParams&, const Exec&);               \
+  size_t conv_winograd4_workspace(const ConvParams&, int threads);   \
+  void conv_winograd4x2(const ConvParams&, const Exec&);             \
+  size_t conv_winograd4x2_workspace(const ConvParams&, int threads); \
+  void conv_winograd2(const ConvParams&, const Exec&);               \
+  size_t conv_winograd2_workspace(const ConvParams&, int threads);   \
   }
 FASTCV_CONV_KERNELS(portable)
 FASTCV_CONV_KERNELS(avx2)
@@ -65,5 +72,18 @@ namespace avx512bf16 {
 void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
 }  // namespace avx512bf16
+inline constexpr int64_t kMostTileStride = 8;
+#define FASTCV_CONV_TILE_KERNELS(isa)                                 \
+  namespace isa {                                                     \
+  void conv_igemm_bf16(const ConvParams&, const Exec&);               \
+  void conv_igemm_bf16x3(const ConvParams&, const Exec&);             \
+  void conv_igemm_bf16x6(const ConvParams&, const Exec&);             \
+  size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);   \
+  size_t conv_igemm_bf16x3_workspace(const ConvParams&, int threads); \
+  size_t conv_igemm_bf16x6_workspace(const ConvParams&, int threads); \
+  }
+FASTCV_CONV_TILE_KERNELS(amx)
+FASTCV_CONV_TILE_KERNELS(amxmodel)  // the same on a software model of the tiles, for tests
+#undef FASTCV_CONV_TILE_KERNELS
 
 }  // namespace fastcv

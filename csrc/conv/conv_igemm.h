@@ -11,6 +11,7 @@
 // Groups run one after the other. Groups so small that several share a vector of output channels ("folded", depthwise
 // above all) run together as if they were one, each lane picking its own group's channels.
 #pragma once
+#include "conv/conv_flat.h"
 #include "conv/conv_store.h"
 #include "conv/conv_tile.h"
 
@@ -24,6 +25,9 @@ class Igemm {
   using Acc = typename P::Acc;
   static constexpr int kLanes = Vec<Acc>::width;
   static constexpr int kPair = P::kPair;
+  static constexpr bool kTiles = P::kTiles;
+  static constexpr int64_t kRound = kTiles ? 32 : kPair;  // channels are padded with zeros to a multiple of it
+  static constexpr int64_t kStored = P::kStored;
 
  public:
   Igemm(const ConvParams& params, int threads) : p(params) { plan(threads); }
@@ -37,6 +41,7 @@ class Igemm {
     tap_rows = reinterpret_cast<int64_t*>(base + tap_rows_at);
     char* slot_base = base + shared_bytes;
     std::memset(static_cast<void*>(zeros), 0, static_cast<size_t>(zero_length) * sizeof(X));
+    special_weights = reinterpret_cast<char*>(base + special_at);
     tabulate_tap_rows();
     constexpr int64_t kGrain = 1 << 16;  // multiply-adds: below this, waking a thread costs more than it saves
     const int64_t pack_units = groups * vectors;
@@ -44,14 +49,23 @@ class Igemm {
       for (int64_t u = begin; u < end; ++u)
         pack(u / vectors, u % vectors, reinterpret_cast<Acc*>(slot_base + slot * slot_bytes));
     });
+    any_special_weight = false;
+    if constexpr (kStored > 1)
+      for (int64_t u = 0; u < pack_units; ++u) any_special_weight |= special_weights[u] != 0;
     const int64_t item_cost = rows * cols * kdim * (folded ? p.k : kg) / kparts;
     parallel_slots(exec, items, most(1, kGrain / most(1, item_cost)), [&](int slot, int64_t begin, int64_t end) {
       Chunk chunk;
       char* scratch = slot_base + slot * slot_bytes;
       chunk.window = reinterpret_cast<X*>(scratch);
-      chunk.table = reinterpret_cast<const X**>(scratch + table_at);
       chunk.places = reinterpret_cast<int64_t*>(scratch + places_at);
       chunk.sums = reinterpret_cast<Acc*>(scratch + sums_at);
+      [[maybe_unused]] const typename P::Session session{};
+      if constexpr (kTiles) {
+        chunk.table.place(scratch + table_at, limits);
+        chunk.table.flat.window = chunk.window;
+      } else {
+        chunk.table = reinterpret_cast<const X**>(scratch + table_at);
+      }
       for (int64_t i = begin; i < end; ++i) run_item(chunk, i);
     });
   }
@@ -59,7 +73,8 @@ class Igemm {
  private:
   struct Chunk {
     X* window;
-    const X** table;
+    // Where the pixels are.
+    std::conditional_t<kTiles, TileTable<P, S>, const X**> table;
     int64_t* places;
     Acc* sums;
     int64_t n, group, cell[3], cells[3];
@@ -73,12 +88,13 @@ class Igemm {
 
   int64_t in_pixels() const { return p.in[0] * p.in[1] * p.in[2]; }
   int64_t row_length(int64_t taps_w) const {
-    return merged ? round_up(taps_w * cg, kPair) : taps_w * (folded ? cg : round_up(cg, kPair));
+    return merged ? round_up(taps_w * cg, kRound) : taps_w * (folded ? cg : round_up(cg, kRound));
   }
   int panel_vectors(int64_t panel) const { return static_cast<int>(least(panel_width, vectors - panel * panel_width)); }
   // Do the tile's sums of this panel go straight into y?
   bool direct(int64_t panel) const {
-    return std::is_same_v<S, Acc> && p.channels_last && p.residual == nullptr && p.activation == Activation::none &&
+    return (std::is_same_v<S, Acc> || (P::kRounds && std::is_same_v<S, X>)) && p.channels_last &&
+           p.residual == nullptr && p.activation == Activation::none &&
            (panel * panel_width + panel_vectors(panel)) * kLanes <= kg;
   }
 
@@ -86,6 +102,7 @@ class Igemm {
 
   int64_t window_elements(int64_t r, int64_t c) const {
     const int64_t length = merged ? row_length(ceil_div(d[2].kernel, d[2].tap_step)) : pixel_length;
+    if constexpr (kTiles) return flat.elements(r, c);
     return inputs_bound(d[0], 1) * inputs_bound(d[1], r) * (merged ? c : inputs_bound(d[2], c)) * length;
   }
 
@@ -99,10 +116,15 @@ class Igemm {
     panel_width = folded ? kGroupPanelVectors : kPanelVectors;
     vectors = ceil_div(kg, kLanes);
     panels = ceil_div(vectors, panel_width);
-    merged = !folded && cg < 8 && d[2].kernel > 1;
+    merged = !folded && d[2].kernel > 1 &&
+             (kTiles ? ceil_div(d[2].kernel * cg, kRound) < d[2].kernel && cg < kRound : cg < 8);
     // A folded pixel is read in whole vectors.
-    pixel_length = folded ? round_up(p.c, kLanes) + (p.c == p.k ? 0 : kLanes) : round_up(cg, kPair);
+    pixel_length = folded ? round_up(p.c, kLanes) + (p.c == p.k ? 0 : kLanes) : round_up(cg, kRound);
     window = merged || !std::is_same_v<S, X> || !p.channels_last || pixel_length != (folded ? p.c : cg);
+    if constexpr (kTiles) {
+      for (int i = 0; i < 3; ++i) window |= p.kernel[i] > 1 || p.pad[i] > 0 || p.stride[i] > 1 || p.in[i] != p.out[i];
+      flat.plan(p, d, cg, merged ? row_length(ceil_div(d[2].kernel, d[2].tap_step)) : pixel_length, merged);
+    }
     rows_w = 0;
     for (int64_t r = 0; r < least(d[2].kernel, d[2].transposed ? d[2].tap_step : 1); ++r)
       rows_w += row_length(d[2].transposed ? ceil_div(d[2].kernel - r, d[2].tap_step) : d[2].kernel);
@@ -128,7 +150,9 @@ class Igemm {
     while (rows > 1 && too_much(kWindow)) rows = (rows + 1) / 2;
     while (rows == 1 && cols > 48 && too_much(4 * kWindow)) cols = (cols + 1) / 2;
     const int64_t col_chunks = ceil_div(d[2].cells, cols), others = p.n * d[0].cells * col_chunks * groups;
-    const auto parts = [&](int64_t units) { return window ? least(panels, ceil_div(4 * threads, units)) : panels; };
+    const auto parts = [&](int64_t units) {
+      return window || kTiles ? least(panels, ceil_div(4 * threads, units)) : panels;
+    };
     while (rows > 1 && rows * cols > 32 && others * ceil_div(d[1].cells, rows) * panels < 2 * threads)
       rows = (rows + 1) / 2;
     // Among the cuts near this size, the one that gives the busiest thread the least.
@@ -150,16 +174,25 @@ class Igemm {
     const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); };
     const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
     zero_length = most(most(p.c, pixel_length), row_length(ceil_div(d[2].kernel, d[2].tap_step))) + kLanes;
-    bias_at = aligned(groups * vectors * kLanes * (kdim / kPair) * static_cast<int64_t>(sizeof(W)));
+    bias_at = aligned(groups * vectors * kLanes * packed_rows() * static_cast<int64_t>(sizeof(W)));
     zeros_at = bias_at + aligned(groups * vectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
     tap_rows_at = zeros_at + aligned(zero_length * static_cast<int64_t>(sizeof(X)));
-    shared_bytes = tap_rows_at + aligned(taps * 8);
+    special_at = tap_rows_at + aligned(taps * 8);
+    shared_bytes = special_at + (kStored > 1 ? aligned(groups * vectors) : 0);
     slots = static_cast<size_t>(threads);
     int64_t most_taps = 1;
     for (int i = 0; i < (merged ? 2 : 3); ++i) most_taps *= ceil_div(d[i].kernel, d[i].tap_step);
     const int64_t pixels = rows * cols;
     table_at = window ? aligned((window_elements(rows, cols) + kLanes) * static_cast<int64_t>(sizeof(X))) : 0;
-    places_at = table_at + aligned(pixels * most_taps * 8);
+    if constexpr (kTiles) {
+      const int64_t blocks = (merged ? row_length(ceil_div(d[2].kernel, d[2].tap_step)) : pixel_length) / kRound;
+      limits = {inputs_bound(d[1], rows) + inputs_bound(d[2], cols), most_taps * blocks * P::kProducts,
+                rows * ceil_div(cols, kTilePixels), window ? 0 : kTilePixels * cg};
+      TileTable<P, S> measured;
+      places_at = table_at + measured.place(nullptr, limits);
+    } else {
+      places_at = table_at + aligned(pixels * most_taps * 8);
+    }
     sums_at = places_at + aligned(pixels * 8);
     const int64_t sums = many_phases ? most_outputs(d[1], rows) * most_outputs(d[2], cols) : kBlock;
     sum_panel = sums * panel_width * kLanes;
@@ -169,6 +202,12 @@ class Igemm {
   }
 
   // ---- packing weights ---------------------------------------------------------------------------------------------
+
+  // Rows of the packed weights; parts of 32 channels stand one after the other.
+  int64_t packed_rows() const { return kdim / kPair * kStored; }
+  static int64_t packed_row(int64_t row) {
+    return kStored == 1 ? row / kPair : row / kRound * (kRound / kPair) * kStored + row % kRound / kPair;
+  }
 
   // The row of a panel at which each tap starts; phase by phase, so that a phase's weights are consecutive.
   void tabulate_tap_rows() {
@@ -196,7 +235,7 @@ class Igemm {
           const int64_t fw = d[2].phase_of(rw), jw = rw / d[2].tap_step;
           const int64_t length = row_length(d[2].taps(fw).count);
           *row++ = before_d * d[1].kernel * rows_w + nd * (before_h * rows_w + nh * rows_before(fw)) +
-                   (jd * nh + jh) * length + jw * (merged || folded ? cg : round_up(cg, kPair));
+                   (jd * nh + jh) * length + jw * (merged || folded ? cg : round_up(cg, kRound));
         }
       }
     }
@@ -207,15 +246,20 @@ class Igemm {
     const int64_t k0 = vector * kLanes, panel = vector / panel_width;
     const int nk = static_cast<int>(least(kLanes, kg - k0));
     const int64_t pitch = panel_vectors(panel) * kLanes;
-    W* out = packed + (group * vectors + panel * panel_width) * kLanes * (kdim / kPair) + vector % panel_width * kLanes;
+    W* out = packed + (group * vectors + panel * panel_width) * kLanes * packed_rows() + vector % panel_width * kLanes;
     if constexpr (kPair == 1) {
       if (folded) pack_folded(k0, nk, out, pitch);
       else pack_rows(group, k0, nk, out, pitch);
     } else {
       std::memset(static_cast<void*>(staging), 0, static_cast<size_t>(kdim) * kLanes * sizeof(Acc));
       pack_rows(group, k0, nk, staging, kLanes);
-      for (int64_t row = 0; row < kdim; row += kPair)
-        P::pack_pair(out + row / kPair * pitch, load(staging + row * kLanes), load(staging + (row + 1) * kLanes));
+      [[maybe_unused]] bool special = false;
+      for (int64_t row = 0; row < kdim; row += kPair) {
+        const Vec<Acc> even = load(staging + row * kLanes), odd = load(staging + (row + 1) * kLanes);
+        if constexpr (kTiles) special |= P::pack_pair(out + packed_row(row) * pitch, 16 * pitch, even, odd);
+        else P::pack_pair(out + packed_row(row) * pitch, even, odd);
+      }
+      if constexpr (kStored > 1) special_weights[group * vectors + vector] = special;
     }
     const Vec<Acc> b =
         p.bias == nullptr ? Vec<Acc>(Acc(0)) : load_n(static_cast<const S*>(p.bias) + group * kg + k0, nk);
@@ -402,7 +446,10 @@ class Igemm {
     c.last_panel = panels * (part + 1) / kparts;
     c.columns = least(c.cells[2] * d[2].out_step, d[2].out - c.cell[2] * d[2].out_step);
     for (int i = 0; i < 3; ++i) c.inputs[i] = inputs_of(d[i], c.cell[i], c.cells[i]);
-    if (!window) {
+    if constexpr (kTiles) {
+      for (int i = 0; i < 3; ++i) c.table.flat.inputs[i] = c.inputs[i];
+      if (window && !merged) flat.fill(c.table.flat, input(c, 0, 0, 0), c.cell, c.cells, {});
+    } else if (!window) {
       c.pitch[2] = p.c;
       c.pitch[1] = p.in[2] * p.c;
       c.pitch[0] = p.in[1] * c.pitch[1];
@@ -418,11 +465,17 @@ class Igemm {
       int64_t rows_before = 0;
       for (int64_t fw = 0; fw < d[2].phases; ++fw) {
         const Taps tw = d[2].taps(fw);
-        if (merged && merged_phase != fw) fill_merged(c, tw), merged_phase = fw;
+        if (merged && merged_phase != fw) {
+          if constexpr (kTiles) flat.fill(c.table.flat, input(c, 0, 0, 0), c.cell, c.cells, tw);
+          else fill_merged(c, tw);
+          merged_phase = fw;
+        }
         int64_t taps_before = 0;
         for (int64_t fh = 0; fh < d[1].phases; ++fh) {
           const Taps th = d[1].taps(fh);
-          run_phase(c, od, fh, fw, td, th, tw, row + td.count * (taps_before * rows_w + th.count * rows_before));
+          const int64_t first_row = row + td.count * (taps_before * rows_w + th.count * rows_before);
+          if constexpr (kTiles) run_tile_phase(c, od, fh, fw, td, th, tw, first_row);
+          else run_phase(c, od, fh, fw, td, th, tw, first_row);
           taps_before += th.count;
         }
         rows_before += row_length(tw.count);
@@ -444,7 +497,7 @@ class Igemm {
     s.row_pitch = pixels;
     s.taps = taps;
     s.steps = (merged ? row_length(tw.count) : round_up(cg, kPair)) / kPair;
-    s.segment = segment_of(s.taps * s.steps);
+    s.segment = P::kRounds ? s.taps * s.steps + 1 : segment_of(s.taps * s.steps);
     s.group_in = static_cast<int>(cg);
     s.group_out = static_cast<int>(p.k / p.groups);
     s.channel = window ? 0 : c.group * cg;
@@ -464,8 +517,11 @@ class Igemm {
       s.weights = packed + (c.group * vectors + v0) * kLanes * (kdim / kPair) + row / kPair * nv * kLanes;
       s.bias = bias + (c.group * vectors + v0) * kLanes;
       if (folded) s.channel = v0 * kLanes / s.group_out * cg;
+      s.rounded = nullptr;
       if (direct(panel)) {
-        s.out = static_cast<Acc*>(p.y) + first_output(c, od) * p.k + c.group * kg + v0 * kLanes;
+        const int64_t first = first_output(c, od) * p.k + c.group * kg + v0 * kLanes;
+        if constexpr (P::kRounds) s.rounded = static_cast<X*>(p.y) + first;
+        else s.out = static_cast<Acc*>(p.y) + first;
         s.out_pitch = p.k;
         multiply(s, pixels, nv);
       } else if (many_phases) {
@@ -485,6 +541,88 @@ class Igemm {
       }
     }
   }
+  // The same on matrix tiles.
+  void run_tile_phase(Chunk& c, int64_t od, int64_t fh, int64_t fw, const Taps& td, const Taps& th, const Taps& tw,
+                      int64_t row) {
+    const int64_t nh = d[1].outputs(fh, c.cell[1], c.cells[1]), nw = d[2].outputs(fw, c.cell[2], c.cells[2]);
+    if (nh * nw == 0) return;
+    TileTable<P, S>& table = c.table;
+    TileStrip s;
+    s.steps = tabulate_steps(c, td, th, tw);
+    s.pixel_steps = table.pixel_steps;
+    s.weight_steps = table.weight_steps;
+    if (window) {
+      table.cut(c.window, flat.pixel(), nh, nw, false, 0);
+    } else if constexpr (std::is_same_v<S, X>) {
+      table.flat.columns = p.in[2];
+      table.cut(input(c, od, c.cell[1], c.cell[2]), p.c, nh, nw, true, cg);
+    }
+    int64_t tabulated_pitch = -1;
+    for (int64_t panel = c.first_panel; panel < c.last_panel; ++panel) {
+      const int64_t v0 = panel * panel_width;
+      const int nv = panel_vectors(panel);
+      s.weights = packed + ((c.group * vectors + v0) * packed_rows() + packed_row(row) * nv) * kLanes;
+      s.bias = bias + (c.group * vectors + v0) * kLanes;
+      s.tiles = table.tiles;
+      s.first_place = 0;
+      if (!direct(panel) && !many_phases) {
+        s.out = c.sums;
+        s.out_pitch = nv * kLanes;
+        for (int64_t t = 0; t < table.count; t += kBlock / kTilePixels) {
+          const int64_t end = least(table.count, t + kBlock / kTilePixels), first = table.before[t];
+          s.tiles = table.tiles + t;
+          s.places = table.outputs + t * kTilePixels;
+          s.first_place = first;
+          P::run(s, end - t, nv);
+          finish_run(c, panel, c.sums, first_output(c, od) + first, table.before[end] - first);
+        }
+        continue;
+      }
+      const int64_t pitch = direct(panel) ? d[2].out : c.columns;
+      if (pitch != tabulated_pitch) table.tabulate_places(nw, d[1].out_step * pitch, d[2].out_step, fh * pitch + fw);
+      tabulated_pitch = pitch;
+      s.places = table.places;
+      s.out = sums_of(c, panel);
+      s.out_pitch = nv * kLanes;
+      if (direct(panel)) {
+        s.out = static_cast<Acc*>(p.y) + first_output(c, od) * p.k + c.group * kg + v0 * kLanes;
+        s.out_pitch = p.k;
+      }
+      P::run(s, table.count, nv);
+    }
+  }
+
+  // Where the products of a phase find their pixels and weights, 32 channels at a time; returns their number. The
+  // products of smaller parts all come first: while sums are small they round little.
+  int64_t tabulate_steps(Chunk& c, const Taps& td, const Taps& th, const Taps& tw) {
+    TileTable<P, S>& table = c.table;
+    const int64_t width_taps = merged ? least(1, tw.count) : tw.count,
+                  length = merged ? row_length(tw.count) : pixel_length;
+    int64_t n = 0;
+    for (int i = 0; i < P::kProducts; ++i) {
+      const auto parts = P::product(i);
+      const int64_t x_part = window ? P::stored(parts.x, parts.w, table.flat.special) * flat.length : 0;
+      const int64_t w_part = P::stored(parts.w, parts.x, any_special_weight) * (kRound / kPair);
+      int64_t row = 0;
+      for (int64_t jd = 0; jd < td.count; ++jd) {
+        const int64_t id = c.cell[0] * d[0].in_step + td.offset + jd * td.offset_step;
+        if (id < 0 || id >= d[0].in) {  // which taps are left out depends on the output's depth alone
+          row += th.count * row_length(tw.count);
+          continue;
+        }
+        for (int64_t jh = 0; jh < th.count; ++jh)
+          for (int64_t jw = 0; jw < width_taps; ++jw) {
+            const int64_t at = (window ? flat.offset(table.flat, id, th, jh, tw, jw) : 0) + x_part;
+            for (int64_t k = 0; k < length; k += kRound, row += kRound) {
+              table.pixel_steps[n] = (at + k) * static_cast<int64_t>(sizeof(X));
+              table.weight_steps[n++] = packed_row(row) + w_part;
+            }
+          }
+      }
+    }
+    return n;
+  }
+
   static constexpr int64_t kBlock = 96;  // pixels; a multiple of the rows of every tile and of every vector's width
 
   void multiply(const Strip<P>& s, int64_t pixels, int nv) const {
@@ -586,12 +724,16 @@ class Igemm {
   bool many_phases;         // in a plane: sums of all panels wait until all phases are done
   int64_t rows, cols;       // cells of a chunk
   int64_t row_chunks, col_chunks, kparts, items;
-  size_t bias_at, zeros_at, tap_rows_at, shared_bytes, table_at, places_at, sums_at, slot_bytes, slots;
+  std::conditional_t<kTiles, FlatWindow<P, S>, int> flat;
+  TileLimits limits;
+  bool any_special_weight;
+  size_t bias_at, zeros_at, tap_rows_at, special_at, shared_bytes, table_at, places_at, sums_at, slot_bytes, slots;
   int64_t zero_length, sum_panel;
   W* packed;
   Acc* bias;
   X* zeros;
   int64_t* tap_rows;
+  char* special_weights;
 };
 
 }  // namespace fastcv::FASTCV_ISA

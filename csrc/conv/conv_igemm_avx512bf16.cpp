@@ -10,6 +10,9 @@ struct DotProduct {
   using W = uint32_t;  // two channels of one output channel
   using Acc = float;
   static constexpr int kPair = 2;
+  static constexpr int kStored = 1;
+  static constexpr bool kTiles = false, kRounds = true;
+  using Session = int;
   using Packed = __m512i;
   FASTCV_INLINE Packed load_weights(const W* w) { return _mm512_loadu_si512(w); }
   FASTCV_INLINE Packed spread(const X* x) {

@@ -2,7 +2,9 @@
 // channels, accumulated over taps and input channels without leaving the registers.
 //
 // A Product says what is multiplied: X, how a pixel's channels are stored; kPair, how many of them one step consumes;
-// W, a packed weight (kPair channels of one output channel); Acc, what sums are kept in.
+// W, a packed weight (kPair channels of one output channel); Acc, what sums are kept in; kStored, how many packed
+// weights stand for one; kTiles, whether matrix tiles (conv_amx.h) multiply, not the tile below; Session, what a thread
+// holds meanwhile; kRounds, whether sums are rounded to X in the end, by more than one long chain of them loses.
 #pragma once
 #include "conv/conv_plan.h"
 
@@ -22,6 +24,9 @@ struct PlainProduct {
   using W = T;
   using Acc = T;
   static constexpr int kPair = 1;
+  static constexpr int kStored = 1;
+  static constexpr bool kTiles = false, kRounds = false;
+  using Session = int;
   using Packed = Vec<T>;
   FASTCV_INLINE Packed load_weights(const W* w) { return load(w); }
   FASTCV_INLINE Packed spread(const X* x) {
@@ -49,6 +54,7 @@ struct Strip {
   const typename P::Acc* bias;       // [panel]
   const int64_t* places;             // [pixels]: where in out each pixel's sums go, in units of out_pitch
   typename P::Acc* out;
+  typename P::X* rounded;  // where the sums go instead, if not nullptr: only with kRounds
   int64_t out_pitch;
   // Small groups, many to a vector: channels in and out per group, else 0.
   int group_in, group_out;
@@ -72,6 +78,17 @@ template <class P, int MR, int NV>
       for (int v = 0; v < NV; ++v) sum[m][v] = Vec<Acc>(Acc(0));
   };
   const auto finish = [&] {
+    if constexpr (P::kRounds) {
+      if (s.rounded != nullptr) {
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) {
+          typename P::X* out = s.rounded + s.places[pixel + m] * s.out_pitch;
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) store(out + v * kWidth, load(s.bias + v * kWidth) + sum[m][v]);
+        }
+        return;
+      }
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const int64_t place = s.places[pixel + m];

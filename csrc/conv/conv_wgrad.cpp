@@ -3,6 +3,13 @@
 namespace fastcv {
 namespace {
 
+#if defined(__x86_64__)
+const char* why_not_bf16_dot(const ConvWgradParams& p) {
+  if (p.dtype != DType::bf16) return "needs bfloat16";
+  return p.in_channels == p.groups ? "one channel per group is no matrix product" : nullptr;
+}
+#endif
+
 #define FASTCV_ROWS(isa)                                                                                  \
   {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace, \
    &isa::conv_wgrad_depthwise},                                                                           \
@@ -12,6 +19,8 @@ namespace {
 
 constexpr Variant<ConvWgradParams> kRows[] = {
 #if defined(__x86_64__)
+    {"gemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_wgrad_bf16_workspace,
+     &avx512bf16::conv_wgrad_bf16},
     FASTCV_ROWS(avx512),
     FASTCV_ROWS(avx2),
 #endif

@@ -41,5 +41,9 @@ FASTCV_CONV_WGRAD(portable)
 FASTCV_CONV_WGRAD(avx2)
 FASTCV_CONV_WGRAD(avx512)
 #undef FASTCV_CONV_WGRAD
+namespace avx512bf16 {
+size_t conv_wgrad_bf16_workspace(const ConvWgradParams&, int);
+void conv_wgrad_bf16(const ConvWgradParams&, const Exec&);
+}  // namespace avx512bf16
 
 }  // namespace fastcv

@@ -29,7 +29,7 @@ Tensor conv_wgrad_cpu(const Tensor& input, const Tensor& grad_output, Ints kerne
   check_values("stride", stride, nd, 1);
   check_values("padding", padding, static_cast<int64_t>(padding.size()) == 2 * nd ? 2 * nd : nd, 0);
   check_values("dilation", dilation, nd, 1);
-  check(precision >= 0 && precision <= 2, "conv_wgrad: unknown precision ", precision);
+  check(precision >= 0 && precision <= 3, "conv_wgrad: unknown precision ", precision);
   ConvWgradParams p{};
   p.batch = input.size(0);
   p.in_channels = input.size(1);

@@ -4,9 +4,9 @@
 // Contract: x (rows, features), w (classes, features), bias (classes) or null, dense; target, class_weight,
 // ignore_index, smoothing, reduction, loss, grad_loss and bad as in cross_entropy.h (probabilities are (rows,
 // classes)). grad_x, grad_w, grad_b may be null; gradients are of the loss times grad_loss (null: 1; then reduction is
-// not none). dtypes f32 f64 bf16 f16: 16-bit tensors are widened and multiplied in float. A score is one sum over the
-// features in order; gradients of w and b sum the rows in order, chunk by chunk: nothing depends on the number of
-// threads.
+// not none). dtypes f32 f64 bf16 f16: 16-bit tensors are widened and multiplied in float. A score sums the features in
+// segments of a fixed length, the gradient of x the classes; gradients of w and b sum the rows so, chunk by chunk:
+// nothing depends on the number of threads.
 #pragma once
 #include "loss/cross_entropy.h"
 

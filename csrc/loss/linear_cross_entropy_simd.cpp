@@ -10,11 +10,12 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int64_t kDepth = 256;  // summed elements per panel: two vectors wide, it stays in the L1 or L2 cache
+constexpr int64_t kDepth = 128;            // summed elements per panel: two vectors wide, it stays in the L1 cache
 constexpr int64_t kChunkScores = 1 << 21;  // scores per chunk of rows: what is held instead of the whole matrix
 constexpr int kTall = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;  // rows of the register tile
 
-// c(i, j) = start + sum_k a[i * ai + k * ak] * panel[k * 2w + j] for `rows` x n; start: c itself, a bias row, or 0.
+// c(i, j) = start + sum_k a[i * ai + k * ak] * panel[k * 2w + j] for `rows` x n; start: c itself, a bias row, or 0. The
+// sum joins the start when it is complete: one chain over 20000 classes would lose four times as much as chains of 128.
 template <class T, int rows>
 void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t depth, T* c, int64_t ldc, int n,
                   bool accumulate, const T* bias) {
@@ -23,11 +24,7 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
   const int n0 = n < w ? n : w, n1 = n - n0;
   V sum[rows][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    const T* from = accumulate ? c + i * ldc : bias;
-    sum[i][0] = from ? load_up_to(from, n0) : V(T(0));
-    sum[i][1] = from && n1 > 0 ? load_up_to(from + w, n1) : V(T(0));
-  }
+  for (int i = 0; i < rows; ++i) sum[i][0] = sum[i][1] = V(T(0));
   for (int64_t k = 0; k < depth; ++k) {
     const V b0 = load(panel + k * 2 * w), b1 = load(panel + k * 2 * w + w);
 #pragma GCC unroll 16
@@ -39,8 +36,9 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    store_up_to(c + i * ldc, sum[i][0], n0);
-    if (n1 > 0) store_up_to(c + i * ldc + w, sum[i][1], n1);
+    const T* from = accumulate ? c + i * ldc : bias;
+    store_up_to(c + i * ldc, from ? load_up_to(from, n0) + sum[i][0] : sum[i][0], n0);
+    if (n1 > 0) store_up_to(c + i * ldc + w, from ? load_up_to(from + w, n1) + sum[i][1] : sum[i][1], n1);
   }
 }
 
@@ -77,7 +75,8 @@ struct Right {
   }
 };
 
-// C (m x n) = A B, or += A B, or A B + bias; sums over depth in order. Threads share out the panels of C's columns.
+// C (m x n) = A B, or += A B, or A B + bias; sums over kDepth in order, and these sums in order. Threads share out the
+// panels of C's columns.
 template <class S>
 void multiply(const Exec& exec, char* panels, const acc_t<S>* a, int64_t ai, int64_t ak, const Right<S>& b, int64_t m,
               int64_t n, int64_t depth, acc_t<S>* c, bool accumulate, const acc_t<S>* bias) {
@@ -96,6 +95,8 @@ void multiply(const Exec& exec, char* panels, const acc_t<S>* a, int64_t ai, int
         int64_t i = 0;
         for (; i + kTall <= m; i += kTall)
           micro_kernel<T, kTall>(a + i * ai + k0 * ak, ai, ak, panel, deep, c + i * n + j0, n, columns, add, start);
+        for (; i + 4 <= m; i += 4)
+          micro_kernel<T, 4>(a + i * ai + k0 * ak, ai, ak, panel, deep, c + i * n + j0, n, columns, add, start);
         for (; i < m; ++i)
           micro_kernel<T, 1>(a + i * ai + k0 * ak, ai, ak, panel, deep, c + i * n + j0, n, columns, add, start);
       }
@@ -118,6 +119,24 @@ void narrow(const acc_t<S>* from, int64_t n, S* to) {
     const int lanes = static_cast<int>(n - i < w ? n - i : w);
     store_up_to(to + i, load_up_to(from + i, lanes), lanes);
   }
+}
+
+// to[c] += the sum of column c, in segments of rows.
+template <class T>
+void add_columns(const Exec& exec, const T* scores, int64_t rows, int64_t classes, T* to) {
+  constexpr int64_t kSegment = 32, kColumns = 256;
+  parallel_for(exec, (classes + kColumns - 1) / kColumns, 4, [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * kColumns, n = classes - begin < kColumns ? classes - begin : kColumns;
+      for (int64_t i = 0; i < rows; i += kSegment) {
+        const int64_t end = rows - i < kSegment ? rows : i + kSegment;
+        alignas(64) T sum[kColumns] = {};
+        for (int64_t r = i; r < end; ++r)
+          for (int64_t c = 0; c < n; ++c) sum[c] += scores[r * classes + begin + c];
+        for (int64_t c = 0; c < n; ++c) to[begin + c] += sum[c];
+      }
+    }
+  });
 }
 
 bool wants_grad(const LinearCrossEntropyParams& p) { return p.grad_x || p.grad_w || p.grad_b; }
@@ -239,11 +258,7 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
     if (grad_w)
       multiply<T>(exec, base + a.panels, scores, 1, p.classes, {left, p.features, false}, p.classes, p.features, m,
                   grad_w, r0 > 0, nullptr);
-    if (grad_b)
-      parallel_for(exec, p.classes, 1 << 10, [&](int64_t begin, int64_t end) {
-        for (int64_t i = 0; i < m; ++i)
-          for (int64_t c = begin; c < end; ++c) grad_b[c] += scores[i * p.classes + c];
-      });
+    if (grad_b) add_columns(exec, scores, m, p.classes, grad_b);
   }
 
   if (grad_b) narrow(grad_b, p.classes, static_cast<S*>(p.grad_b));

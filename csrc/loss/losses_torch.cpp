@@ -1,4 +1,4 @@
-// The doors of multi_margin_loss, kl_div, soft_iou_loss and of scale_gradient, which finishes a fused gradient.
+// The doors of multi_margin_loss, kl_div, soft_iou_loss and of scale_gradient_, which finishes a fused gradient.
 #include "loss/kl_div.h"
 
 #include "common/door.h"
@@ -188,20 +188,16 @@ std::tuple<Tensor, Tensor> soft_iou_loss_backward_cpu(const Tensor& grad, const 
   return {grad_x, grad_target};
 }
 
-// ---- scale_gradient -----------------------------------------------------------------------------------------------
+// ---- scale_gradient_ ----------------------------------------------------------------------------------------------
 
-// The result has x's strides: x is dense in some order of its dimensions, or is made row-major.
-Tensor scale_gradient_cpu(const Tensor& x, const Tensor& factor) {
-  const char* op = "scale_gradient";
+void scale_gradient_cpu(Tensor x, const Tensor& factor) {
+  const char* op = "scale_gradient_";
   check_same(op, "factor", factor, {}, x);
-  const bool transposed = x.dim() == 2 && x.stride(0) == 1 && x.stride(1) == x.size(0) && x.numel() > 0;
-  const bool channels_last = !transposed && !is_dense(x, false) && is_dense(x, true);
-  const Tensor dense = transposed ? x : as_dense(x, channels_last);
-  Tensor result =
-      empty_strided(sizes(x), transposed ? strides(x) : dense_strides(sizes(x), channels_last), x.scalar_type(), x);
-  const ScaleParams p{dense.data_ptr(), factor.data_ptr(), result.data_ptr(), x.numel(), float_dtype(x, op)};
+  const bool transposed = x.dim() == 2 && x.stride(0) == 1 && x.stride(1) == x.size(0);
+  check(x.numel() == 0 || transposed || is_dense(x, false) || is_dense(x, true), op,
+        ": expected a tensor without gaps or overlaps, got sizes ", show(sizes(x)), " and strides ", show(strides(x)));
+  const ScaleParams p{x.data_ptr(), factor.data_ptr(), x.data_ptr(), x.numel(), float_dtype(x, op)};
   run_variant(scale_gradient_table, p, x);
-  return result;
 }
 
 }  // namespace
@@ -219,7 +215,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "soft_iou_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor sums, float eps, bool need_input, bool "
       "need_target) -> (Tensor, Tensor)");
-  m.def("scale_gradient(Tensor x, Tensor factor) -> Tensor");
+  m.def("scale_gradient_(Tensor(a!) x, Tensor factor) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
   m.impl("multi_margin_loss", TORCH_BOX(&multi_margin_loss_cpu));
@@ -228,7 +224,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
   m.impl("kl_div_backward", TORCH_BOX(&kl_div_backward_cpu));
   m.impl("soft_iou_loss", TORCH_BOX(&soft_iou_loss_cpu));
   m.impl("soft_iou_loss_backward", TORCH_BOX(&soft_iou_loss_backward_cpu));
-  m.impl("scale_gradient", TORCH_BOX(&scale_gradient_cpu));
+  m.impl("scale_gradient_", TORCH_BOX(&scale_gradient_cpu));
 }
 
 }  // namespace fastcv

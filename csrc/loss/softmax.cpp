@@ -21,11 +21,22 @@ constexpr Variant<SoftmaxParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &softmax_backward_ref},
 };
 
+const char* rows_only(const SoftmaxParams& p) { return p.inner != 1 ? "needs the classes innermost" : nullptr; }
+
+constexpr GpuVariant<SoftmaxParams> kForwardGpu[] = {
+    {"block_sm80", "sm80", &rows_only, nullptr, FASTCV_LAUNCHERS(softmax)},
+    {"column_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(softmax_column)},
+};
+constexpr GpuVariant<SoftmaxParams> kBackwardGpu[] = {
+    {"block_sm80", "sm80", &rows_only, nullptr, FASTCV_LAUNCHERS(softmax_backward)},
+    {"column_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(softmax_column_backward)},
+};
+
 }  // namespace
 
-const VariantTable<SoftmaxParams> softmax_table("softmax", kForward);
-const VariantTable<SoftmaxParams> log_softmax_table("log_softmax", kForward);
-const VariantTable<SoftmaxParams> softmax_backward_table("softmax_backward", kBackward);
-const VariantTable<SoftmaxParams> log_softmax_backward_table("log_softmax_backward", kBackward);
+const VariantTable<SoftmaxParams> softmax_table("softmax", kForward, kForwardGpu);
+const VariantTable<SoftmaxParams> log_softmax_table("log_softmax", kForward, kForwardGpu);
+const VariantTable<SoftmaxParams> softmax_backward_table("softmax_backward", kBackward, kBackwardGpu);
+const VariantTable<SoftmaxParams> log_softmax_backward_table("log_softmax_backward", kBackward, kBackwardGpu);
 
 }  // namespace fastcv

@@ -1,54 +1,22 @@
-// softmax and log_softmax over a contiguous last dimension, forward and backward: one block per row, arithmetic in
-// float (double for double), every row read two or three times (the repeats come from the L2 cache), no shared memory
-// beyond one word per warp. Sums run in an order that depends on the row length only.
+// softmax and log_softmax, forward and backward, arithmetic in float (double for double); every slice is read two or
+// three times, and the repeats come from the L2 cache. Two kernels each: a block per row where the classes are
+// innermost, and a thread per slice where they are not (neighbouring threads then read neighbouring addresses). Sums
+// run in an order that depends on the number of classes only.
 #include "loss/softmax.h"
 
-#include "common/launch.cuh"
+#include "common/numbers.cuh"
+#include "common/reduce.cuh"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-namespace fastcv {
+namespace fastcv::FASTCV_GPU {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-template <class S>
-struct Arithmetic {
-  using type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using type = double;
-};
-
-__device__ inline float widen(float x) { return x; }
-__device__ inline double widen(double x) { return x; }
-__device__ inline float widen(bf16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
-__device__ inline float widen(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
-__device__ inline void narrow(float x, float* y) { *y = x; }
-__device__ inline void narrow(double x, double* y) { *y = x; }
-__device__ inline void narrow(float x, bf16* y) { y->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
-__device__ inline void narrow(float x, f16* y) { y->bits = __half_as_ushort(__float2half_rn(x)); }
-
-// The combination of every thread's value, in every thread. `scratch`: one T per warp.
-template <class T, class Combine>
-__device__ T reduce_block(T value, T* scratch, Combine combine) {
-  for (int step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
-  __syncthreads();  // scratch may still be read from the previous reduction
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = scratch[0];
-  for (int i = 1; i < kThreads / 32; ++i) value = combine(value, scratch[i]);
-  return value;
-}
 
 template <class S, bool log_>
 __global__ void __launch_bounds__(kThreads)
     softmax_kernel(const S* __restrict__ x, S* __restrict__ y, int64_t rows, int64_t classes) {
-  using T = typename Arithmetic<S>::type;
-  __shared__ T scratch[kThreads / 32];
+  using T = acc_t<S>;
+  FASTCV_SHARED(T, scratch, kThreads / kWarp);
   for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
     const S* in = x + r * classes;
     S* out = y + r * classes;
@@ -57,13 +25,13 @@ __global__ void __launch_bounds__(kThreads)
       const T v = widen(in[c]);
       top = v > top ? v : top;  // a NaN hides here, and shows in the sum
     }
-    top = reduce_block(top, scratch, [](T a, T b) { return a > b ? a : b; });
+    top = reduce_block(top, scratch, Max());
     for (int64_t c = threadIdx.x; c < classes; c += kThreads) sum += exp(widen(in[c]) - top);
-    sum = reduce_block(sum, scratch, [](T a, T b) { return a + b; });
+    sum = reduce_block(sum, scratch, Sum());
     const T last = log_ ? log(sum) : 1 / sum;
     for (int64_t c = threadIdx.x; c < classes; c += kThreads) {
       const T z = widen(in[c]) - top;
-      narrow(log_ ? z - last : exp(z) * last, out + c);
+      out[c] = narrow<S>(log_ ? z - last : exp(z) * last);
     }
   }
 }
@@ -71,60 +39,109 @@ __global__ void __launch_bounds__(kThreads)
 template <class S, bool log_>
 __global__ void __launch_bounds__(kThreads) softmax_backward_kernel(const S* __restrict__ y, const S* __restrict__ dy,
                                                                     S* __restrict__ dx, int64_t rows, int64_t classes) {
-  using T = typename Arithmetic<S>::type;
-  __shared__ T scratch[kThreads / 32];
+  using T = acc_t<S>;
+  FASTCV_SHARED(T, scratch, kThreads / kWarp);
   for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
     const int64_t at = r * classes;
     T sum = 0;
     for (int64_t c = threadIdx.x; c < classes; c += kThreads)
       sum += log_ ? widen(dy[at + c]) : widen(dy[at + c]) * widen(y[at + c]);
-    sum = reduce_block(sum, scratch, [](T a, T b) { return a + b; });
+    sum = reduce_block(sum, scratch, Sum());
     for (int64_t c = threadIdx.x; c < classes; c += kThreads) {
       const T g = widen(dy[at + c]), v = widen(y[at + c]);
-      narrow(log_ ? g - exp(v) * sum : v * (g - sum), dx + at + c);
+      dx[at + c] = narrow<S>(log_ ? g - exp(v) * sum : v * (g - sum));
+    }
+  }
+}
+
+// Element c of slice (o, i): forward inputs may have their classes innermost although the output has not.
+template <class S, bool log_>
+__global__ void __launch_bounds__(kThreads)
+    softmax_column_kernel(const S* __restrict__ x, S* __restrict__ y, int64_t slices, int64_t classes, int64_t inner,
+                          bool input_rows) {
+  using T = acc_t<S>;
+  for (int64_t s = global_thread(); s < slices; s += global_threads()) {
+    const int64_t at = s / inner * classes * inner + s % inner;
+    const S* in = x + (input_rows ? s * classes : at);
+    const int64_t step = input_rows ? 1 : inner;
+    T top = -INFINITY, sum = 0;
+    for (int64_t c = 0; c < classes; ++c) top = Max()(static_cast<T>(widen(in[c * step])), top);
+    for (int64_t c = 0; c < classes; ++c) sum += exp(widen(in[c * step]) - top);
+    const T last = log_ ? log(sum) : 1 / sum;
+    for (int64_t c = 0; c < classes; ++c) {
+      const T z = widen(in[c * step]) - top;
+      y[at + c * inner] = narrow<S>(log_ ? z - last : exp(z) * last);
     }
   }
 }
 
 template <class S, bool log_>
-int launch(const SoftmaxParams& p, bool backward, cudaStream_t stream) {
-  if (p.outer == 0 || p.classes == 0) return cudaSuccess;
-  const unsigned blocks = grid_for(p.outer, 1);
-  const S* x = static_cast<const S*>(p.x);
-  S* y = static_cast<S*>(p.y);
-  if (backward) {
-    softmax_backward_kernel<S, log_>
-        <<<blocks, kThreads, 0, stream>>>(x, static_cast<const S*>(p.dy), y, p.outer, p.classes);
-  } else {
-    softmax_kernel<S, log_><<<blocks, kThreads, 0, stream>>>(x, y, p.outer, p.classes);
+__global__ void __launch_bounds__(kThreads)
+    softmax_column_backward_kernel(const S* __restrict__ y, const S* __restrict__ dy, S* __restrict__ dx,
+                                   int64_t slices, int64_t classes, int64_t inner) {
+  using T = acc_t<S>;
+  for (int64_t s = global_thread(); s < slices; s += global_threads()) {
+    const int64_t first = s / inner * classes * inner + s % inner;
+    T sum = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t at = first + c * inner;
+      sum += log_ ? widen(dy[at]) : widen(dy[at]) * widen(y[at]);
+    }
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t at = first + c * inner;
+      const T g = widen(dy[at]), v = widen(y[at]);
+      dx[at] = narrow<S>(log_ ? g - exp(v) * sum : v * (g - sum));
+    }
   }
-  return cudaGetLastError();
+}
+
+// f<S, log>() for the params' dtype and function; nothing to do without elements.
+template <class F>
+int by_kind(const SoftmaxParams& p, F&& f) {
+  if (p.outer == 0 || p.classes == 0 || p.inner == 0) return cudaSuccess;
+  return by_dtype(
+      p.dtype, [&]<class S>() { return p.log ? f.template operator()<S, true>() : f.template operator()<S, false>(); });
 }
 
 template <class S>
-int launch(const SoftmaxParams& p, bool backward, cudaStream_t stream) {
-  return p.log ? launch<S, true>(p, backward, stream) : launch<S, false>(p, backward, stream);
+const S* in(const void* p) {
+  return static_cast<const S*>(p);
 }
-
-int launch(const SoftmaxParams& p, bool backward, cudaStream_t stream) {
-  if (p.inner != 1) return cudaErrorInvalidValue;
-  switch (p.dtype) {
-    case DType::f32:
-      return launch<float>(p, backward, stream);
-    case DType::f64:
-      return launch<double>(p, backward, stream);
-    case DType::bf16:
-      return launch<bf16>(p, backward, stream);
-    case DType::f16:
-      return launch<f16>(p, backward, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+template <class S>
+S* out(void* p) {
+  return static_cast<S*>(p);
 }
 
 }  // namespace
 
-int softmax_cuda(const SoftmaxParams& p, CUstream_st* stream) { return launch(p, false, stream); }
-int softmax_backward_cuda(const SoftmaxParams& p, CUstream_st* stream) { return launch(p, true, stream); }
+int softmax(const SoftmaxParams& p, void*, CUstream_st* stream) {
+  return by_kind(p, [&]<class S, bool log_>() {
+    return launch(softmax_kernel<S, log_>, grid_for(p.outer, 1), kThreads, 0, stream, in<S>(p.x), out<S>(p.y), p.outer,
+                  p.classes);
+  });
+}
 
-}  // namespace fastcv
+int softmax_backward(const SoftmaxParams& p, void*, CUstream_st* stream) {
+  return by_kind(p, [&]<class S, bool log_>() {
+    return launch(softmax_backward_kernel<S, log_>, grid_for(p.outer, 1), kThreads, 0, stream, in<S>(p.x), in<S>(p.dy),
+                  out<S>(p.y), p.outer, p.classes);
+  });
+}
+
+int softmax_column(const SoftmaxParams& p, void*, CUstream_st* stream) {
+  const int64_t slices = p.outer * p.inner;
+  return by_kind(p, [&]<class S, bool log_>() {
+    return launch(softmax_column_kernel<S, log_>, grid_for(slices, kThreads), kThreads, 0, stream, in<S>(p.x),
+                  out<S>(p.y), slices, p.classes, p.inner, p.input_rows);
+  });
+}
+
+int softmax_column_backward(const SoftmaxParams& p, void*, CUstream_st* stream) {
+  const int64_t slices = p.outer * p.inner;
+  return by_kind(p, [&]<class S, bool log_>() {
+    return launch(softmax_column_backward_kernel<S, log_>, grid_for(slices, kThreads), kThreads, 0, stream, in<S>(p.x),
+                  in<S>(p.dy), out<S>(p.y), slices, p.classes, p.inner);
+  });
+}
+
+}  // namespace fastcv::FASTCV_GPU

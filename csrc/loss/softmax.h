@@ -12,8 +12,6 @@
 #include "common/types.h"
 #include "common/variant.h"
 
-struct CUstream_st;
-
 namespace fastcv {
 
 struct SoftmaxParams {
@@ -43,8 +41,16 @@ FASTCV_DECLARE(avx2)
 FASTCV_DECLARE(avx512)
 #undef FASTCV_DECLARE
 
-// Contiguous last dimension only (inner == 1, row-major). They return a cudaError_t.
-int softmax_cuda(const SoftmaxParams&, CUstream_st* stream);
-int softmax_backward_cuda(const SoftmaxParams&, CUstream_st* stream);
+// On a GPU, and the same source on the emulator. The first two need the classes innermost (inner == 1).
+#define FASTCV_DECLARE(gpu)                                                                                 \
+  namespace gpu {                                                                                           \
+  FASTCV_IF_LINKED int softmax(const SoftmaxParams&, void* workspace, CUstream_st* stream);                 \
+  FASTCV_IF_LINKED int softmax_backward(const SoftmaxParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int softmax_column(const SoftmaxParams&, void* workspace, CUstream_st* stream);          \
+  FASTCV_IF_LINKED int softmax_column_backward(const SoftmaxParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
 
 }  // namespace fastcv

@@ -57,8 +57,7 @@ Tensor prepare_backward(const char* op, const Tensor& grad, const Tensor& output
   return dx;
 }
 
-Tensor forward_cpu(const VariantTable<SoftmaxParams>& table, const char* op, const Tensor& input, int64_t dim,
-                   bool log) {
+Tensor forward(const VariantTable<SoftmaxParams>& table, const char* op, const Tensor& input, int64_t dim, bool log) {
   SoftmaxParams p;
   Tensor dense;
   Tensor output = prepare(op, input, dim, log, true, p, dense);
@@ -66,8 +65,8 @@ Tensor forward_cpu(const VariantTable<SoftmaxParams>& table, const char* op, con
   return output;
 }
 
-Tensor backward_cpu(const VariantTable<SoftmaxParams>& table, const char* op, const Tensor& grad, const Tensor& output,
-                    int64_t dim, bool log) {
+Tensor backward(const VariantTable<SoftmaxParams>& table, const char* op, const Tensor& grad, const Tensor& output,
+                int64_t dim, bool log) {
   SoftmaxParams p;
   Tensor y, dy;
   Tensor dx = prepare_backward(op, grad, output, dim, log, p, y, dy);
@@ -75,59 +74,16 @@ Tensor backward_cpu(const VariantTable<SoftmaxParams>& table, const char* op, co
   return dx;
 }
 
-Tensor softmax_cpu(const Tensor& input, int64_t dim) {
-  return forward_cpu(softmax_table, "softmax", input, dim, false);
+Tensor softmax(const Tensor& input, int64_t dim) { return forward(softmax_table, "softmax", input, dim, false); }
+Tensor log_softmax(const Tensor& input, int64_t dim) {
+  return forward(log_softmax_table, "log_softmax", input, dim, true);
 }
-Tensor log_softmax_cpu(const Tensor& input, int64_t dim) {
-  return forward_cpu(log_softmax_table, "log_softmax", input, dim, true);
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim) {
+  return backward(softmax_backward_table, "softmax_backward", grad, output, dim, false);
 }
-Tensor softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim) {
-  return backward_cpu(softmax_backward_table, "softmax_backward", grad, output, dim, false);
+Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim) {
+  return backward(log_softmax_backward_table, "log_softmax_backward", grad, output, dim, true);
 }
-Tensor log_softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim) {
-  return backward_cpu(log_softmax_backward_table, "log_softmax_backward", grad, output, dim, true);
-}
-
-#if FASTCV_WITH_CUDA
-CUstream_st* stream_of(const Tensor& t) { return static_cast<CUstream_st*>(current_stream(t)); }
-
-// The kernels want the classes last; other dims are brought there, which costs a copy each way.
-Tensor swapped(const Tensor& t, int64_t dim) { return torch::stable::transpose(t, dim, -1); }
-
-Tensor forward_on_cuda(const char* op, const Tensor& input, int64_t dim, bool log) {
-  torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  SoftmaxParams p;
-  Tensor dense;
-  split(op, input, dim, p);
-  if (p.inner != 1) return as_dense(swapped(forward_on_cuda(op, swapped(input, dim), -1, log), dim));
-  Tensor output = prepare(op, input, dim, log, false, p, dense);
-  check_launch(fastcv::softmax_cuda(p, stream_of(input)), op, "block_cuda");
-  return output;
-}
-
-Tensor backward_on_cuda(const char* op, const Tensor& grad, const Tensor& output, int64_t dim, bool log) {
-  torch::stable::accelerator::DeviceGuard guard(output.get_device_index());
-  SoftmaxParams p;
-  Tensor y, dy;
-  split(op, output, dim, p);
-  if (p.inner != 1 && sizes(grad) == sizes(output))
-    return as_dense(swapped(backward_on_cuda(op, swapped(grad, dim), swapped(output, dim), -1, log), dim));
-  Tensor dx = prepare_backward(op, grad, output, dim, log, p, y, dy);
-  check_launch(fastcv::softmax_backward_cuda(p, stream_of(output)), op, "block_cuda");
-  return dx;
-}
-
-Tensor softmax_on_cuda(const Tensor& input, int64_t dim) { return forward_on_cuda("softmax", input, dim, false); }
-Tensor log_softmax_on_cuda(const Tensor& input, int64_t dim) {
-  return forward_on_cuda("log_softmax", input, dim, true);
-}
-Tensor softmax_backward_on_cuda(const Tensor& grad, const Tensor& output, int64_t dim) {
-  return backward_on_cuda("softmax_backward", grad, output, dim, false);
-}
-Tensor log_softmax_backward_on_cuda(const Tensor& grad, const Tensor& output, int64_t dim) {
-  return backward_on_cuda("log_softmax_backward", grad, output, dim, true);
-}
-#endif
 
 }  // namespace
 
@@ -137,19 +93,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def("softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor");
   m.def("log_softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("softmax", TORCH_BOX(&softmax_cpu));
-  m.impl("log_softmax", TORCH_BOX(&log_softmax_cpu));
-  m.impl("softmax_backward", TORCH_BOX(&softmax_backward_cpu));
-  m.impl("log_softmax_backward", TORCH_BOX(&log_softmax_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("softmax", TORCH_BOX(&softmax));
+  m.impl("log_softmax", TORCH_BOX(&log_softmax));
+  m.impl("softmax_backward", TORCH_BOX(&softmax_backward));
+  m.impl("log_softmax_backward", TORCH_BOX(&log_softmax_backward));
 }
-#if FASTCV_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CUDA, m) {
-  m.impl("softmax", TORCH_BOX(&softmax_on_cuda));
-  m.impl("log_softmax", TORCH_BOX(&log_softmax_on_cuda));
-  m.impl("softmax_backward", TORCH_BOX(&softmax_backward_on_cuda));
-  m.impl("log_softmax_backward", TORCH_BOX(&log_softmax_backward_on_cuda));
-}
-#endif
 
 }  // namespace fastcv

@@ -1,9 +1,10 @@
 // knn_backward: gradients of knn's distances. With d = distance of x[b][m] and y[b][index[b][m][j]]:
-//   grad_x[b][m] = sum over j of grad[b][m][j] * (d d / d x),   grad_y[b][n] = sum over (m, j) that chose n of the
-//   rest.
+//   grad_x[b][m] = sum over j of grad[b][m][j] * (d d / d x),
+//   grad_y[b][n] = sum over the (m, j) that chose n of grad[b][m][j] * (d d / d y).
 //
 // Contract: all row-major, f32 or f64; an index of -1 (padding) contributes nothing; either output may be null.
-// grad_x sums over j in order, grad_y over (m, j) in order: the same bits for any thread count and batch.
+// grad_x sums over j, grad_y over (m, j), 32 at a time in order and these sums in order: the same bits for any thread
+// count and batch.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -31,12 +32,15 @@ extern const VariantTable<KnnBackwardParams> knn_backward_table;
 void knn_backward_ref(const KnnBackwardParams&, const Exec&);
 namespace portable {
 void knn_backward(const KnnBackwardParams&, const Exec&);
-}
+size_t knn_backward_workspace(const KnnBackwardParams&, int threads);
+}  // namespace portable
 namespace avx2 {
 void knn_backward(const KnnBackwardParams&, const Exec&);
-}
+size_t knn_backward_workspace(const KnnBackwardParams&, int threads);
+}  // namespace avx2
 namespace avx512 {
 void knn_backward(const KnnBackwardParams&, const Exec&);
-}
+size_t knn_backward_workspace(const KnnBackwardParams&, int threads);
+}  // namespace avx512
 
 }  // namespace fastcv

@@ -1,5 +1,5 @@
-// Gradients of knn: vectors lie along the coordinates. grad_x gathers, one query after another; grad_y scatters, each
-// thread owning a band of coordinates of a batch item and adding to it in the order of the queries.
+// Gradients of knn: both gather. For grad_y the choices (query, j) are first sorted by the reference that was chosen;
+// then each row of either gradient is the sum over its partners, with vectors along the coordinates.
 #include "neighbors/knn_backward.h"
 
 #include "neighbors/slope.h"
@@ -7,76 +7,143 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int64_t kBand = 64;  // coordinates: whole cache lines
+constexpr int kSegment = 32;  // partners summed in registers before they join the total: hubs have hundreds
+constexpr int kVectors = 4;   // of coordinates at a time
+constexpr int64_t kGrainSteps = 1 << 16;
 
+// The partners of one row: those it chose, or was chosen by.
 template <class T>
-struct Item {
-  const T *grad, *x, *y, *distance;
-  const int64_t* index;
-
-  Item(const KnnBackwardParams& p, int64_t b)
-      : grad(static_cast<const T*>(p.grad) + b * p.m * p.k),
-        x(static_cast<const T*>(p.x) + b * p.x_batch),
-        y(static_cast<const T*>(p.y) + b * p.y_batch),
-        distance(static_cast<const T*>(p.distance) + b * p.m * p.k),
-        index(p.index + b * p.m * p.k) {}
+struct Segment {
+  const T* other[kSegment];
+  T weight[kSegment], distance[kSegment];
+  int count = 0;
 };
 
-// to[d] = to[d] + (or -) the slope of coordinate d, for `count` coordinates.
-template <bool kMinus, class T, class Slope>
-FASTCV_INLINE void add_slopes(const Slope& slope, const T* x, const T* y, T weight, T distance, int64_t count, T* to) {
+// V vectors of coordinates; of the last, `last` lanes. first: nothing stands in `to` yet.
+template <int V, class T, class Slope>
+FASTCV_INLINE void add_vectors(const Slope& slope, const Segment<T>& s, const T* own, int64_t d, int last, bool first,
+                               T* to) {
   constexpr int w = Vec<T>::width;
-  // The slope is odd in the difference: swapping the sides negates it.
-  const Vec<T> wv(weight), dv(distance);
-  for (int64_t d = 0; d < count; d += w) {
-    const int n = static_cast<int>(count - d < w ? count - d : w);
-    const bool full = n == w;
-    const Vec<T> a = full ? detail::load_raw(x + d) : detail::load_raw_n(x + d, n);
-    const Vec<T> b = full ? detail::load_raw(y + d) : detail::load_raw_n(y + d, n);
-    const Vec<T> sum = full ? detail::load_raw(to + d) : detail::load_raw_n(to + d, n);
-    const Vec<T> result = slope.add(sum, kMinus ? b - a : a - b, wv, dv);
-    if (full) detail::store_raw(to + d, result);
-    else detail::store_raw_n(to + d, result, n);
+  const auto read = [&](const T* from, int v) {
+    return v + 1 < V || last == w ? detail::load_raw(from + v * w) : detail::load_raw_n(from + v * w, last);
+  };
+  Vec<T> mine[V], sum[V];
+  for (int v = 0; v < V; ++v) {
+    mine[v] = read(own + d, v);
+    sum[v] = Vec<T>(T(0));
+  }
+  for (int i = 0; i < s.count; ++i) {
+    const Vec<T> weight(s.weight[i]), distance(s.distance[i]);
+    // The slope is odd in the difference: with the sides swapped it is the other gradient's.
+    for (int v = 0; v < V; ++v) sum[v] = slope.add(sum[v], mine[v] - read(s.other[i] + d, v), weight, distance);
+  }
+  for (int v = 0; v < V; ++v) {
+    const Vec<T> total = first ? sum[v] : read(to + d, v) + sum[v];
+    if (v + 1 < V || last == w) detail::store_raw(to + d + v * w, total);
+    else detail::store_raw_n(to + d + v * w, total, last);
   }
 }
 
 template <class T, class Slope>
+void add_segment(const Slope& slope, const Segment<T>& s, const T* own, int64_t depth, bool first, T* to) {
+  constexpr int w = Vec<T>::width;
+  int64_t d = 0;
+  for (; d + kVectors * w <= depth; d += kVectors * w) add_vectors<kVectors>(slope, s, own, d, w, first, to);
+  for (; d < depth; d += w)
+    add_vectors<1>(slope, s, own, d, static_cast<int>(depth - d < w ? depth - d : w), first, to);
+}
+
+struct Plan {
+  size_t starts, order, bytes;  // of the sorted choices: [B][N + 1] where each reference's begin, [B][M * K] which
+
+  explicit Plan(const KnnBackwardParams& p) : starts(0), order(0), bytes(0) {
+    if (p.grad_y == nullptr || p.p == 0) return;
+    order = static_cast<size_t>(p.batch * (p.n + 1)) * sizeof(int64_t);
+    bytes = order + static_cast<size_t>(p.batch * p.m * p.k) * sizeof(int64_t);
+  }
+};
+
+// The choices of one batch item, stably sorted by reference: those of n are order[starts[n] ... starts[n + 1]).
+void sort_choices(const int64_t* index, int64_t count, int64_t n, int64_t* starts, int64_t* order) {
+  __builtin_memset(starts, 0, static_cast<size_t>(n + 1) * sizeof(int64_t));
+  for (int64_t i = 0; i < count; ++i)
+    if (index[i] >= 0) ++starts[index[i]];
+  int64_t total = 0;
+  for (int64_t r = 0; r <= n; ++r) {
+    total += starts[r];
+    starts[r] = total;  // the end of r: counted down to its beginning
+  }
+  for (int64_t i = count; i-- > 0;)
+    if (index[i] >= 0) order[--starts[index[i]]] = i;
+}
+
+template <class T, class Slope>
 void run(const KnnBackwardParams& p, const Slope& slope, const Exec& exec) {
-  if (p.grad_x != nullptr) {
-    const int64_t work = p.k * p.depth < 1 ? 1 : p.k * p.depth;
-    parallel_for(exec, p.batch * p.m, 1 + (1 << 16) / work, [&](int64_t begin, int64_t end) {
+  const int64_t choices = p.m * p.k;
+  // One row of a gradient: partner(i) gives the place of its i-th choice in the item and the other side's row, or null.
+  const auto gather = [&](int64_t b, const T* own, int64_t count, T* to, auto&& partner) {
+    const T* grad = static_cast<const T*>(p.grad) + b * choices;
+    const T* distance = static_cast<const T*>(p.distance) + b * choices;
+    Segment<T> segment;
+    bool first = true;
+    const auto flush = [&] {
+      add_segment(slope, segment, own, p.depth, first, to);
+      segment.count = 0;
+      first = false;
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t at = 0;
+      const T* other = partner(i, at);
+      if (other == nullptr) continue;
+      segment.other[segment.count] = other;
+      segment.weight[segment.count] = slope.weight(grad[at], distance[at]);
+      segment.distance[segment.count] = distance[at];
+      if (++segment.count == kSegment) flush();
+    }
+    if (segment.count > 0 || first) flush();
+  };
+  const int64_t row_steps = p.depth + 16;
+  if (p.grad_x != nullptr)
+    parallel_for(exec, p.batch * p.m, 1 + kGrainSteps / (p.k * row_steps + 1), [&](int64_t begin, int64_t end) {
       for (int64_t query = begin; query < end; ++query) {
-        const Item<T> item(p, query / p.m);
-        const int64_t m = query % p.m;
-        T* to = static_cast<T*>(p.grad_x) + query * p.depth;
-        __builtin_memset(to, 0, p.depth * sizeof(T));
-        for (int64_t j = m * p.k; j < (m + 1) * p.k; ++j)
-          if (item.index[j] >= 0)
-            add_slopes<false>(slope, item.x + m * p.depth, item.y + item.index[j] * p.depth,
-                              slope.weight(item.grad[j], item.distance[j]), item.distance[j], p.depth, to);
+        const int64_t b = query / p.m, m = query % p.m;
+        const T* y = static_cast<const T*>(p.y) + b * p.y_batch;
+        const int64_t* index = p.index + query * p.k;
+        gather(b, static_cast<const T*>(p.x) + b * p.x_batch + m * p.depth, p.k,
+               static_cast<T*>(p.grad_x) + query * p.depth, [&](int64_t i, int64_t& at) -> const T* {
+                 at = m * p.k + i;
+                 return index[i] < 0 ? nullptr : y + index[i] * p.depth;
+               });
       }
     });
-  }
   if (p.grad_y == nullptr) return;
-  const int64_t bands = (p.depth + kBand - 1) / kBand;
-  const int64_t steps = (p.m * p.k + p.n + 1) * (p.depth < kBand ? p.depth : kBand);
-  parallel_for(exec, p.batch * bands, 1 + (1 << 16) / (steps < 1 ? 1 : steps), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / bands, d = task % bands * kBand;
-      const int64_t width = p.depth - d < kBand ? p.depth - d : kBand;
-      const Item<T> item(p, b);
-      T* grad_y = static_cast<T*>(p.grad_y) + b * p.n * p.depth + d;
-      for (int64_t n = 0; n < p.n; ++n) __builtin_memset(grad_y + n * p.depth, 0, width * sizeof(T));
-      for (int64_t j = 0; j < p.m * p.k; ++j)
-        if (item.index[j] >= 0)
-          add_slopes<true>(slope, item.x + j / p.k * p.depth + d, item.y + item.index[j] * p.depth + d,
-                           slope.weight(item.grad[j], item.distance[j]), item.distance[j], width,
-                           grad_y + item.index[j] * p.depth);
+  const Plan plan(p);
+  char* memory = static_cast<char*>(exec.workspace);
+  int64_t* starts = reinterpret_cast<int64_t*>(memory + plan.starts);
+  int64_t* order = reinterpret_cast<int64_t*>(memory + plan.order);
+  parallel_for(exec, p.batch, 1 + kGrainSteps / (choices + p.n + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      sort_choices(p.index + b * choices, choices, p.n, starts + b * (p.n + 1), order + b * choices);
+  });
+  const int64_t mean = 1 + choices / (p.n + 1);  // choices per reference
+  parallel_for(exec, p.batch * p.n, 1 + kGrainSteps / (mean * row_steps), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t b = row / p.n, n = row % p.n;
+      const T* x = static_cast<const T*>(p.x) + b * p.x_batch;
+      const int64_t* from = starts + b * (p.n + 1) + n;
+      const int64_t* mine = order + b * choices + from[0];
+      gather(b, static_cast<const T*>(p.y) + b * p.y_batch + n * p.depth, from[1] - from[0],
+             static_cast<T*>(p.grad_y) + row * p.depth, [&](int64_t i, int64_t& at) {
+               at = mine[i];
+               return x + at / p.k * p.depth;
+             });
     }
   });
 }
 
 }  // namespace
+
+size_t knn_backward_workspace(const KnnBackwardParams& p, int) { return Plan(p).bytes; }
 
 void knn_backward(const KnnBackwardParams& p, const Exec& exec) {
   const auto as = [&](auto zero) {

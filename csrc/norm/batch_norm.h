@@ -7,6 +7,9 @@
 // elsewhere (the gate is recomputed from x). Outputs that are null are not computed; dresidual is the gradient behind
 // the gate. An infinity or NaN in a channel makes that channel's results NaN (training), as torch; n * s == 0 gives
 // zero statistics and zero dweight and dbias.
+// Of a batch that is spread over processes, each part takes three calls: the forward in training with y == nullptr,
+// which leaves its statistics; the forward with the merged ones; and the backward with sums, the two totals that its
+// formula needs, and their count.
 #pragma once
 #include "norm/norm.h"
 
@@ -38,6 +41,9 @@ struct BatchNormBackwardParams {
   DType dtype;
   double eps;
   Activation act;
+  const double*
+      sums;  // training: [2][c], of grad and of grad * (x - mean) / std over `count` values; null: of these n * s
+  int64_t count;
 };
 
 // running = (1 - momentum) * running + momentum * statistic, with the unbiased variance of `count` values; statistics

@@ -27,6 +27,7 @@ void batch_norm_ref(const BatchNormParams& p, const Exec&) {
         }
       p.save_mean[c] = mean;
       p.save_var[c] = var;
+      if (p.y == nullptr) continue;
     }
     const double scale = get(p.weight, c, 1) / std::sqrt(var + p.eps);
     for (int64_t n = 0; n < p.n; ++n)
@@ -40,7 +41,7 @@ void batch_norm_ref(const BatchNormParams& p, const Exec&) {
 }
 
 void batch_norm_backward_ref(const BatchNormBackwardParams& p, const Exec&) {
-  const double count = static_cast<double>(p.n * p.s);
+  const double count = static_cast<double>(p.sums == nullptr ? p.n * p.s : p.count);
   for (int64_t c = 0; c < p.c; ++c) {
     const double mean = get(p.mean, c, 0), invstd = 1 / std::sqrt(get(p.var, c, 0) + p.eps);
     const double weight = get(p.weight, c, 1), bias = get(p.bias, c, 0);
@@ -58,6 +59,10 @@ void batch_norm_backward_ref(const BatchNormBackwardParams& p, const Exec&) {
       }
     put(p.dweight, c, sum_gn);
     put(p.dbias, c, sum_g);
+    if (p.sums != nullptr) {
+      sum_g = p.sums[c];
+      sum_gn = p.sums[p.c + c];
+    }
     for (int64_t n = 0; n < p.n; ++n)
       for (int64_t s = 0; s < p.s; ++s) {
         const int64_t i = offset(p, n, c, s);

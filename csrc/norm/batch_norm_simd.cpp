@@ -101,6 +101,7 @@ struct Forward {
             merge(before, total, n, m);
           }
           set_statistics(c, total);
+          if (y == nullptr) continue;
           for (int64_t image = p.n - 1; image >= 0; --image) apply_run(image * p.c + c, 0, p.s, c);
         }
       });
@@ -121,6 +122,7 @@ struct Forward {
       }
       set_statistics(c, total);
     }
+    if (y == nullptr) return;
     each_plane(exec, p.n * p.c, p.s,
                [&](int64_t plane, int64_t start, int64_t len) { apply_run(plane, start, len, plane % p.c); });
   }
@@ -132,6 +134,7 @@ struct Forward {
       double* m2 = carve.take<double>(C);
       rows_moments(exec, x, R, C, carve.take<double>(2 * norm_supers(R, C) * C), mean, m2);
       for (int64_t c = 0; c < C; ++c) set_statistics(c, {mean[c], m2[c]});
+      if (y == nullptr) return;
     } else {
       for (int64_t c = 0; c < C; ++c) set_affine(c, read(p.mean, c, 0), read(p.var, c, 0));
     }
@@ -157,7 +160,8 @@ struct Backward {
   T *hi, *scale, *shift, *b, *c0;
   const double count = static_cast<double>(p.n * p.s);
   // Only the training formula and the parameters' gradients need sums; only the former needs them before dx.
-  const bool want_sums = p.dweight.data != nullptr || p.dbias.data != nullptr || (p.training && p.dx != nullptr);
+  const bool want_sums =
+      p.dweight.data != nullptr || p.dbias.data != nullptr || (p.training && p.dx != nullptr && p.sums == nullptr);
   const bool want_apply = p.dx != nullptr || p.dresidual != nullptr;
 
   Backward(const BatchNormBackwardParams& params, void* workspace) : p(params), carve{static_cast<char*>(workspace)} {
@@ -172,7 +176,17 @@ struct Backward {
       hi[c] = a.hi;
       scale[c] = a.scale;
       shift[c] = a.shift;
+      if (p.sums != nullptr) set_grad_affine(c, static_cast<double>(p.count), p.sums[c], p.sums[p.c + c]);
     }
+  }
+
+  // sum_gn: of grad * (x - mean) / std.
+  void set_grad_affine(int64_t c, double values, double sum_g, double sum_gn) {
+    const double invstd = inverse_std<T>(read(p.var, c, 0), p.eps), weight = read(p.weight, c, 1);
+    const GradAffine<T> a =
+        grad_affine<T>(values, read(p.mean, c, 0), invstd, weight, weight * sum_g, weight * sum_gn / invstd);
+    b[c] = a.b;
+    c0[c] = a.c;
   }
 
   void set_sums(int64_t c, double sum_g, double sum_gd) {

@@ -97,6 +97,58 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
   return {dx, dweight, dbias, dresidual};
 }
 
+std::tuple<Tensor, Tensor> batch_norm_statistics_cpu(const Tensor& input) {
+  const char* op = "batch_norm_statistics";
+  const Shape shape = shape_of(op, input);
+  const bool channels_last = layout_of(input);
+  Tensor mean = empty({shape.c}, ScalarType::Double, input), var = empty({shape.c}, ScalarType::Double, input);
+  const Tensor x = as_dense(input, channels_last);
+  BatchNormParams p{};
+  p.x = x.data_ptr();
+  p.dtype = float_dtype(op, input);
+  p.n = shape.n, p.c = shape.c, p.s = shape.s;
+  p.channels_last = channels_last || p.s == 1;
+  p.training = true;
+  p.eps = 1;
+  p.act = activation_of(op, 1, 0);
+  p.save_mean = static_cast<double*>(mean.data_ptr());
+  p.save_var = static_cast<double*>(var.data_ptr());
+  run_variant(batch_norm_table, p, input);
+  return {mean, var};
+}
+
+Tensor batch_norm_input_grad_cpu(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& var,
+                                 const OptionalTensor& weight, const Tensor& sums, int64_t count, double eps) {
+  const char* op = "batch_norm_input_grad";
+  check_same_device(op, {&grad, &input, &mean, &var, pointer(weight), &sums});
+  const Shape shape = shape_of(op, input);
+  const bool channels_last = layout_of(input);
+  check(sums.scalar_type() == ScalarType::Double && sums.numel() == 2 * shape.c, op, ": expected float64 sums of ",
+        2 * shape.c, " elements, got ", sums.numel());
+  check(count > 0, op, ": expected a positive count, got ", count);
+  const Tensor g = matching(op, "a gradient", grad, input, channels_last), x = as_dense(input, channels_last);
+  const Tensor totals = as_dense(sums);
+  Tensor dx = empty(sizes(input), input.scalar_type(), input, channels_last);
+  OptionalTensor hold[3];
+  BatchNormBackwardParams p{};
+  p.grad = g.data_ptr();
+  p.x = x.data_ptr();
+  p.dx = dx.data_ptr();
+  p.mean = vector_of(op, "mean", mean, shape.c, hold[0]);
+  p.var = vector_of(op, "var", var, shape.c, hold[1]);
+  p.weight = vector_of(op, "weight", weight, shape.c, hold[2]);
+  p.dtype = float_dtype(op, input);
+  p.n = shape.n, p.c = shape.c, p.s = shape.s;
+  p.channels_last = channels_last || p.s == 1;
+  p.training = true;
+  p.eps = eps;
+  p.act = activation_of(op, 1, 0);
+  p.sums = static_cast<const double*>(totals.data_ptr());
+  p.count = count;
+  run_variant(batch_norm_backward_table, p, input);
+  return dx;
+}
+
 void batch_norm_update_cpu(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
                            int64_t count, double momentum) {
   const char* op = "batch_norm_update_";
@@ -138,6 +190,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "batch_norm_backward(Tensor grad, Tensor input, Tensor? output, Tensor mean, Tensor var, Tensor? weight, "
       "Tensor? bias, bool training, float eps, float slope, float cap, int wanted) -> (Tensor, Tensor, Tensor, "
       "Tensor)");
+  m.def("batch_norm_statistics(Tensor input) -> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_input_grad(Tensor grad, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor sums, "
+      "SymInt count, float eps) -> Tensor");
   m.def(
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
       "float momentum) -> ()");
@@ -146,6 +202,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
   m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train_cpu));
   m.impl("batch_norm_eval", TORCH_BOX(&batch_norm_eval_cpu));
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward_cpu));
+  m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics_cpu));
+  m.impl("batch_norm_input_grad", TORCH_BOX(&batch_norm_input_grad_cpu));
   m.impl("batch_norm_update_", TORCH_BOX(&batch_norm_update_cpu));
 }
 

@@ -30,11 +30,19 @@ constexpr Variant<PoolParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &avg_pool2d_backward_ref},
 };
 
+constexpr GpuVariant<PoolParams> kForwardGpu[] = {
+    {"window_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(avg_pool2d)},
+};
+constexpr GpuVariant<PoolParams> kBackwardGpu[] = {
+    {"gather_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(avg_pool2d_backward)},
+};
+
 }  // namespace
 
-const VariantTable<PoolParams> avg_pool2d_table("avg_pool2d", kForward);
-const VariantTable<PoolParams> adaptive_avg_pool2d_table("adaptive_avg_pool2d", kForward);
-const VariantTable<PoolParams> avg_pool2d_backward_table("avg_pool2d_backward", kBackward);
-const VariantTable<PoolParams> adaptive_avg_pool2d_backward_table("adaptive_avg_pool2d_backward", kBackward);
+const VariantTable<PoolParams> avg_pool2d_table("avg_pool2d", kForward, kForwardGpu);
+const VariantTable<PoolParams> adaptive_avg_pool2d_table("adaptive_avg_pool2d", kForward, kForwardGpu);
+const VariantTable<PoolParams> avg_pool2d_backward_table("avg_pool2d_backward", kBackward, kBackwardGpu);
+const VariantTable<PoolParams> adaptive_avg_pool2d_backward_table("adaptive_avg_pool2d_backward", kBackward,
+                                                                  kBackwardGpu);
 
 }  // namespace fastcv

@@ -42,12 +42,19 @@ constexpr Variant<PoolParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &max_pool2d_backward_ref},
 };
 
+constexpr GpuVariant<PoolParams> kForwardGpu[] = {
+    {"window_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(max_pool2d)},
+};
+constexpr GpuVariant<PoolParams> kBackwardGpu[] = {
+    {"gather_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(max_pool2d_backward)},
+};
+
 }  // namespace
 
 size_t pool_workspace(const PoolParams& p, int threads) { return slot_bytes(p) * threads; }
 
-const VariantTable<PoolParams> max_pool2d_table("max_pool2d", kForward);
-const VariantTable<PoolParams> adaptive_max_pool2d_table("adaptive_max_pool2d", kForward);
-const VariantTable<PoolParams> max_pool2d_backward_table("max_pool2d_backward", kBackward);
+const VariantTable<PoolParams> max_pool2d_table("max_pool2d", kForward, kForwardGpu);
+const VariantTable<PoolParams> adaptive_max_pool2d_table("adaptive_max_pool2d", kForward, kForwardGpu);
+const VariantTable<PoolParams> max_pool2d_backward_table("max_pool2d_backward", kBackward, kBackwardGpu);
 
 }  // namespace fastcv

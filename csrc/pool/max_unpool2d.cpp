@@ -21,6 +21,16 @@ constexpr Variant<MaxUnpool2dParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &max_unpool2d_backward_ref},
 };
 
+// A place's last owner, or its sum.
+size_t owners_workspace(const MaxUnpool2dParams& p) { return static_cast<size_t>(p.n * p.c * p.big) * 8; }
+
+constexpr GpuVariant<MaxUnpool2dParams> kForwardGpu[] = {
+    {"scatter_sm80", "sm80", nullptr, &owners_workspace, FASTCV_LAUNCHERS(max_unpool2d)},
+};
+constexpr GpuVariant<MaxUnpool2dParams> kBackwardGpu[] = {
+    {"gather_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(max_unpool2d_backward)},
+};
+
 }  // namespace
 
 size_t max_unpool2d_workspace(const MaxUnpool2dParams& p, int threads) {
@@ -30,7 +40,7 @@ size_t max_unpool2d_workspace(const MaxUnpool2dParams& p, int threads) {
   return static_cast<size_t>((p.big * channels * 4 + 63) / 64 * 64) * threads;
 }
 
-const VariantTable<MaxUnpool2dParams> max_unpool2d_table("max_unpool2d", kForward);
-const VariantTable<MaxUnpool2dParams> max_unpool2d_backward_table("max_unpool2d_backward", kBackward);
+const VariantTable<MaxUnpool2dParams> max_unpool2d_table("max_unpool2d", kForward, kForwardGpu);
+const VariantTable<MaxUnpool2dParams> max_unpool2d_backward_table("max_unpool2d_backward", kBackward, kBackwardGpu);
 
 }  // namespace fastcv

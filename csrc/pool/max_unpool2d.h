@@ -4,7 +4,8 @@
 // with `accumulate`, their sum in order. gather: y[n, c, i] = x[n, c, index[n, c, i]].
 // Small maps: the one that the indices belong to; big map: the one they point into. All dense, all in one layout.
 // dtypes f32 f64 bf16 f16 (sums in float for 16 bits). An index outside [0, big) writes nothing and reads as zero;
-// the position of the first such element in memory order is left in *bad, which starts at INT64_MAX.
+// the position of the first such element in memory order is left in *bad, which starts at INT64_MAX. On a GPU `bad` is
+// null, and such an index ends the kernel with an error, as it does in torch.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -39,6 +40,15 @@ size_t max_unpool2d_workspace(const MaxUnpool2dParams&, int threads);
 FASTCV_UNPOOL_KERNELS(portable)
 FASTCV_UNPOOL_KERNELS(avx2)
 FASTCV_UNPOOL_KERNELS(avx512)
+#undef FASTCV_UNPOOL_KERNELS
+
+#define FASTCV_UNPOOL_KERNELS(gpu)                                                                            \
+  namespace gpu {                                                                                             \
+  FASTCV_IF_LINKED int max_unpool2d(const MaxUnpool2dParams&, void* workspace, CUstream_st* stream);          \
+  FASTCV_IF_LINKED int max_unpool2d_backward(const MaxUnpool2dParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_UNPOOL_KERNELS(cuda)
+FASTCV_UNPOOL_KERNELS(emulated)
 #undef FASTCV_UNPOOL_KERNELS
 
 }  // namespace fastcv

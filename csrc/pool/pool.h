@@ -69,4 +69,15 @@ FASTCV_POOL_KERNELS(avx2)
 FASTCV_POOL_KERNELS(avx512)
 #undef FASTCV_POOL_KERNELS
 
+#define FASTCV_POOL_KERNELS(gpu)                                                                     \
+  namespace gpu {                                                                                    \
+  FASTCV_IF_LINKED int max_pool2d(const PoolParams&, void* workspace, CUstream_st* stream);          \
+  FASTCV_IF_LINKED int max_pool2d_backward(const PoolParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int avg_pool2d(const PoolParams&, void* workspace, CUstream_st* stream);          \
+  FASTCV_IF_LINKED int avg_pool2d_backward(const PoolParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_POOL_KERNELS(cuda)
+FASTCV_POOL_KERNELS(emulated)
+#undef FASTCV_POOL_KERNELS
+
 }  // namespace fastcv

@@ -6,7 +6,11 @@
 namespace fastcv {
 namespace {
 
+#if defined(__CUDACC__)
+#define FASTCV_POOL_INLINE [[maybe_unused]] static __host__ __device__ __forceinline__
+#else
 #define FASTCV_POOL_INLINE [[gnu::always_inline, maybe_unused]] static inline
+#endif
 
 // n / d for n >= 0; strides of one and two are the usual ones, and a division costs as much as ten elements.
 FASTCV_POOL_INLINE int64_t quotient(int64_t n, int64_t d) { return d == 1 ? n : d == 2 ? n >> 1 : n / d; }

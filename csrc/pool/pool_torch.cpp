@@ -280,7 +280,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def("adaptive_avg_pool2d_backward(Tensor grad, SymInt[] input_size, bool channels_last) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
+FASTCV_IMPL(m) {
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
   m.impl("max_pool2d_with_offsets", TORCH_BOX(&max_pool2d_with_offsets));
   m.impl("max_pool2d_with_indices", TORCH_BOX(&max_pool2d_with_indices));

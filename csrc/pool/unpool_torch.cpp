@@ -41,7 +41,7 @@ void check_indices(const char* op, const Tensor& indices) {
 void run_checked(const char* op, const VariantTable<MaxUnpool2dParams>& table, MaxUnpool2dParams& p, const Tensor& like,
                  int64_t height, int64_t width) {
   int64_t bad = INT64_MAX;
-  p.bad = &bad;
+  p.bad = like.is_cuda() ? nullptr : &bad;
   run_variant(table, p, like);
   if (bad != INT64_MAX)
     check(false, op, ": found an invalid max index: ", p.index[bad], " (output volumes are of size ", height, "x",
@@ -150,7 +150,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def("upsample_bed_of_nails_backward(Tensor grad, SymInt[] scale_factor, bool channels_last) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
+FASTCV_IMPL(m) {
   m.impl("max_unpool2d", TORCH_BOX(&max_unpool2d));
   m.impl("max_unpool2d_backward", TORCH_BOX(&max_unpool2d_backward));
   m.impl("upsample_bed_of_nails", TORCH_BOX(&upsample_bed_of_nails));

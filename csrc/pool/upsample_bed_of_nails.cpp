@@ -21,9 +21,17 @@ constexpr Variant<BedOfNailsParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &upsample_bed_of_nails_backward_ref},
 };
 
+constexpr GpuVariant<BedOfNailsParams> kForwardGpu[] = {
+    {"element_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(upsample_bed_of_nails)},
+};
+constexpr GpuVariant<BedOfNailsParams> kBackwardGpu[] = {
+    {"element_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(upsample_bed_of_nails_backward)},
+};
+
 }  // namespace
 
-const VariantTable<BedOfNailsParams> upsample_bed_of_nails_table("upsample_bed_of_nails", kForward);
-const VariantTable<BedOfNailsParams> upsample_bed_of_nails_backward_table("upsample_bed_of_nails_backward", kBackward);
+const VariantTable<BedOfNailsParams> upsample_bed_of_nails_table("upsample_bed_of_nails", kForward, kForwardGpu);
+const VariantTable<BedOfNailsParams> upsample_bed_of_nails_backward_table("upsample_bed_of_nails_backward", kBackward,
+                                                                          kBackwardGpu);
 
 }  // namespace fastcv

@@ -32,4 +32,13 @@ FASTCV_NAILS_KERNELS(avx2)
 FASTCV_NAILS_KERNELS(avx512)
 #undef FASTCV_NAILS_KERNELS
 
+#define FASTCV_NAILS_KERNELS(gpu)                                                                                     \
+  namespace gpu {                                                                                                     \
+  FASTCV_IF_LINKED int upsample_bed_of_nails(const BedOfNailsParams&, void* workspace, CUstream_st* stream);          \
+  FASTCV_IF_LINKED int upsample_bed_of_nails_backward(const BedOfNailsParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_NAILS_KERNELS(cuda)
+FASTCV_NAILS_KERNELS(emulated)
+#undef FASTCV_NAILS_KERNELS
+
 }  // namespace fastcv

@@ -77,21 +77,22 @@ for _name in (
     "kl_div_backward",
     "soft_iou_loss",
     "soft_iou_loss_backward",
-    "scale_gradient",
 ):
     _register_loop(_name)
 
-_scale_gradient = _ext.op("scale_gradient")
+_scale_gradient_ = _ext.op("scale_gradient_")
 
 
-@_ext.fake("scale_gradient")
-def _(x: Tensor, factor: Tensor) -> Tensor:
-    return _empty_grad(x)
+@_ext.fake("scale_gradient_")
+def _(x: Tensor, factor: Tensor) -> None:
+    return None
 
 
 def _scaled(ready: Tensor, grad: Tensor) -> Tensor:
-    """A gradient written together with its loss, times the loss's own gradient (which mostly is 1)."""
-    return ready if grad.item() == 1 else _scale_gradient(ready, grad)
+    """A gradient written together with its loss, times the loss's own gradient (which mostly is 1), in place."""
+    if grad.item() != 1:
+        _scale_gradient_(ready, grad)
+    return ready
 
 
 def _class_dim(input: Tensor) -> int:

@@ -37,18 +37,22 @@ _ACTIVATIONS: dict[str | None, tuple[int, Callable[[Tensor], Tensor]]] = {
     "silu": (3, F.silu),
     "hardswish": (4, F.hardswish),
 }
-_LEVELS = {"highest": 0, "ieee": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2}
+_LEVELS = {"highest": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2, "ieee": 3}
 
 
 @torch.compiler.assume_constant_result
 def _float32_precision(cuda: bool) -> int:
     """What float32 may be computed with (csrc/conv/conv.h: enum Precision), from torch's own switches.
 
-    The convolution's switch decides; on the CPU, where it is unset, the one of matrix products.
+    The convolution's switch decides; on the CPU, where it is unset, the one of matrix products. "highest", the default,
+    is float32 arithmetic in any algorithm within the accuracy rule. A convolution's switch set to "ieee" admits the direct
+    sum only: torch.backends.mkldnn.conv.fp32_precision = "ieee" keeps every NaN and infinity to the outputs that read it.
     """
     setting = torch._C._get_fp32_precision_getter("cuda" if cuda else "mkldnn", "conv")
     if setting == "none":
         setting = "highest" if cuda else torch._C._get_float32_matmul_precision()
+    elif cuda and setting == "ieee":
+        setting = "highest"  # torch's own default there
     return _LEVELS[setting]
 
 

@@ -18,7 +18,7 @@ from .. import functional
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, OPS, any_global_hook, has_hooks
+from .kernels import DTYPES, any_global_hook, has_hooks, kind_of, op_of
 from .pending import Pending
 from .region import Region, current_frame
 
@@ -44,7 +44,7 @@ class Chain(ABC):
         self.steps = tuple(steps)
         self.region = region
         self.watched = tuple(watched)
-        self.activations = ACTIVATIONS.get(OPS[type(head)], ())
+        self.activations = ACTIVATIONS.get(op_of(head), ())
 
     def describe(self) -> str:
         """Such as "conv1: Conv2d + batch_norm + activation"."""
@@ -116,7 +116,7 @@ class ConvChain(Chain):
         return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
-        if OPS[type(self.head)] != "conv2d" or type(other) is not Tensor or needs_grad(other):
+        if op_of(self.head) != "conv2d" or type(other) is not Tensor or needs_grad(other):
             return False
         x = pending.x
         dtype = x.dtype if x.dtype is torch.float64 else autocast_dtype(x) or x.dtype
@@ -133,7 +133,7 @@ class ConvChain(Chain):
     def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
         conv, x = self.head, pending.x
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
-        op = OPS[type(conv)]
+        op = op_of(conv)
         if op == "conv2d":
             geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
             return functional.conv2d_fused(x, weight, bias, *geometry, pending.residual, activation)
@@ -155,7 +155,7 @@ class BatchNormChain(Chain):
 
     def may_begin(self, x: Tensor) -> bool:
         bn = self.head
-        if x.dim() not in _DIMS[type(bn).__name__] or x.shape[1] != bn.num_features:
+        if x.dim() not in _DIMS[kind_of(bn).__name__] or x.shape[1] != bn.num_features:
             return False
         if needs_grad(x, bn.weight, bn.bias) and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return False  # activation checkpointing: its second run must save what the first did, and may come from elsewhere

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import recompute
 from .chain import Chain
-from .kernels import DTYPES, kernel_class
+from .kernels import DTYPES, is_sharded, kernel_class
 from .pending import Pending, value_of
 from .region import Frame, Region
 
@@ -45,11 +45,13 @@ class KernelForward(InstanceForward):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.kernel = kernel_class(module)
+        self.sharded = any(is_sharded(t) for t in module.parameters(recurse=False))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = value_of(args), value_of(kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
-        return (self.kernel if _served(x) else type(self.module)).forward(self.module, *args, **kwargs)
+        served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
+        return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)
 
 
 class RecomputingForward(KernelForward):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -22,6 +24,7 @@ OPS: dict[type[nn.Module], str] = {
         "BatchNorm1d": "batch_norm",
         "BatchNorm2d": "batch_norm",
         "BatchNorm3d": "batch_norm",
+        "SyncBatchNorm": "batch_norm",
         "GroupNorm": "group_norm",
         "LayerNorm": "layer_norm",
         "InstanceNorm1d": "instance_norm",
@@ -44,12 +47,46 @@ OPS: dict[type[nn.Module], str] = {
     for package in (nn, fastcv_nn)
 }
 
+# Their statistics come from several processes: no kernel fuses what follows, and torch has none on the CPU to compare with.
+SYNCHRONISED = (nn.SyncBatchNorm, fastcv_nn.SyncBatchNorm)
+
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
+# What a subclass may define without computing anything else; the rest are names that Python itself puts into a class.
+_HARMLESS = frozenset(
+    (
+        *("__init__", "reset_parameters", "extra_repr", "__constants__", "__module__", "__qualname__", "__doc__"),
+        *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
+    )
+)
+
+
+@functools.cache
+def _kind(cls: type[nn.Module]) -> type[nn.Module] | None:
+    mro = cls.__mro__
+    for i, base in enumerate(mro):
+        if base in OPS:
+            return base if mro[i:] == base.__mro__ else None
+        if not vars(base).keys() <= _HARMLESS:
+            return None
+    return None
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """The class of OPS that ``module`` is, or derives from with nothing but a constructor of its own; None if there is none."""
+    return _kind(type(module))
+
+
+def op_of(module: nn.Module) -> str | None:
+    """The op that serves modules of this kind, or None."""
+    kind = kind_of(module)
+    return None if kind is None else OPS[kind]
+
+
 def kernel_class(module: nn.Module) -> type[nn.Module]:
-    """The class of fastcv.nn whose forward serves ``module``, one of OPS."""
-    return getattr(fastcv_nn, type(module).__name__)
+    """The class of fastcv.nn whose forward serves ``module``, which is of a kind of OPS."""
+    return getattr(fastcv_nn, kind_of(module).__name__)
 
 
 def resembles(module: nn.Module) -> type[nn.Module] | None:
@@ -73,6 +110,11 @@ def any_global_hook() -> bool:
     return nn.modules.module._has_any_global_hook()
 
 
+def is_sharded(t: Tensor) -> bool:
+    """True for a parameter under fully_shard: between its forwards a DTensor, within them a plain tensor."""
+    return type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed.")
+
+
 def why_left_alone(module: nn.Module) -> str | None:
     """Why ``module`` keeps torch's forward; None if fastcv serves it."""
     kind = type(module)
@@ -83,7 +125,7 @@ def why_left_alone(module: nn.Module) -> str | None:
         return f"parametrised: {', '.join(module.parametrizations)} is computed anew at each call"
     if kind.__module__.startswith("torch.ao."):
         return f"quantised: {kind.__module__}.{kind.__qualname__}"
-    if kind not in OPS:
+    if kind_of(module) is None:
         like = resembles(module)
         if like is None:
             return f"fastcv has no kernel for {kind.__qualname__}"
@@ -97,14 +139,14 @@ def why_left_alone(module: nn.Module) -> str | None:
         return "its forward was already replaced"
     tensors = [t for t in (*parameters, *module.buffers(recurse=False)) if t.is_floating_point() or t.is_complex()]
     for t in tensors:
-        if type(t) not in (Tensor, nn.Parameter):
+        if type(t) not in (Tensor, nn.Parameter) and not is_sharded(t):
             return f"its parameters are {type(t).__name__}, not plain tensors"
         if t.dtype not in DTYPES:
             return f"dtype {str(t.dtype).removeprefix('torch.')} has no kernel"
         if t.is_meta:
             return "its parameters are on the meta device"
         if t.device.type != "cpu":
-            return f"its parameters are on {t.device}, where {OPS[kind]} has no kernel"
+            return f"its parameters are on {t.device}, where {op_of(module)} has no kernel"
     padding_mode = getattr(module, "padding_mode", "zeros")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and padding_mode != "zeros":
         return f"padding_mode={padding_mode!r} is not supported"

@@ -17,7 +17,7 @@ from torch import nn
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
-from .kernels import OPS, resembles, why_left_alone
+from .kernels import OPS, is_sharded, op_of, resembles, why_left_alone
 from .patterns import Plan, prove
 from .region import Region
 from .report import Report, Row
@@ -60,6 +60,8 @@ def optimize(
         raise ValueError(f"fastcv.optimize: mode must be one of {_MODES}, got {mode!r}")
     chosen = _chosen_ops(ops)
     _ext.module()
+    if not inplace and any(is_sharded(t) for t in model.parameters()):
+        raise RuntimeError("fastcv.optimize: a model under fully_shard cannot be copied; use inplace=True, or optimize before fully_shard")
     target = model if inplace else model_copy(model)
     before = _strip(target)
     try:
@@ -123,8 +125,8 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
             continue
         rows[name] = row = Row(name, type(module).__name__)
         row.reason = why_left_alone(module) or ""
-        if not row.reason and OPS[type(module)] in ops:
-            row.op = OPS[type(module)]
+        if not row.reason and op_of(module) in ops:
+            row.op = op_of(module)
             served.append(module)
         elif not row.reason:
             others[type(module).__name__] += 1
@@ -155,7 +157,7 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
         row = rows[plan.head]
         row.fused = plan.labels
         chain: Chain
-        if OPS[type(head)] == "batch_norm":
+        if op_of(head) == "batch_norm":
             chain = BatchNormChain(plan.head, head, plan.steps, region, watched)
             row.op = "batch_norm_act"
             if recompute and "add" not in plan.steps and plan.readers:

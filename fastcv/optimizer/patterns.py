@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .chain import ACTIVATIONS
-from .kernels import OPS, has_hooks, why_left_alone
+from .kernels import SYNCHRONISED, has_hooks, is_sharded, op_of, why_left_alone
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
 _ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.LeakyReLU: "leaky_relu"}
@@ -73,8 +73,8 @@ class Prover:
         plans: list[Plan] = []
         refused: dict[str, str] = {}
         calls = [(n, self._module(n)) for n in self.trace.graph.nodes if n.op == "call_module"]
-        convs = [(n, m) for n, m in calls if isinstance(m, _ConvNd) and OPS.get(type(m)) in self.ops and not training]
-        norms = [(n, m) for n, m in calls if isinstance(m, _BatchNorm) and OPS.get(type(m)) in self.ops]
+        convs = [(n, m) for n, m in calls if isinstance(m, _ConvNd) and op_of(m) in self.ops and not training]
+        norms = [(n, m) for n, m in calls if isinstance(m, _BatchNorm) and op_of(m) in self.ops]
         # From the last to the first: where two branches are added the later one adds, for the other is a tensor by then.
         for find, candidates in ((self._conv_chain, convs), (self._batch_norm_chain, norms)):
             for node, module in reversed(candidates):
@@ -97,7 +97,7 @@ class Prover:
         nodes, steps, bn_name = [node], [], None
         if norms:
             bn, bn_name = self._module(norms[0]), self.trace.full_name(norms[0])
-            if type(bn) in OPS and OPS[type(bn)] not in self.ops:
+            if op_of(bn) is not None and op_of(bn) not in self.ops:
                 return ""
             if self._only_use(nodes) is None:
                 return f"a tensor is changed in place before batch norm {bn_name}"
@@ -106,12 +106,12 @@ class Prover:
                 return f"batch norm {bn_name}: {reason}"
             nodes.append(norms[0])
             steps.append("batch_norm")
-        if OPS[type(conv)] == "conv2d":
+        if op_of(conv) == "conv2d":
             self._extend(nodes, steps, ACTIVATIONS["conv2d"])
         return self._plan(nodes, steps, bn_name) if steps else ""
 
     def _batch_norm_chain(self, node: fx.Node, bn: nn.Module) -> Plan | str:
-        if self._why_not_member(node, bn):
+        if isinstance(bn, SYNCHRONISED) or self._why_not_member(node, bn):
             return ""
         nodes, steps = [node], []
         self._extend(nodes, steps, ACTIVATIONS["batch_norm"])
@@ -171,6 +171,8 @@ class Prover:
         reason = why_left_alone(module)
         if reason:
             return reason
+        if any(is_sharded(t) for t in module.parameters()):
+            return "its parameters are sharded"
         if self.calls[id(module)] > 1:
             return f"it is called {self.calls[id(module)]} times"
         if self.names[id(module)] > 1:

@@ -1,7 +1,8 @@
 """The graphs of a model's forwards, by torch.fx, for the proofs of patterns.py. The graphs are read, never run.
 
 Tracing runs the user's code, so it runs on a copy of the model whose tensors are on the meta device: what the code leaves
-behind is left there. A forward that cannot be traced (control flow on values) hides only itself: the modules within it are
+behind is left there. Where the code branches on a shape, which tracing does not know, one branch is followed: "no", and
+where that raises, "yes". A forward that cannot be traced (control flow on values) hides only itself: the modules within it are
 traced by themselves, and the modules around it see it as one opaque call.
 """
 
@@ -11,15 +12,16 @@ import copy
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
-from .kernels import OPS
+from .kernels import kind_of
 
 IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
@@ -46,11 +48,12 @@ def join(prefix: str, name: str) -> str:
 
 
 def model_copy(model: nn.Module, meta: bool = False) -> nn.Module:
-    """A deep copy. Tensors that a module only computes (a weight-normed weight) are copied too; meta: by shape alone."""
+    """A deep copy. Tensors that a module only computes (a weight-normed weight, a cache) are copied too; meta: by shape alone."""
     memo: dict[int, Any] = {}
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()] if meta else []
     for module in model.modules():
-        tensors += [v for v in vars(module).values() if isinstance(v, Tensor) and (meta or v.grad_fn is not None)]
+        values = pytree.tree_leaves(list(vars(module).values()))
+        tensors += [v for v in values if isinstance(v, Tensor) and (meta or v.grad_fn is not None)]
     for t in tensors:
         if not is_lazy(t):
             twin = torch.empty_like(t, device="meta") if meta else t.clone()
@@ -59,7 +62,12 @@ def model_copy(model: nn.Module, meta: bool = False) -> nn.Module:
 
 
 class _Proxy(fx.Proxy):
-    """A Proxy that tells ``x += y`` from ``x = x + y``."""
+    """A Proxy that tells ``x += y`` from ``x = x + y``, and gives some number where a size is asked for as an int."""
+
+    def __int__(self) -> int:
+        if _of_shape(self.node):
+            return _SOME_SIZE
+        raise TypeError("int() of a traced value")
 
 
 def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
@@ -71,9 +79,27 @@ for _name in IN_PLACE_OPERATORS:
     setattr(_Proxy, f"__{_name}__", _in_place(_name))
 
 
+_SOME_SIZE = 224
+_MOST_BRANCHES = 100
+_MOST_ATTEMPTS = 8
+_SHAPES = ("shape", "ndim", "size", "dim", "ndimension", "numel", "dtype", "device", "is_cuda")
+
+
+def _of_shape(node: fx.Node) -> bool:
+    """True if the node's value follows from shapes and dtypes alone."""
+    if node.op == "call_method" or (node.op == "call_function" and node.target is getattr):
+        return (node.target if node.op == "call_method" else node.args[1]) in _SHAPES
+    simple = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+    return simple and bool(node.all_input_nodes) and all(map(_of_shape, node.all_input_nodes))
+
+
 class _Tracer(fx.Tracer):
-    def __init__(self, root: str, opaque: set[nn.Module]) -> None:
+    """answers: to the questions that the code asks of shapes, in order; further ones are answered with no."""
+
+    def __init__(self, root: str, opaque: set[nn.Module], answers: Sequence[bool]) -> None:
         super().__init__()
+        self.answers = list(answers)
+        self.asked = 0
         self.prefix = root
         self.opaque = opaque
         self.stack = [root]
@@ -82,8 +108,15 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if not _of_shape(obj.node) or self.asked == _MOST_BRANCHES:
+            return super().to_bool(obj)
+        self.asked += 1
+        self.answers += [False] * (self.asked - len(self.answers))
+        return self.answers[self.asked - 1]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.opaque or type(m) in OPS or super().is_leaf_module(m, module_qualified_name)
+        return m in self.opaque or kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
@@ -108,12 +141,21 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
 
 
 def _attempt(module: nn.Module, name: str, opaque: dict[str, nn.Module]) -> Trace | str:
-    tracer = _Tracer(name, set(opaque.values()))
-    try:
-        graph = tracer.trace(module, concrete_args=_defaults(module))
-    except Exception as error:  # the user's code may raise anything when it meets a Proxy
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return Trace(name, graph, tracer.owners, set(opaque))
+    answers: list[bool] = []
+    failure = ""
+    for _ in range(_MOST_ATTEMPTS):
+        tracer = _Tracer(name, set(opaque.values()), answers)
+        try:
+            return Trace(name, tracer.trace(module, concrete_args=_defaults(module)), tracer.owners, set(opaque))
+        except Exception as error:  # the user's code may raise anything when it meets a Proxy
+            failure = failure or f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        answers = tracer.answers
+        while answers and answers[-1]:  # the last question that was answered with no is answered with yes
+            answers.pop()
+        if not answers:
+            break
+        answers[-1] = True
+    return failure
 
 
 def _explore(module: nn.Module, name: str, failures: dict[str, str]) -> tuple[list[Trace], dict[str, nn.Module]]:
@@ -124,7 +166,7 @@ def _explore(module: nn.Module, name: str, failures: dict[str, str]) -> tuple[li
     traces: list[Trace] = []
     opaque: dict[str, nn.Module] = {}
     for child_name, child in module.named_children():
-        if type(child) not in OPS and next(child.children(), None) is not None:
+        if kind_of(child) is None and next(child.children(), None) is not None:
             inner_traces, inner_opaque = _explore(child, join(name, child_name), failures)
             traces += inner_traces
             opaque |= inner_opaque

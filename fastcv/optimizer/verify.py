@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .chain import BatchNormChain, Chain
-from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, installed
-from .kernels import OPS
+from .forwards import BatchNormForward, HeadForward, KernelForward, installed
+from .kernels import SYNCHRONISED, kind_of, op_of
 from .pending import Pending
 from .report import Report, Row
 from .trace import model_copy
@@ -89,7 +89,7 @@ def undo_fusions(model: nn.Module, rows: dict[str, Row], names: set[str] | None 
         if isinstance(forward, (HeadForward, BatchNormForward)) and (names is None or forward.chain.name in names):
             KernelForward(module).install()
             row = rows[name]
-            row.op = OPS[type(module)]
+            row.op = op_of(module)
             if row.fused:
                 undone.append(row)
                 row.fused = []
@@ -124,7 +124,7 @@ def _fresh(value: Any) -> Any:
 def _torch_only(model: nn.Module) -> nn.Module:
     twin = model_copy(model)
     for module in twin.modules():
-        if installed(module) is not None:
+        if installed(module) is not None and not isinstance(module, SYNCHRONISED):
             del module.forward
     return twin
 
@@ -198,7 +198,7 @@ def _watch(model: nn.Module) -> dict[str, Measured]:
         forward = installed(module)
         if isinstance(forward, HeadForward):
             _watch_chain(forward.chain, note)
-        elif isinstance(forward, KernelForward) and not isinstance(forward, (BatchNormForward, OwnerForward)):
+        elif isinstance(forward, KernelForward) and not isinstance(forward, BatchNormForward) and not isinstance(module, SYNCHRONISED):
             _watch_kernel(name, forward, note)
     return worst
 
@@ -246,7 +246,7 @@ def _watch_kernel(name: str, forward: KernelForward, note: Callable[..., Any]) -
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a leaf module on torch's kernels, without hooks."""
-    kind = getattr(nn, type(module).__name__)
+    kind = getattr(nn, kind_of(module).__name__)
     twin = kind.__new__(kind)
     nn.Module.__init__(twin)
     twin.__dict__.update({k: v for k, v in vars(module).items() if k != "forward" and not k.endswith("_hooks")})

@@ -24,6 +24,8 @@ class Case:
     bytes:    algorithmic bytes in float32: every input read once, every output written once (0: count the tensors).
     bench:    a layer of a real model, timed by ``make bench``.
     grad:     which of the tensors in args get gradients (indices); empty: none.
+    choice:   of an op that chooses (knn its neighbours): choice(outputs, *args, **kwargs) are its outputs on these arguments
+              for the choice made in ``outputs``. Of two neighbours that tie within rounding either is right.
     layouts:  the memory formats the case makes sense in.
     dtypes:   the dtypes it is checked in.
     """
@@ -36,6 +38,7 @@ class Case:
     bytes: int = 0
     bench: bool = False
     grad: tuple[int, ...] = ()
+    choice: Callable[..., Any] | None = None
     layouts: tuple[str, ...] = ("contiguous", "channels_last")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -45,6 +48,11 @@ class Case:
 
     def torch_function(self) -> Callable[..., Any]:
         return self.peer or getattr(F, self.op, None) or getattr(torch, self.op)
+
+    def reference(self, outputs: Any) -> Callable[..., Any]:
+        """The torch function that judges these outputs: where the op chooses, with the choice that they made."""
+        choice = self.choice
+        return self.torch_function() if choice is None else lambda *args, **kwargs: choice(outputs, *args, **kwargs)
 
     def arguments(self, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Arguments:
         """The arguments, floating tensors in ``dtype``, tensors of 4 and 5 dimensions in ``layout``."""

@@ -145,6 +145,7 @@ CASES: list[Case] = [
         grad=(0, 1),
         dtypes=NARROW,
     ),
+    Case("linear_cross_entropy", "long_sums", _linear(150, 40, 9000), grad=(0, 1), layouts=("contiguous",), dtypes=(torch.float32,)),
     Case("linear_cross_entropy", "odd", _linear(13, 37, 41, reduction="sum"), grad=(0, 1), dtypes=NARROW),
     Case("linear_cross_entropy", "none", _linear(5, 9, 70, bias=False, reduction="none"), grad=(0, 1), dtypes=NARROW),
     Case("multi_margin_loss", "svm_4096x10", _classes(4096, 10), bench=True, grad=(0,), dtypes=(torch.float32,)),

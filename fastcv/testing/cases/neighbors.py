@@ -26,6 +26,17 @@ def torch_nearest(x: Tensor, y: Tensor, p: float = 2.0) -> tuple[Tensor, Tensor]
     return distance, index
 
 
+def chosen(outputs: tuple[Tensor, Tensor], x: Tensor, y: Tensor, *rest: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The distances of x to those rows of y that a call of knn or nearest chose."""
+    index = outputs[1].reshape(*x.shape[:-1], -1)
+    wide = torch.float64 if x.dtype == torch.uint8 else x.dtype
+    rows = index.flatten(-2).unsqueeze(-1).expand(*index.shape[:-2], -1, x.shape[-1])
+    difference = x.to(wide).unsqueeze(-2) - y.to(wide).gather(-2, rows).unflatten(-2, index.shape[-2:])
+    p = next((float(value) for value in rest[-1:] if isinstance(value, float)), 2.0)
+    distances = torch.linalg.vector_norm(difference, p, -1).reshape(outputs[1].shape)
+    return (distances**2 if kwargs.get("squared") else distances), outputs[1]
+
+
 def _case(op: str, name: str, x: tuple[int, ...], y: tuple[int, ...], *rest: Any, u8: bool = False, bench: bool = False) -> Case:
     def build(generator: torch.Generator) -> Arguments:
         if u8:
@@ -44,6 +55,7 @@ def _case(op: str, name: str, x: tuple[int, ...], y: tuple[int, ...], *rest: Any
         flops=pairs * (2 if p in (1, 2) else 0) + (pairs if p in (1, 2) else 0),
         bench=bench,
         grad=() if u8 else (0, 1),
+        choice=None if op == "cdist" else chosen,
         layouts=("contiguous",),
         dtypes=(torch.float32,),
     )

@@ -1,0 +1,122 @@
+// The seam between a kernel and what runs it: nvcc and a GPU, or g++ and the emulator (csrc/emulator). A .cu file is
+// compiled by both; FASTCV_GPU names the namespace, cuda or emulated. Only this header and ptx.cuh know which it is.
+//
+//   launch(kernel, grid, block, shared_bytes, stream, args...)   an error code, 0 for none
+//   FASTCV_SHARED(T, name, n)        n elements of shared memory;  FASTCV_DYNAMIC_SHARED(T, name): the dynamic part
+//   Shared<T>                        a pointer into shared memory: T* on a GPU, a checked one on the emulator
+//   load_shared<Pack>, store_shared  several elements in one access
+#pragma once
+#include <cstdint>
+#include <utility>
+
+#if FASTCV_EMULATOR
+#include "emulator/cuda.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include "common/types.h"
+
+namespace fastcv::FASTCV_GPU {
+
+// n elements that move in one access of up to 16 bytes.
+template <class T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T at[n];
+};
+
+template <class P, class T>
+__device__ __forceinline__ P load_pack(const T* from) {
+  return *reinterpret_cast<const P*>(from);
+}
+template <class P, class T>
+__device__ __forceinline__ void store_pack(T* to, const P& pack) {
+  *reinterpret_cast<P*>(to) = pack;
+}
+
+#if FASTCV_EMULATOR
+
+template <class T>
+using Shared = emulator::Shared<T>;
+using Where = std::source_location;
+
+#define FASTCV_SHARED(T, name, n) \
+  const Shared<T> name(           \
+      reinterpret_cast<T*>(::fastcv::emulator::shared_array(sizeof(T) * (n), 16, std::source_location::current())))
+#define FASTCV_DYNAMIC_SHARED(T, name) const Shared<T> name(reinterpret_cast<T*>(::fastcv::emulator::dynamic_shared()))
+
+template <class P, class T>
+P load_shared(Shared<T> from, Where where = Where::current()) {
+  emulator::touch(reinterpret_cast<const std::byte*>(from.unchecked()), sizeof(P), emulator::Access::read, where);
+  return *reinterpret_cast<const P*>(from.unchecked());
+}
+template <class P, class T>
+void store_shared(Shared<T> to, const P& pack, Where where = Where::current()) {
+  emulator::touch(reinterpret_cast<const std::byte*>(to.unchecked()), sizeof(P), emulator::Access::write, where);
+  *reinterpret_cast<P*>(to.unchecked()) = pack;
+}
+// T* to the same bytes, for a pass whose elements are of another type.
+template <class To, class T>
+Shared<To> shared_cast(Shared<T> from) {
+  return Shared<To>(reinterpret_cast<To*>(from.unchecked()));
+}
+
+template <class... Formal, class... Actual>
+int launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Actual&&... args) {
+  return emulator::launch(grid, block, shared_bytes, [&] { kernel(static_cast<Formal>(args)...); });
+}
+
+#else
+
+template <class T>
+using Shared = T*;
+
+#define FASTCV_SHARED(T, name, n) __shared__ __align__(16) T name[n]
+#define FASTCV_DYNAMIC_SHARED(T, name)                                     \
+  extern __shared__ __align__(1024) unsigned char fastcv_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(fastcv_dynamic_shared)
+
+template <class P, class T>
+__device__ __forceinline__ P load_shared(const T* from) {
+  return load_pack<P>(from);
+}
+template <class P, class T>
+__device__ __forceinline__ void store_shared(T* to, const P& pack) {
+  store_pack(to, pack);
+}
+template <class To, class T>
+__device__ __forceinline__ To* shared_cast(T* from) {
+  return reinterpret_cast<To*>(from);
+}
+
+template <class... Formal, class... Actual>
+int launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+           Actual&&... args) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (shared_bytes > kWithoutAsking) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Formal>(args)...);
+}
+
+#endif
+
+// Thread numbering of grid-stride kernels.
+__device__ inline int64_t global_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t global_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+// Blocks for n elements, `each` per block, capped: the kernel strides over the rest.
+inline unsigned grid_for(int64_t n, int each) {
+  constexpr int64_t kMaxBlocks = 1 << 16;
+  const int64_t blocks = (n + each - 1) / each;
+  return static_cast<unsigned>(blocks < 1 ? 1 : blocks < kMaxBlocks ? blocks : kMaxBlocks);
+}
+
+}  // namespace fastcv::FASTCV_GPU

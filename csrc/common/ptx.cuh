@@ -1,0 +1,137 @@
+// Every instruction that CUDA C++ has no word for, with two bodies: inline PTX for nvcc, a model for the emulator.
+// Nothing else in csrc holds inline PTX.
+//
+//   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
+//   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
+//   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
+//   multiply_add(d, a, b)          mma.sync m16n8k16: D (16x8, float) += A (16x16) B (16x8), bf16 or f16
+//   trap(what)                     ends the kernel with an error
+// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16").
+#pragma once
+#include "common/numbers.cuh"
+
+namespace fastcv::FASTCV_GPU {
+
+// Two 16-bit elements in a register, the lower index in the lower half.
+struct Fragment4 {
+  uint32_t at[4];
+};
+
+#if FASTCV_EMULATOR
+
+[[noreturn]] inline void trap(const char* what, Where where = Where::current()) { emulator::fail(what, where); }
+
+template <class T>
+void copy_async(Shared<T> to, const T* from, bool valid, Where where = Where::current()) {
+  emulator::copy_later(reinterpret_cast<std::byte*>(to.unchecked()), from, 16, valid, where);
+}
+inline void commit_async() { emulator::commit_copies(); }
+template <int pending>
+void wait_async() {
+  emulator::wait_copies(pending);
+}
+
+// Lane l brings the address of row l % 8 of tile l / 8; register i of lane l gets elements 2 (l % 4), +1 of row l / 4
+// of tile i.
+template <class T>
+Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
+  static_assert(sizeof(T) == 2);
+  struct Mine {
+    const T* row;
+    Fragment4 out;
+  } mine{row.unchecked(), {}};
+  emulator::touch(reinterpret_cast<const std::byte*>(mine.row), 16, emulator::Access::read, where);
+  emulator::meet(
+      0xffffffffu, &mine,
+      [](void** all, uint32_t) {
+        for (int l = 0; l < 32; ++l)
+          for (int i = 0; i < 4; ++i)
+            std::memcpy(&static_cast<Mine*>(all[l])->out.at[i],
+                        static_cast<Mine*>(all[8 * i + l / 4])->row + 2 * (l % 4), 4);
+      },
+      false, "ldmatrix", where);
+  return mine.out;
+}
+
+// Sums the 16 products in double and rounds once: hardware's order is not documented.
+template <class S>
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where = Where::current()) {
+  static_assert(sizeof(S) == 2);
+  struct Mine {
+    float* d;
+    const uint32_t *a, *b;
+  } mine{d, a, b};
+  emulator::meet(
+      0xffffffffu, &mine,
+      [](void** all, uint32_t) {
+        const auto half = [](const uint32_t* registers, int i, int h) {
+          return widen(S{static_cast<uint16_t>(registers[i] >> 16 * h)});
+        };
+        for (int l = 0; l < 32; ++l) {
+          for (int i = 0; i < 4; ++i) {
+            const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
+            double sum = static_cast<Mine*>(all[l])->d[i];
+            for (int k = 0; k < 16; ++k) {
+              const int in_half = k % 8;  // lane and half of a register that hold index k
+              const float x = half(static_cast<Mine*>(all[row % 8 * 4 + in_half / 2])->a, row / 8 + 2 * (k / 8), k % 2);
+              const float y = half(static_cast<Mine*>(all[col * 4 + in_half / 2])->b, k / 8, k % 2);
+              sum += static_cast<double>(x) * y;
+            }
+            static_cast<Mine*>(all[l])->d[i] = static_cast<float>(sum);
+          }
+        }
+      },
+      false, "mma.sync", where);
+}
+
+#else
+
+__device__ __forceinline__ void trap(const char*) { __trap(); }
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+template <class T>
+__device__ __forceinline__ void copy_async(T* to, const T* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending>
+__device__ __forceinline__ void wait_async() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+template <class T>
+__device__ __forceinline__ Fragment4 load_matrix_x4(const T* row) {
+  Fragment4 f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(shared_address(row))
+               : "memory");
+  return f;
+}
+
+template <class S>
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+__device__ __forceinline__ void multiply_add<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ __forceinline__ void multiply_add<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#endif
+
+}  // namespace fastcv::FASTCV_GPU

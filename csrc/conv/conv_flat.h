@@ -1,0 +1,295 @@
+// A window of a convolution's inputs in which the pixels that 16 consecutive outputs read lie at even distances, for
+// every tap: what matrix tiles are loaded from. It holds the zeros around the image, and with a stride the inputs are
+// sorted by their residue, so that neighbouring outputs read neighbours:
+//   [depth][residue of the line][residue of the column][line][column][part][channel]
+// Outputs are counted through whole lines of the window; those that fall into its margin are computed and dropped.
+// With few channels the taps along the width are laid side by side ("merged"), one column per output.
+#pragma once
+#include "conv/conv_plan.h"
+#include "conv/conv_tile.h"
+
+namespace fastcv::FASTCV_ISA {
+
+inline constexpr int64_t kTilePixels = 16, kTileChannels = 32;
+
+// How one dim of the window is sorted.
+struct Sorted {
+  int64_t step, slots, period, reach;  // reach: lines beyond the number of cells
+  int64_t slot_of[kMostTileStride];    // of each residue; -1: no tap meets it
+
+  void set(const Dim& d) {
+    step = d.in_step;
+    int64_t a = d.stride, b = d.dilation;
+    while (b != 0) {
+      const int64_t t = a % b;
+      a = b, b = t;
+    }
+    period = d.transposed ? 1 : step / a;
+    slots = least(d.kernel, period);
+    reach = (d.high - d.low) / step;
+    for (int64_t i = 0; i < step; ++i) slot_of[i] = -1;
+    for (int64_t i = 0; i < slots; ++i) slot_of[d.transposed ? 0 : i * d.dilation % step] = i;
+  }
+  // Where tap j of a phase finds its input for the first cell: slot and line in it.
+  int64_t slot(int64_t j) const { return j % period; }
+  int64_t line(const Dim& d, const Taps& taps, int64_t j) const {
+    return (taps.offset + j * taps.offset_step - d.low) / step;
+  }
+};
+
+template <class P, class S>
+struct FlatWindow {
+  using X = typename P::X;
+  using Acc = typename P::Acc;
+  static constexpr int kLanes = Vec<Acc>::width;
+  static constexpr bool kPlain = std::is_same_v<S, X>;  // copied as it is
+
+  // What a chunk's window looks like.
+  struct Chunk {
+    X* window;
+    int64_t* line_at;    // [inputs]: offset of each input line that the chunk reads, in elements
+    int64_t* column_at;  // [inputs]
+    int64_t lines, columns;
+    Range inputs[3];
+    bool special;  // holds infinities or NaN
+  };
+
+  const ConvParams* p;
+  const Dim* d;
+  Sorted h, w;
+  int64_t cg, length;  // channels; with what rounds them up, or taps times channels
+  bool merged;
+
+  void plan(const ConvParams& params, const Dim* dims, int64_t channels, int64_t pixel_length, bool merge) {
+    p = &params, d = dims, cg = channels, length = pixel_length, merged = merge;
+    h.set(d[1]);
+    w.set(d[2]);
+    if (merged) w.slots = w.period = 1, w.reach = 0;
+  }
+
+  int64_t pixel() const { return length * P::kStored; }
+  int64_t slot_size(const Chunk& c) const { return c.lines * c.columns * pixel(); }
+  int64_t plane_size(const Chunk& c) const { return h.slots * w.slots * slot_size(c); }
+  // A tile may begin at the last pixel.
+  int64_t elements(int64_t rows, int64_t cols) const {
+    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) * pixel();
+  }
+  int64_t table_entries(int64_t rows, int64_t cols) const {
+    return inputs_bound(d[1], rows) + inputs_bound(d[2], cols);
+  }
+
+  // Elements from a pixel of the window to what a tap reads for it. `id` must exist.
+  int64_t offset(const Chunk& c, int64_t id, const Taps& th, int64_t jh, const Taps& tw, int64_t jw) const {
+    const int64_t column = merged ? 0 : w.line(d[2], tw, jw), slot_w = merged ? 0 : w.slot(jw);
+    return (id - c.inputs[0].begin) * plane_size(c) + (h.slot(jh) * w.slots + slot_w) * slot_size(c) +
+           (h.line(d[1], th, jh) * c.columns + column) * pixel();
+  }
+
+  // first: the first input of image and group; cell, cells: of the chunk; tw: merged taps.
+  void fill(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
+    c.lines = cells[1] + h.reach;
+    c.columns = cells[2] + w.reach;
+    c.special = false;
+    std::memset(static_cast<void*>(c.window), 0, static_cast<size_t>(c.inputs[0].size * plane_size(c)) * sizeof(X));
+    sort(h, d[1], cell[1], c.inputs[1], w.slots * slot_size(c), c.columns * pixel(), c.line_at);
+    if (!merged) sort(w, d[2], cell[2], c.inputs[2], slot_size(c), pixel(), c.column_at);
+    for (int64_t i = 0; i < c.inputs[0].size; ++i) {
+      X* out = c.window + i * plane_size(c);
+      const int64_t from = (c.inputs[0].begin + i) * p->in[1];
+      if (c.inputs[1].size == 0 || c.inputs[2].size == 0) continue;
+      if (merged) fill_merged(c, out, first, from, cell[2], cells[2], tw);
+      else if (p->channels_last) fill_channels_last(c, out, first, from);
+      else fill_row_major(c, out, first, from);
+    }
+  }
+
+ private:
+  static void sort(const Sorted& s, const Dim& dim, int64_t cell, Range inputs, int64_t slot_size, int64_t step,
+                   int64_t* at) {
+    const int64_t first = inputs.begin - (cell * dim.in_step + dim.low);
+    int64_t residue = first % s.step, line = first / s.step;
+    for (int64_t i = 0; i < inputs.size; ++i) {
+      at[i] = s.slot_of[residue] < 0 ? -1 : s.slot_of[residue] * slot_size + line * step;
+      if (++residue == s.step) residue = 0, ++line;
+    }
+  }
+
+  // One pixel's channels, consecutive in memory.
+  void put_pixel(Chunk& c, X* out, const S* from, int64_t n) const {
+    for (int64_t k = 0; k < n; k += kLanes) {
+      const int left = static_cast<int>(least(kLanes, n - k));
+      const Vec<Acc> v = left == kLanes ? load(from + k) : load_n(from + k, left);
+      c.special |= P::put(out + k, length, v);
+    }
+  }
+
+  void fill_channels_last(Chunk& c, X* out, const S* first, int64_t line) const {
+    const Range rh = c.inputs[1], rw = c.inputs[2];
+    for (int64_t i = 0; i < rh.size; ++i) {
+      if (c.line_at[i] < 0) continue;
+      const S* from = first + ((line + rh.begin + i) * p->in[2] + rw.begin) * p->c;
+      X* to = out + c.line_at[i];
+      if constexpr (kPlain)
+        if (w.step == 1 && length == p->c) {
+          std::memcpy(static_cast<void*>(to + c.column_at[0]), from, static_cast<size_t>(rw.size * length) * sizeof(X));
+          continue;
+        }
+      for (int64_t j = 0; j < rw.size; ++j)
+        if (c.column_at[j] >= 0) put_pixel(c, to + c.column_at[j], from + j * p->c, cg);
+    }
+  }
+
+  void fill_row_major(Chunk& c, X* out, const S* first, int64_t line) const {
+    const Range rh = c.inputs[1], rw = c.inputs[2];
+    const int64_t plane = p->in[0] * p->in[1] * p->in[2];
+    // Whole lines follow each other without a gap.
+    const bool whole = rw.size == p->in[2] && h.step == 1;
+    const int64_t run = whole ? rh.size * rw.size : rw.size;
+    for (int64_t i = 0; i < (whole ? least(1, rh.size) : rh.size); ++i) {
+      if (c.line_at[i] < 0) continue;
+      const S* from = first + (line + rh.begin + i) * p->in[2] + rw.begin;
+      for (int64_t k = 0; k < cg; k += kLanes) {
+        int64_t row = i, column = 0;
+        for (int64_t q = 0; q < run; q += kLanes) {
+          const int n = static_cast<int>(least(kLanes, run - q));
+          Vec<Acc> square[kLanes];
+          load_square(square, from + k * plane + q, plane, static_cast<int>(least(kLanes, cg - k)), n);
+          for (int j = 0; j < n; ++j) {
+            if (c.column_at[column] >= 0)
+              c.special |= P::put(out + c.line_at[row] + c.column_at[column] + k, length, square[j]);
+            if (++column == rw.size) column = 0, ++row;
+          }
+        }
+      }
+    }
+  }
+
+  void fill_merged(Chunk& c, X* out, const S* first, int64_t line, int64_t cell, int64_t cells, const Taps& tw) const {
+    const Range rh = c.inputs[1];
+    const int64_t pixel_step = p->channels_last ? p->c : 1;
+    const int64_t channel_step = p->channels_last ? 1 : p->in[0] * p->in[1] * p->in[2];
+    const int64_t reach = (tw.count - 1) * tw.offset_step;
+    for (int64_t i = 0; i < rh.size; ++i) {
+      if (c.line_at[i] < 0) continue;
+      const S* from = first + (line + rh.begin + i) * p->in[2] * pixel_step;
+      for (int64_t j = 0; j < cells; ++j) {
+        const int64_t at = (cell + j) * d[2].in_step + tw.offset;
+        X* to = out + c.line_at[i] + j * pixel();
+        if (tw.offset_step == 1 && pixel_step == cg && at >= 0 && at + reach < d[2].in)
+          put_pixel(c, to, from + at * pixel_step, tw.count * cg);
+        else put_taps(c, to, from, at, tw, pixel_step, channel_step);
+      }
+    }
+  }
+
+  // The taps of one output from position `at` on, channel by channel.
+  void put_taps(Chunk& c, X* to, const S* line, int64_t at, const Taps& tw, int64_t pixel_step,
+                int64_t channel_step) const {
+    int64_t tap = 0, channel = 0;
+    for (int64_t k = 0; k < tw.count * cg; k += kLanes) {
+      Acc lanes[kLanes] = {};
+      for (int64_t l = 0; l < kLanes && tap < tw.count; ++l) {
+        if (at >= 0 && at < d[2].in) lanes[l] = load_one(line + at * pixel_step + channel * channel_step);
+        if (++channel == cg) channel = 0, ++tap, at += tw.offset_step;
+      }
+      c.special |= P::put(to + k, length, load(lanes));
+    }
+  }
+};
+
+// 16 pixels, `pitch` bytes apart.
+struct PixelTile {
+  const void* at;
+  int64_t pitch;
+};
+
+// Some tiles of pixels and one panel of output channels.
+struct TileStrip {
+  const PixelTile* tiles;
+  const int64_t* pixel_steps;   // [steps]: bytes from a pixel to its 32 channels
+  const int64_t* weight_steps;  // [steps]: the row of the packed weights where these 32 channels begin
+  int64_t steps;
+  const uint32_t* weights;  // [pairs of channels][vectors][16]
+  const float* bias;        // [vectors][16]
+  // [tiles][16]: where each pixel's sums go: out + (place - first_place) * out_pitch; negative: nowhere.
+  const int64_t* places;
+  int64_t first_place;
+  float* out;
+  int64_t out_pitch;
+};
+
+// The most that a chunk needs of each.
+struct TileLimits {
+  int64_t inputs, steps, tiles, tail;
+};
+
+// What a chunk's pixels are read through: its window, or x itself where no pixel has a neighbour, and the tiles in it.
+template <class P, class S>
+struct TileTable {
+  using X = typename P::X;
+  typename FlatWindow<P, S>::Chunk flat;
+  PixelTile* tiles;
+  int64_t *pixel_steps, *weight_steps;
+  int64_t *outputs, *places;  // [tiles][16]: number of each pixel's output, or -1; its place where that is another
+  int64_t* before;            // [tiles]: outputs in earlier tiles
+  X* tail;                    // copy of the last pixels, where x ends before their tile does
+  int64_t count;
+
+  // Lays the arrays out from `base` on; returns how many bytes they take.
+  size_t place(char* base, const TileLimits& most) {
+    size_t at = 0;
+    const auto array = [&](auto*& pointer, int64_t n) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + at);
+      at += static_cast<size_t>(round_up(n * static_cast<int64_t>(sizeof *pointer), 64));
+    };
+    array(flat.line_at, most.inputs);
+    array(flat.column_at, most.inputs);
+    array(pixel_steps, most.steps);
+    array(weight_steps, most.steps);
+    array(tiles, most.tiles);
+    array(before, most.tiles + 1);
+    array(outputs, most.tiles * kTilePixels);
+    array(places, most.tiles * kTilePixels);
+    array(tail, most.tail);
+    return at;
+  }
+
+  // Cuts nh x nw outputs, whose first reads `first`, into tiles: line by line, or through the margins between lines if
+  // that makes fewer. Steps are in elements; `whole`: nothing may be read behind the last output's pixel, whose first
+  // `channels` elements are what counts.
+  void cut(const X* first, int64_t pixel_step, int64_t nh, int64_t nw, bool whole, int64_t channels) {
+    const int64_t per_line = ceil_div(nw, kTilePixels), through = ceil_div((nh - 1) * flat.columns + nw, kTilePixels);
+    const bool by_line = nh * per_line < through;
+    const int64_t last = (nh - 1) * flat.columns + nw;
+    count = by_line ? nh * per_line : through;
+    int64_t total = 0;
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t start = by_line ? t / per_line * flat.columns + t % per_line * kTilePixels : t * kTilePixels;
+      tiles[t] = {first + start * pixel_step, pixel_step * static_cast<int64_t>(sizeof(X))};
+      if (whole && start + kTilePixels > last) {
+        for (int64_t i = 0; i < kTilePixels; ++i) {
+          const X* from = first + least(start + i, last - 1) * pixel_step;
+          std::memcpy(static_cast<void*>(tail + i * channels), from, static_cast<size_t>(channels) * sizeof(X));
+        }
+        tiles[t] = {tail, channels * static_cast<int64_t>(sizeof(X))};
+      }
+      before[t] = total;
+      int64_t line = start / flat.columns, column = start % flat.columns;
+      for (int64_t i = 0; i < kTilePixels; ++i) {
+        const bool exists = line < nh && column < nw;
+        outputs[t * kTilePixels + i] = exists ? line * nw + column : -1;
+        total += exists;
+        if (++column == flat.columns && !by_line) column = 0, ++line;
+      }
+    }
+    before[count] = total;
+  }
+
+  // Output (i, j) of nw in a line to place i * line_pitch + j * step + first.
+  void tabulate_places(int64_t nw, int64_t line_pitch, int64_t step, int64_t first) {
+    for (int64_t i = 0; i < count * kTilePixels; ++i)
+      places[i] = outputs[i] < 0 ? -1 : outputs[i] / nw * line_pitch + outputs[i] % nw * step + first;
+  }
+};
+
+}  // namespace fastcv::FASTCV_ISA

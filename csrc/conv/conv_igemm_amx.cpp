@@ -1,0 +1,38 @@
+// Convolution on AMX tiles: bfloat16; float16 as two bfloat16 parts; float32 as one, two or three, by its precision.
+//
+// Largest error against float64, relative to the largest output: two parts 5e-6 where float32 arithmetic has 1e-6 to
+// 4e-6; three parts no more than float32 arithmetic. Numbers below 2^-126 count as zeros.
+#include "conv/conv.h"
+#include "conv/conv_amx.h"
+#include "conv/conv_igemm.h"
+
+namespace fastcv::FASTCV_ISA {
+namespace {
+
+template <int Parts, class S>
+size_t workspace(const ConvParams& p, int threads) {
+  return Igemm<TileProduct<Parts>, S>(p, threads).workspace();
+}
+template <int Parts, class S>
+void run(const ConvParams& p, const Exec& exec) {
+  Igemm<TileProduct<Parts>, S>(p, exec.threads).run(exec);
+}
+
+}  // namespace
+
+void conv_igemm_bf16(const ConvParams& p, const Exec& exec) {
+  p.dtype == DType::bf16 ? run<1, bf16>(p, exec) : run<1, float>(p, exec);
+}
+size_t conv_igemm_bf16_workspace(const ConvParams& p, int threads) {
+  return p.dtype == DType::bf16 ? workspace<1, bf16>(p, threads) : workspace<1, float>(p, threads);
+}
+void conv_igemm_bf16x3(const ConvParams& p, const Exec& exec) {
+  p.dtype == DType::f16 ? run<2, f16>(p, exec) : run<2, float>(p, exec);
+}
+size_t conv_igemm_bf16x3_workspace(const ConvParams& p, int threads) {
+  return p.dtype == DType::f16 ? workspace<2, f16>(p, threads) : workspace<2, float>(p, threads);
+}
+void conv_igemm_bf16x6(const ConvParams& p, const Exec& exec) { run<3, float>(p, exec); }
+size_t conv_igemm_bf16x6_workspace(const ConvParams& p, int threads) { return workspace<3, float>(p, threads); }
+
+}  // namespace fastcv::FASTCV_ISA

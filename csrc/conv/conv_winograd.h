@@ -1,0 +1,520 @@
+// Winograd convolution F(MH x MW, 3 x 3) in float32, stride 1, any padding, dilation and groups
+// (conv_winograd_algebra.h has the formulas). The input gradient is the same with the taps rotated and channels
+// exchanged.
+//
+// An output is cut into tiles of MH x MW pixels, which a dilation spreads: the tiles of one of dilation^2 "phases" see
+// every dilation-th row and column. Per group of the convolution:
+//
+//   V[point][tile][channel]  = transformed inputs       U[point][channel][output] = transformed weights
+//   S[point][tile][output]   = sum over channels of V * U, one small matrix product per point
+//   y                        = transformed S, with bias, residual and activation
+//
+// Tiles come in panels of as many rows as the register tile has, outputs in blocks of two vectors, channels in chunks
+// of kChunk: a sum runs over a chunk in registers and then joins what stands in S. That order is the layer's alone.
+// What may depend on threads and batch size is only who computes what, and when:
+//
+//   private: the weights are transformed once; threads take blocks of tiles, whose V and S stay in their caches
+//   shared:  V of a large block of tiles is shared; threads take blocks of outputs and transform just their weights,
+//            chunk by chunk. For deep layers on small maps, where the weights are the larger part.
+//
+// Row-major images pass through bands: some lines of tiles of one vector of channels, transposed in the first cache.
+#pragma once
+#include "conv/conv_store.h"
+#include "conv/conv_tile.h"
+#include "conv/conv_winograd_algebra.h"
+
+namespace fastcv::FASTCV_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kWinogradRows = 14;  // of the register tile: 14 x 2 sums, 2 weights, 1 input in 32 registers
+#else
+inline constexpr int kWinogradRows = 6;
+#endif
+
+// s[MR][NV] (+)= v * u over `groups` whole vectors of channels and `rest` more. v is [channels / L][MR][L].
+template <int MR, int NV>
+[[gnu::noinline]] static void winograd_multiply(const float* v, const float* u, int64_t channels, float* s,
+                                                int64_t s_pitch, bool first) {
+  using P = PlainProduct<float>;
+  constexpr int L = Vec<float>::width;
+  Vec<float> sum[MR][NV];
+#pragma GCC unroll 14
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 2
+    for (int n = 0; n < NV; ++n) sum[m][n] = Vec<float>(0.0f);
+  for (; channels > 0; channels -= L, v += MR * L) {
+    const int64_t lanes = least(L, channels);
+    for (int64_t c = 0; c < lanes; ++c, u += NV * L) {
+      Vec<float> w[NV];
+#pragma GCC unroll 2
+      for (int n = 0; n < NV; ++n) w[n] = load(u + n * L);
+#pragma GCC unroll 14
+      for (int m = 0; m < MR; ++m) {
+        const Vec<float> x = P::spread(v + m * L + c);
+#pragma GCC unroll 2
+        for (int n = 0; n < NV; ++n) sum[m][n] = fma(x, w[n], sum[m][n]);
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 2
+    for (int n = 0; n < NV; ++n) {
+      float* out = s + m * s_pitch + n * L;
+      store(out, first ? sum[m][n] : load(out) + sum[m][n]);
+    }
+}
+
+template <int NV>
+static void winograd_multiply(int rows, const float* v, const float* u, int64_t channels, float* s, int64_t s_pitch,
+                              bool first) {
+  switch (rows) {
+#define FASTCV_ROWS(r) \
+  case r:              \
+    return winograd_multiply<r, NV>(v, u, channels, s, s_pitch, first);
+    FASTCV_ROWS(1)
+    FASTCV_ROWS(2)
+    FASTCV_ROWS(3)
+    FASTCV_ROWS(4)
+    FASTCV_ROWS(5)
+    FASTCV_ROWS(6)
+#if defined(__AVX512F__)
+    FASTCV_ROWS(7)
+    FASTCV_ROWS(8)
+    FASTCV_ROWS(9)
+    FASTCV_ROWS(10)
+    FASTCV_ROWS(11)
+    FASTCV_ROWS(12)
+    FASTCV_ROWS(13)
+    FASTCV_ROWS(14)
+#endif
+#undef FASTCV_ROWS
+    default:
+      __builtin_unreachable();
+  }
+}
+
+template <int MH, int MW>
+class Winograd {
+  static constexpr int M[2] = {MH, MW}, NH = MH + 2, NW = MW + 2, kPoints = NH * NW;
+  static constexpr int L = Vec<float>::width, kVectors = 2, kBlock = kVectors * L;  // outputs of a block
+  static constexpr int64_t kChunk = 32;  // channels summed in registers; a multiple of L
+  static constexpr int64_t kBandTiles = 8, kBandLines = 3;
+
+ public:
+  Winograd(const ConvParams& params, int threads) : p(params) { plan(threads); }
+  size_t workspace() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
+
+  void run(const Exec& exec) {
+    char* base = static_cast<char*>(exec.workspace);
+    for (int64_t g = 0; g < p.groups; ++g) {
+      if (is_shared) run_shared(exec, reinterpret_cast<float*>(base), base + shared_bytes, g);
+      else run_private(exec, reinterpret_cast<float*>(base), base + shared_bytes, g);
+    }
+  }
+
+ private:
+  struct Tile {
+    int64_t image, y, x;  // its first output
+  };
+  // Consecutive tiles and their transformed inputs: panels of near-equal rows, each [channels / L][rows][L] per point.
+  struct Block {
+    int64_t tile, count, panels, rows, longer;  // the first `longer` panels have rows + 1
+    float* v;
+    int64_t v_point;
+    Tile* tiles;
+    int rows_of(int64_t panel) const { return static_cast<int>(rows + (panel < longer)); }
+    int64_t first_of(int64_t panel) const { return panel * rows + least(panel, longer); }
+    int64_t panel_of(int64_t i) const {
+      const int64_t whole = longer * (rows + 1);
+      return i < whole ? i / (rows + 1) : longer + (i - whole) / rows;
+    }
+  };
+  struct Scratch {
+    float *v, *u, *sums, *band, *staging;
+    Tile* tiles;
+  };
+
+  // ---- plan --------------------------------------------------------------------------------------------------------
+
+  void plan(int threads) {
+    cg = p.c / p.groups;
+    kg = p.k / p.groups;
+    c_padded = round_up(cg, L);
+    k_blocks = ceil_div(kg, kBlock);
+    for (int i = 0; i < 2; ++i) {
+      dilation[i] = p.dilation[1 + i];
+      // In dgrad tap r of output o meets input o + pad - r * dilation: taps run backwards from there.
+      origin[i] = p.transposed ? p.pad[1 + i] - 2 * dilation[i] : -p.pad[1 + i];
+      phases[i] = least(dilation[i], p.out[1 + i]);
+      lines[i] = ceil_div(ceil_div(p.out[1 + i], dilation[i]), M[i]);
+    }
+    line = phases[1] * lines[1];
+    tiles = p.n * phases[0] * lines[0] * line;
+    span = dilation[1] == 1 ? MW * kBandTiles + 2 : phases[1] + dilation[1] * (MW * lines[1] + 1);
+    // Where a line's phases interleave in a band, a block is made of whole lines.
+    unit = dilation[1] > 1 && !p.channels_last ? line : 1;
+    choose_mode(threads);
+    lay_out(threads);
+  }
+
+  static int64_t floats(int64_t tiles_, int64_t width) { return kPoints * (tiles_ * width + kPad); }
+
+  void choose_mode(int threads) {
+    constexpr int64_t kPrivate = 80 << 10, kShared = 64;  // floats of V and S of a private block; tiles of a shared one
+    constexpr int64_t kWeights = 3 << 19;                 // floats that every private block may read again
+    is_shared = tiles < 2 * kWinogradRows * threads || weight_floats() > kWeights;
+    if (is_shared) {
+      block = ceil_div(tiles, ceil_div(tiles, kShared));
+      parts = unit > 1 ? 1 : most(1, least(ceil_div(2 * threads, k_blocks), ceil_div(block, kWinogradRows)));
+    } else {
+      block = most(kWinogradRows, kPrivate / (kPoints * (c_padded + kBlock)));
+      block = ceil_div(tiles, most(2 * threads, round_up(ceil_div(tiles, block), threads)));
+    }
+    block = least(tiles, round_up(block, unit));
+  }
+
+  void lay_out(int threads) {
+    const auto bytes = [](int64_t n) { return static_cast<size_t>(round_up(n * 4, 64)); };
+    slots = threads;
+    const int64_t sums_tiles = is_shared ? ceil_div(block, parts) + 2 * kWinogradRows : block;
+    shared_bytes = is_shared ? bytes(floats(block, c_padded)) : bytes(weight_floats());
+    u_at = is_shared ? 0 : bytes(floats(block, c_padded));
+    sums_at = u_at + (is_shared ? bytes(kPoints * weight_point(least(kChunk, cg), kBlock)) : 0);
+    band_at = sums_at + bytes(floats(sums_tiles, kBlock));
+    const int64_t band_rows = MH * kBandLines + 2;
+    staging_at = band_at + (p.channels_last ? bytes(kPoints * L) : bytes(band_rows * most(span, p.out[2]) * L));
+    tiles_at = staging_at + bytes(kChunk * 9 * L);
+    slot_bytes = tiles_at + static_cast<size_t>(round_up(block * static_cast<int64_t>(sizeof(Tile)), 64));
+  }
+
+  Scratch scratch_of(char* slots_base, int slot) const {
+    char* base = slots_base + static_cast<size_t>(slot) * slot_bytes;
+    const auto at = [&](size_t offset) { return reinterpret_cast<float*>(base + offset); };
+    return {at(0), at(u_at), at(sums_at), at(band_at), at(staging_at), reinterpret_cast<Tile*>(base + tiles_at)};
+  }
+
+  Block make_block(int64_t tile, int64_t count, float* v, Tile* table) const {
+    Block b{tile, count, ceil_div(count, kWinogradRows), 0, 0, v, count * c_padded + kPad, table};
+    b.rows = count / b.panels;
+    b.longer = count % b.panels;
+    int64_t t = tile;
+    Tile at{};
+    for (int64_t i = 0; i < count; ++i, ++t) {
+      const int64_t in_line = t % line;
+      if (i == 0 || in_line == 0) {
+        const int64_t l = t / line % (phases[0] * lines[0]);
+        at.image = t / line / (phases[0] * lines[0]);
+        at.y = l / lines[0] + dilation[0] * MH * (l % lines[0]);
+      }
+      at.x = in_line / lines[1] + dilation[1] * MW * (in_line % lines[1]);
+      table[i] = at;
+    }
+    return b;
+  }
+
+  // ---- the two modes -----------------------------------------------------------------------------------------------
+
+  int64_t width_of(int64_t k_block) const { return least(kVectors, ceil_div(kg - k_block * kBlock, L)) * L; }
+  static int64_t weight_point(int64_t channels, int64_t width) { return channels * width + L; }
+  // Where in the transformed weights a chunk of a block of outputs starts.
+  float* weights_of(float* u, int64_t k_block, int64_t c0) const {
+    const int64_t before = k_block * ceil_div(cg, kChunk) + c0 / kChunk;  // chunks, which are padded by a vector each
+    return u + kPoints * (k_block * cg * kBlock + c0 * width_of(k_block) + before * L);
+  }
+  int64_t weight_floats() const { return kPoints * (cg * round_up(kg, L) + k_blocks * ceil_div(cg, kChunk) * L); }
+
+  void run_private(const Exec& exec, float* u, char* slots_base, int64_t group) const {
+    const int64_t chunks = ceil_div(cg, kChunk);
+    parallel_slots(exec, k_blocks * chunks, 1, [&](int slot, int64_t begin, int64_t end) {
+      const Scratch s = scratch_of(slots_base, slot);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t k_block = i / chunks, c0 = i % chunks * kChunk;
+        transform_weights(group, k_block, c0, least(kChunk, cg - c0), weights_of(u, k_block, c0), s.staging);
+      }
+    });
+    parallel_slots(exec, ceil_div(tiles, block), 1, [&](int slot, int64_t begin, int64_t end) {
+      const Scratch s = scratch_of(slots_base, slot);
+      for (int64_t i = begin; i < end; ++i) {
+        const Block b = make_block(i * block, least(block, tiles - i * block), s.v, s.tiles);
+        for (int64_t c = 0; c < cg; c += L) transform_input(b, group, c, 0, b.count, s.band);
+        for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
+          for (int64_t c0 = 0; c0 < cg; c0 += kChunk)
+            multiply(b, 0, b.panels, weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
+          transform_output(b, group, k_block, 0, b.count, s);
+        }
+      }
+    });
+  }
+
+  void run_shared(const Exec& exec, float* v, char* slots_base, int64_t group) const {
+    for (int64_t tile = 0; tile < tiles; tile += block) {
+      const int64_t count = least(block, tiles - tile), vectors = c_padded / L;
+      const int64_t cuts = unit > 1 ? 1 : least(count, ceil_div(2 * exec.threads, vectors));
+      parallel_slots(exec, vectors * cuts, 1, [&](int slot, int64_t begin, int64_t end) {
+        const Scratch s = scratch_of(slots_base, slot);
+        const Block b = make_block(tile, count, v, s.tiles);
+        for (int64_t i = begin; i < end; ++i)
+          transform_input(b, group, i / cuts * L, count * (i % cuts) / cuts, count * (i % cuts + 1) / cuts, s.band);
+      });
+      parallel_slots(exec, k_blocks * parts, 1, [&](int slot, int64_t begin, int64_t end) {
+        const Scratch s = scratch_of(slots_base, slot);
+        const Block b = make_block(tile, count, v, s.tiles);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t k_block = i / parts, part = i % parts;
+          const int64_t first = b.panels * part / parts, last = b.panels * (part + 1) / parts;
+          if (first == last) continue;
+          for (int64_t c0 = 0; c0 < cg; c0 += kChunk) {
+            transform_weights(group, k_block, c0, least(kChunk, cg - c0), s.u, s.staging);
+            multiply(b, first, last, s.u, c0, width_of(k_block), s.sums);
+          }
+          transform_output(b, group, k_block, b.first_of(first), b.first_of(last), s);
+        }
+      });
+    }
+  }
+
+  // Sums of a range of panels over the chunk of channels at c0, [point][tile of the range][width].
+  void multiply(const Block& b, int64_t first, int64_t last, const float* u, int64_t c0, int64_t width,
+                float* sums) const {
+    const int64_t channels = least(kChunk, cg - c0), start = b.first_of(first);
+    const int64_t point = (b.first_of(last) - start) * width + kPad;
+    for (int64_t xi = 0; xi < kPoints; ++xi, u += weight_point(channels, width))
+      for (int64_t panel = first; panel < last; ++panel) {
+        const int rows = b.rows_of(panel);
+        const float* v = b.v + xi * b.v_point + b.first_of(panel) * c_padded + c0 * rows;
+        float* s = sums + xi * point + (b.first_of(panel) - start) * width;
+        if (width == kBlock) winograd_multiply<kVectors>(rows, v, u, channels, s, width, c0 == 0);
+        else winograd_multiply<1>(rows, v, u, channels, s, width, c0 == 0);
+      }
+  }
+
+  // ---- weights -----------------------------------------------------------------------------------------------------
+
+  // Channels c0 .. c0 + channels of a block of outputs: [point][channel][width].
+  void transform_weights(int64_t group, int64_t k_block, int64_t c0, int64_t channels, float* u, float* staging) const {
+    const int64_t width = width_of(k_block);
+    for (int64_t n = 0; n < width; n += L) {
+      gather_weights(group, k_block * kBlock + n, c0, channels, staging);
+      for (int64_t c = 0; c < channels; ++c) {
+        float* out = u + c * width + n;
+        if (p.transposed) winograd_weight<MH, MW, true>(staging + c * 9 * L, out, weight_point(channels, width));
+        else winograd_weight<MH, MW, false>(staging + c * 9 * L, out, weight_point(channels, width));
+      }
+    }
+  }
+
+  // [channel][tap][L outputs], zeros behind the last output.
+  void gather_weights(int64_t group, int64_t k0, int64_t c0, int64_t channels, float* out) const {
+    const int64_t columns = p.transposed ? kg : cg, row_step = columns * 9;
+    const int64_t column_step = p.weight_channels_last ? 1 : 9, tap_step = p.weight_channels_last ? columns : 1;
+    const int64_t k_step = p.transposed ? column_step : row_step, c_step = p.transposed ? row_step : column_step;
+    const float* w =
+        static_cast<const float*>(p.w) + group * (p.transposed ? cg : kg) * row_step + k0 * k_step + c0 * c_step;
+    const int nk = static_cast<int>(least(L, kg - k0));
+    const auto run = [&](const float* from, int64_t length, float* to, int64_t step) {
+      for (int64_t i = 0; i < length; i += L) {
+        Vec<float> square[L];
+        const int n = static_cast<int>(least(L, length - i));
+        load_square(square, from + i, k_step, nk, n);
+        for (int j = 0; j < n; ++j) store(to + (i + j) * step, square[j]);
+      }
+    };
+    if (k_step == 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t tap = 0; tap < 9; ++tap)
+          store(out + (c * 9 + tap) * L, load_n(w + c * c_step + tap * tap_step, nk));
+    } else if (p.transposed) {
+      for (int64_t c = 0; c < channels; ++c) run(w + c * c_step, 9, out + c * 9 * L, L);
+    } else if (p.weight_channels_last) {
+      for (int64_t tap = 0; tap < 9; ++tap) run(w + tap * tap_step, channels, out + tap * L, 9 * L);
+    } else {
+      run(w, channels * 9, out, L);
+    }
+  }
+
+  // ---- inputs ------------------------------------------------------------------------------------------------------
+
+  // The vector of channels at c of tiles [begin, end) of the block.
+  void transform_input(const Block& b, int64_t group, int64_t c, int64_t begin, int64_t end, float* band) const {
+    int64_t panel = b.panel_of(begin), row = begin - b.first_of(panel);
+    float* out = b.v + b.first_of(panel) * c_padded + c * b.rows_of(panel) + row * L;
+    const auto next = [&](const float* x, int64_t x_row, int64_t x_column) {
+      winograd_input<MH, MW>(x, x_row, x_column, out, b.v_point);
+      out += L;
+      if (++row == b.rows_of(panel)) {
+        row = 0;
+        ++panel;
+        out = b.v + b.first_of(panel) * c_padded + c * b.rows_of(panel);
+      }
+    };
+    const int channels = static_cast<int>(least(L, cg - c));
+    if (!p.channels_last) return transform_bands(b, group, c, channels, begin, end, band, next);
+    const int64_t x_column = dilation[1] * p.c, x_row = dilation[0] * p.in[2] * p.c;
+    const float* x = static_cast<const float*>(p.x) + group * cg + c;
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile& t = b.tiles[i];
+      const int64_t iy = t.y + origin[0], ix = t.x + origin[1];
+      const float* from = x + ((t.image * p.in[1] + iy) * p.in[2] + ix) * p.c;
+      if (channels == L && iy >= 0 && ix >= 0 && iy + (NH - 1) * dilation[0] < p.in[1] &&
+          ix + (NW - 1) * dilation[1] < p.in[2]) {
+        next(from, x_row, x_column);
+        continue;
+      }
+      for (int r = 0; r < NH; ++r)
+        for (int s = 0; s < NW; ++s) {
+          const int64_t ny = iy + r * dilation[0], nx = ix + s * dilation[1];
+          const bool exists = ny >= 0 && ny < p.in[1] && nx >= 0 && nx < p.in[2];
+          store(band + (r * NW + s) * L, exists ? load_n(from + r * x_row + s * x_column, channels) : Vec<float>(0.0f));
+        }
+      next(band, NW * L, L);
+    }
+  }
+
+  // Tiles that share a band: whole lines of tiles, one below the other, or a part of one line.
+  struct Band {
+    int64_t lines, tiles, first, width;  // tiles of each line; the first tile's x; columns
+  };
+  Band band_at_tile(const Block& b, int64_t i, int64_t end) const {
+    const int64_t t = b.tile + i, in_line = t % line, left = end - i;
+    Band band{1, least(line - in_line, left), b.tiles[i].x, 0};
+    if (dilation[1] == 1) {
+      if (line <= kBandTiles && band.tiles == line)
+        band.lines = least(least(kBandLines, left / line), lines[0] - t / line % lines[0]);
+      band.tiles = least(band.tiles, kBandTiles);
+      band.width = MW * band.tiles;
+    } else {
+      band.width = phases[1] + dilation[1] * (MW * lines[1] - 1);
+    }
+    return band;
+  }
+
+  template <class F>
+  void transform_bands(const Block& b, int64_t group, int64_t c, int channels, int64_t begin, int64_t end,
+                       float* buffer, F&& next) const {
+    const int64_t plane = p.in[1] * p.in[2];
+    for (int64_t i = begin; i < end;) {
+      const Tile& t = b.tiles[i];
+      const Band band = band_at_tile(b, i, end);
+      const float* x = static_cast<const float*>(p.x) + (t.image * p.c + group * cg + c) * plane;
+      const int64_t rows = MH * band.lines + 2, columns = band.width + 2 * dilation[1], ix = band.first + origin[1];
+      const int64_t lo = least(columns, most(0, -ix)), hi = most(lo, least(columns, p.in[2] - ix));
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t iy = t.y + origin[0] + r * dilation[0];
+        float* out = buffer + r * columns * L;
+        const bool exists = iy >= 0 && iy < p.in[1];
+        const int64_t from = exists ? lo : columns, to = exists ? hi : columns;
+        for (int64_t j = 0; j < from; ++j) store(out + j * L, Vec<float>(0.0f));
+        for (int64_t j = from; j < to; j += L) {
+          const int n = static_cast<int>(least(L, to - j));
+          Vec<float> square[L];
+          load_square(square, x + iy * p.in[2] + ix + j, plane, channels, n);
+          if (n == L) {
+#pragma GCC unroll 16
+            for (int m = 0; m < L; ++m) store(out + (j + m) * L, square[m]);
+          } else {
+            for (int m = 0; m < n; ++m) store(out + (j + m) * L, square[m]);
+          }
+        }
+        for (int64_t j = to; j < columns; ++j) store(out + j * L, Vec<float>(0.0f));
+      }
+      for (int64_t l = 0; l < band.lines; ++l)
+        for (int64_t j = 0; j < band.tiles; ++j, ++i)
+          next(buffer + (l * MH * columns + b.tiles[i].x - band.first) * L, columns * L, dilation[1] * L);
+    }
+  }
+
+  // ---- outputs -----------------------------------------------------------------------------------------------------
+
+  // The outputs of a block of channels of tiles [begin, end), whose sums stand in s.sums.
+  void transform_output(const Block& b, int64_t group, int64_t k_block, int64_t begin, int64_t end,
+                        const Scratch& s) const {
+    const int64_t width = width_of(k_block), point = (end - begin) * width + kPad;
+    for (int64_t n = 0; n < width; n += L) {
+      const int64_t k = k_block * kBlock + n, channel = group * kg + k;
+      const int nk = static_cast<int>(least(L, kg - k));
+      const Vec<float> bias =
+          p.bias == nullptr ? Vec<float>(0.0f) : load_n(static_cast<const float*>(p.bias) + channel, nk);
+      if (p.channels_last) store_tiles(b, begin, end, s.sums + n, point, width, bias, channel, nk);
+      else store_bands(b, begin, end, s.sums + n, point, width, bias, channel, nk, s.band);
+    }
+  }
+
+  // How many outputs of a tile exist along a dim.
+  int64_t outputs(int i, int64_t first) const {
+    return first >= p.out[1 + i] ? 0 : least(M[i], ceil_div(p.out[1 + i] - first, dilation[i]));
+  }
+
+  void store_tiles(const Block& b, int64_t begin, int64_t end, const float* sums, int64_t point, int64_t width,
+                   Vec<float> bias, int64_t channel, int nk) const {
+    for (int64_t i = begin; i < end; ++i, sums += width) {
+      const Tile& t = b.tiles[i];
+      const int64_t rows = outputs(0, t.y), columns = outputs(1, t.x);
+      Vec<float> y[MH][MW];
+      winograd_output<MH, MW>(sums, point, bias, y);
+      const int64_t at = ((t.image * p.out[1] + t.y) * p.out[2] + t.x) * p.k + channel;
+      const int64_t column = dilation[1] * p.k, row = dilation[0] * p.out[2] * p.k;
+      if (rows == MH && columns == MW && nk == L) {
+#pragma GCC unroll 4
+        for (int r = 0; r < MH; ++r)
+#pragma GCC unroll 4
+          for (int c = 0; c < MW; ++c) store_final<float>(p, at + r * row + c * column, y[r][c], L);
+      } else {
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < columns; ++c) store_final<float>(p, at + r * row + c * column, y[r][c], nk);
+      }
+    }
+  }
+
+  void store_bands(const Block& b, int64_t begin, int64_t end, const float* sums, int64_t point, int64_t width,
+                   Vec<float> bias, int64_t channel, int nk, float* buffer) const {
+    const int64_t plane = p.out[1] * p.out[2];
+    for (int64_t i = begin; i < end;) {
+      const Tile first = b.tiles[i];
+      const Band band = band_at_tile(b, i, end);
+      const int64_t pitch = least(band.width, p.out[2] - band.first);
+      for (int64_t l = 0; l < band.lines; ++l)
+        for (int64_t j = 0; j < band.tiles; ++j, ++i, sums += width) {
+          Vec<float> y[MH][MW];
+          winograd_output<MH, MW>(sums, point, bias, y);
+          const int64_t columns = outputs(1, b.tiles[i].x);
+          float* out = buffer + (l * MH * pitch + b.tiles[i].x - band.first) * L;
+          for (int r = 0; r < MH; ++r)
+            for (int c = 0; c < columns; ++c) store(out + (r * pitch + c * dilation[1]) * L, y[r][c]);
+        }
+      const int64_t rows = least(band.lines * MH, ceil_div(p.out[1] - first.y, dilation[0]));
+      const int64_t at = (first.image * p.k + channel) * plane + first.y * p.out[2] + band.first;
+      if (pitch == p.out[2] && dilation[0] == 1) {
+        store_run(buffer, rows * pitch, at, plane, nk);
+      } else {
+        for (int64_t r = 0; r < rows; ++r)
+          store_run(buffer + r * pitch * L, pitch, at + r * dilation[0] * p.out[2], plane, nk);
+      }
+    }
+  }
+
+  // Consecutive pixels of nk planes.
+  void store_run(const float* from, int64_t pixels, int64_t at, int64_t plane, int nk) const {
+    for (int64_t j = 0; j < pixels; j += L) {
+      const int n = static_cast<int>(least(L, pixels - j));
+      Vec<float> square[L];
+      load_square(square, from + j * L, L, n, L);
+      for (int k = 0; k < nk; ++k) store_final<float>(p, at + k * plane + j, square[k], n);
+    }
+  }
+
+  static constexpr int64_t kPad = 5 * L;  // floats between points: their streams must not share cache sets
+
+  const ConvParams& p;
+  int64_t cg, kg, c_padded, k_blocks;
+  // Along the height and the width: where the taps start, the phases that have outputs, tiles of a phase.
+  int64_t dilation[2], origin[2], phases[2], lines[2];
+  int64_t line, tiles;  // tiles of a line (of all phases of the width), of everything
+  int64_t span, unit;   // columns of a band; a block's tiles are a multiple of unit
+  bool is_shared;
+  int64_t block, parts;  // tiles of a block; parts of a shared block that threads take
+  int64_t slots;
+  size_t shared_bytes, u_at, sums_at, band_at, staging_at, tiles_at, slot_bytes;
+};
+
+}  // namespace fastcv::FASTCV_ISA

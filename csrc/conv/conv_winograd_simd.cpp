@@ -1,0 +1,13 @@
+#include "conv/conv_winograd.h"
+
+namespace fastcv::FASTCV_ISA {
+
+#define FASTCV_WINOGRAD(name, h, w)                                                                      \
+  void conv_##name(const ConvParams& p, const Exec& exec) { Winograd<h, w>(p, exec.threads).run(exec); } \
+  size_t conv_##name##_workspace(const ConvParams& p, int threads) { return Winograd<h, w>(p, threads).workspace(); }
+FASTCV_WINOGRAD(winograd4, 4, 4)
+FASTCV_WINOGRAD(winograd4x2, 4, 2)
+FASTCV_WINOGRAD(winograd2, 2, 2)
+#undef FASTCV_WINOGRAD
+
+}  // namespace fastcv::FASTCV_ISA

@@ -1,0 +1,42 @@
+// Which accesses of a block's threads are ordered: vector clocks, one per warp.
+//
+// A warp's clock ticks at every barrier it takes part in and at every __syncwarp. A barrier gives each of its warps all
+// that the others knew. An access (thread, tick) happens before now if the running thread's warp knows a later tick of
+// that thread's warp. Barriers are taken to cover whole warps, as CUDA's do.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace fastcv::emulator {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kMaxThreads = 1024;
+inline constexpr int kMaxWarps = kMaxThreads / kWarp;
+
+class Clocks {
+ public:
+  void reset(int warps) {
+    for (int w = 0; w < warps; ++w) known_[w].fill(0);
+  }
+  uint32_t now(int thread) const { return known_[thread / kWarp][thread / kWarp]; }
+  bool ordered(int earlier, uint32_t tick, int thread) const {
+    return earlier == thread || known_[thread / kWarp][earlier / kWarp] > tick;
+  }
+  void tick(int warp) { ++known_[warp][warp]; }
+  // The warps meet: each knows afterwards all that any knew, and that all came here.
+  void join(const std::vector<int>& warps) {
+    std::array<uint32_t, kMaxWarps> all{};
+    for (int w : warps) {
+      tick(w);
+      for (int i = 0; i < kMaxWarps; ++i) all[i] = std::max(all[i], known_[w][i]);
+    }
+    for (int w : warps) known_[w] = all;
+  }
+
+ private:
+  std::array<std::array<uint32_t, kMaxWarps>, kMaxWarps> known_{};
+};
+
+}  // namespace fastcv::emulator

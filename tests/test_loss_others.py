@@ -1,0 +1,105 @@
+"""linear_cross_entropy, multi_margin_loss, kl_div and soft_iou_loss: what only they have; golden numbers; gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as T
+from loss_common import double, same
+
+import fastcv.functional as F
+from fastcv.testing import assert_close
+
+pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides", "ignore:__array__")
+
+X = torch.randn(3, 4)
+L = torch.tensor
+
+
+def test_linear_cross_entropy_of_k_dimensions() -> None:
+    x, w = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 3, 2, 6, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(4, 3, 2, dtype=torch.float64)
+    indices = torch.randint(0, 4, (5, 3, 2))
+    indices[0, 0, 0] = 2
+    soft = torch.rand(5, 4, 3, 2, dtype=torch.float64).softmax(1)
+    for target, extra in ((indices, {"ignore_index": 2}), (indices, {"weight": torch.rand(4).double()}), (soft, {"label_smoothing": 0.1})):
+        for reduction in ("none", "mean", "sum"):
+            ours = F.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, **extra)
+            torchs = T.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, **extra)
+            same(ours, torchs, f"{reduction} {extra}")
+            g = torch.randn(ours.shape, dtype=torch.float64)
+            for mine, theirs in zip(torch.autograd.grad(ours, (x, w), g), torch.autograd.grad(torchs, (x, w), g), strict=True):
+                same(mine, theirs, f"gradient {reduction} {extra}")
+    for reduction in ("none", "mean"):
+        same(
+            F.linear_cross_entropy(x[0], w[:, 0, 0], L(3), reduction=reduction),
+            T.linear_cross_entropy(x[0], w[:, 0, 0], L(3), reduction=reduction),
+            "unbatched",
+        )
+
+
+def test_linear_cross_entropy_sums_long_batches_accurately() -> None:
+    """The bias's gradient sums 6000 rows, the weight's as many in several chunks."""
+    leaves = [torch.randn(6000, 24), torch.randn(300, 24), torch.randn(300)]
+    target = torch.randint(0, 300, (6000,))
+    gradients = []
+    for function, dtype in ((F, torch.float32), (T, torch.float64), (T, torch.float32)):
+        x, w, b = (t.to(dtype).requires_grad_() for t in leaves)
+        gradients.append(torch.autograd.grad(function.linear_cross_entropy(x, w, target, linear_bias=b), (x, w, b)))
+    for ours, exact, torchs in zip(*gradients, strict=True):
+        assert_close(ours, exact, torchs)
+
+
+def test_soft_iou_refuses() -> None:
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 4\) and \(4,\)"):
+        F.soft_iou_loss(X, X[0])
+    with pytest.raises(ValueError, match="batchmean is not a valid value"):
+        F.soft_iou_loss(X, X, "batchmean")
+    with pytest.raises(ValueError, match="eps must not be negative"):
+        F.soft_iou_loss(X, X, eps=-1)
+    with pytest.raises(RuntimeError, match="floating"):
+        F.soft_iou_loss(X, X > 0)
+
+
+def test_golden_4_and_5_multiclass_svm() -> None:
+    scores, target = L([[3.2, 5.1, -1.7], [1.3, 4.9, 2.0], [2.2, 2.5, -3.1]]), L([0, 1, 2])
+    each = 3 * F.multi_margin_loss(scores, target, reduction="none")  # torch divides the sum by the number of classes
+    torch.testing.assert_close(each, L([2.9, 0.0, 12.9]))
+    assert each.mean().item() == pytest.approx(5.27, abs=0.005)
+    assert F.multi_margin_loss(L([2.6, 9.8, 4.0]), L(1)) == 0
+
+
+def test_golden_7_kl_divergence() -> None:
+    p, q = torch.randn(2, 50, dtype=torch.float64).softmax(1)
+    kl = F.kl_div(q.log(), p, reduction="sum")
+    cross, entropy = (F.cross_entropy(t.log(), p) for t in (q, p))
+    torch.testing.assert_close(kl, cross - entropy)
+    assert kl > 0 and F.kl_div(p.log(), p, reduction="sum").abs() < 1e-15
+    assert (kl - F.kl_div(p.log(), q, reduction="sum")).abs() > 1e-3
+
+
+def test_golden_18_soft_iou() -> None:
+    x, y = torch.rand(2, 3, 4), (torch.rand(2, 3, 4) > 0.5).float()
+    torch.testing.assert_close(F.soft_iou_loss(x, y), 1 - (x * y).sum() / (x + y - x * y).sum())
+    assert F.soft_iou_loss(y, y) == 0 and F.soft_iou_loss(y, 1 - y) == 1
+    empty = torch.zeros(2, 3, requires_grad=True)
+    loss = F.soft_iou_loss(empty, torch.zeros(2, 3))
+    assert loss == 0 and torch.equal(torch.autograd.grad(loss, empty)[0], torch.zeros(2, 3))
+
+
+def test_other_gradients() -> None:
+    target = L([1, 0, 3])
+    check, again = torch.autograd.gradcheck, torch.autograd.gradgradcheck
+    for reduction in ("none", "mean"):
+        nll = lambda x, r=reduction: F.nll_loss(x, target, reduction=r)  # noqa: E731
+        assert check(nll, double(3, 4)) and again(nll, double(3, 4))
+        for p in (1, 2):
+            assert check(lambda x, p=p, r=reduction: F.multi_margin_loss(x, target, p, reduction=r), double(3, 4))
+        linear = lambda x, w, b, r=reduction: F.linear_cross_entropy(x, w, target, linear_bias=b, reduction=r)  # noqa: E731
+        args = (double(3, 5), double(4, 5), double(4))
+        assert check(linear, args) and again(linear, args)
+        for log_target in (False, True):
+            kl = lambda x, t, r=reduction, lt=log_target: F.kl_div(x, t.exp() if not lt else t, reduction=r, log_target=lt)  # noqa: E731
+            assert check(kl, (double(3, 4), double(3, 4))) and again(kl, (double(3, 4), double(3, 4)))
+        iou = lambda x, t, r=reduction: F.soft_iou_loss(x.sigmoid(), t.sigmoid(), r)  # noqa: E731
+        assert check(iou, (double(3, 4), double(3, 4))) and again(iou, (double(3, 4), double(3, 4)))
+    weight = torch.rand(4, dtype=torch.float64)
+    assert again(lambda x: F.multi_margin_loss(x, target, 2, weight=weight), double(3, 4))
