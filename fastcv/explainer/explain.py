@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import _ext
-from ..optimizer.kernels import OPS, resembles, why_left_alone
+from ..optimizer.kernels import op_of, resembles, why_left_alone
 from ..optimizer.optimize import restore
 from ..optimizer.report import Report
 from ..optimizer.report import Row as ReportRow
@@ -190,7 +190,7 @@ def _reason(module: nn.Module, entry: Work, row: ReportRow | None, optimised: bo
     if not optimised:
         return why_left_alone(module) or "the model is not optimised: fastcv.optimize(model)"
     if row is None:
-        return f"{OPS[type(module)]} is not among the ops that fastcv.optimize was asked for" if type(module) in OPS else ""
+        return f"{op_of(module)} is not among the ops that fastcv.optimize was asked for" if op_of(module) else ""
     return "" if row.op and len(torchs) < len(entry.ops) else "no kernel serves this input: its device, dtype or tensor class"
 
 
