@@ -5,18 +5,10 @@ from typing import Any
 
 import torch
 
-import fastcv
-
 INF, NAN = math.inf, math.nan
 
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def variants_of(op: str) -> list[str]:
-    order = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
-    usable = order.index(fastcv._ext.module().cpu_isa())
-    return [name for name, isa in fastcv.variants(op) if order.index(isa) <= usable]
 
 
 def outcome(function: Any, *args: Any, **kwargs: Any) -> Any:

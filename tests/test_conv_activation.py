@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import fastcv
-from fastcv.testing import assert_close
+from fastcv.testing import assert_close, runnable_variants
 
 ACTIVATION = torch.ops.fastcv.conv_activation
 FUNCTIONS = [lambda x: x * 1, F.relu, F.relu6, F.silu, F.hardswish]
-ISAS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
-ROWS = [n for n, isa in fastcv.variants("conv_activation") if ISAS.index(isa) <= ISAS.index(fastcv._ext.module().cpu_isa())]
+ROWS = runnable_variants("conv_activation")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

@@ -12,17 +12,13 @@ import torch
 import torch.nn.functional as F
 
 import fastcv
-from fastcv.testing import assert_close
+from fastcv.testing import assert_close, runnable_variants
 
 CONV, DGRAD = torch.ops.fastcv.conv, torch.ops.fastcv.conv_dgrad
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ISAS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
-USABLE = [  # test_conv_winograd.py has the rows that do not sum directly
-    n
-    for n, isa in fastcv.variants("conv")
-    if n != "ref" and "winograd" not in n and ISAS.index(isa) <= ISAS.index(fastcv._ext.module().cpu_isa())
-]
+# test_conv_winograd.py has the rows that do not sum directly.
+USABLE = [n for n in runnable_variants("conv") if n != "ref" and "winograd" not in n]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ import torch.nn.functional as F
 
 import fastcv
 import fastcv.functional as ours
-from fastcv.testing import cases_of, check_case, max_error
+from fastcv.testing import cases_of, check_case, max_error, runnable_variants
 
 CONV, DGRAD = torch.ops.fastcv.conv, torch.ops.fastcv.conv_dgrad
-ISAS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
-ROWS = [
-    n for n, isa in fastcv.variants("conv") if n.startswith("winograd") and ISAS.index(isa) <= ISAS.index(fastcv._ext.module().cpu_isa())
-]
+ROWS = [n for n in runnable_variants("conv") if n.startswith("winograd")]
 EPS = torch.finfo(torch.float32).eps
 BOUNDS = {"winograd2": 6 * EPS, "winograd4x2": 12 * EPS, "winograd4": 24 * EPS}
 

@@ -16,17 +16,12 @@ from torch import Tensor
 
 import fastcv
 import fastcv.functional as F
-from fastcv.testing import assert_close, cases_of, check_case
+from fastcv.testing import assert_close, cases_of, check_case, runnable_variants
 
 INF = math.inf
 PS = [0.0, 0.5, 1.0, 1.5, 2.0, 2.7, 3.0, INF]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OPS = ["cdist", "cdist_backward", "knn", "knn_backward"]
-
-
-def usable(op: str) -> list[str]:
-    order = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
-    return [name for name, isa in fastcv.variants(op) if order.index(isa) <= order.index(fastcv.cpu_isa())]
 
 
 def exact(x: Tensor, y: Tensor, p: float) -> Tensor:
@@ -81,7 +76,7 @@ def test_either_of_two_neighbours_that_tie_within_rounding_is_right() -> None:
 
 @pytest.mark.parametrize("p", PS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", usable("cdist"))
+@pytest.mark.parametrize("variant", runnable_variants("cdist"))
 def test_every_variant_against_long_double(variant: str, dtype: torch.dtype, p: float) -> None:
     for m, n, d in ((1, 1, 1), (5, 3, 2), (9, 31, 15), (8, 32, 16), (17, 33, 129), (66, 2, 300)):
         x, y = torch.randn(m, d).to(dtype), torch.randn(n, d).to(dtype)
@@ -97,7 +92,7 @@ def test_every_variant_against_long_double(variant: str, dtype: torch.dtype, p: 
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
-@pytest.mark.parametrize("variant", usable("knn"))
+@pytest.mark.parametrize("variant", runnable_variants("knn"))
 def test_every_variant_finds_the_same_neighbours(variant: str, dtype: torch.dtype) -> None:
     for p, k, m, n, d in (
         (1.0, 1, 40, 70, 3), (2.0, 1, 3, 300, 9), (2.0, 5, 33, 70, 17), (1.0, 5, 5, 65, 130), (INF, 3, 9, 40, 5), (0.0, 4, 9, 40, 5),
@@ -124,7 +119,7 @@ def test_every_variant_finds_the_same_neighbours(variant: str, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("op", ["cdist_backward", "knn_backward"])
 def test_every_gradient_variant(op: str, dtype: torch.dtype) -> None:
-    for variant in usable(op):
+    for variant in runnable_variants(op):
         for p in PS:
             for m, n, d in ((3, 5, 1), (7, 9, 5), (35, 130, 33)):
                 x, y = (torch.randn(s, d, dtype=dtype) for s in (m, n))
@@ -216,7 +211,7 @@ def test_uint8_is_exact_and_does_not_wrap() -> None:
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_floats_that_are_bytes_are_compared_as_bytes(isa: str) -> None:
     """The same bits as from the floats, also where one coordinate somewhere is no byte after all."""
-    if f"bytes_f32_{isa}" not in usable("knn"):
+    if f"bytes_f32_{isa}" not in runnable_variants("knn"):
         pytest.skip(f"needs a CPU with {isa}")
     for m, n, d in ((8, 8, 32), (9, 33, 101), (40, 700, 64)):
         x, y = (torch.randint(0, 256, (2, rows, d)).float() for rows in (m, n))
@@ -342,7 +337,7 @@ def test_any_strides(make: Callable[[Tensor], Tensor]) -> None:
     assert torch.equal(*(torch.autograd.grad((F.cdist(t, y) * w).sum(), t)[0] for t in (a, b)))
 
 
-@pytest.mark.skipif("filter_f32_avx512bf16" not in usable("knn"), reason="needs a CPU with AVX-512 bf16")
+@pytest.mark.skipif("filter_f32_avx512bf16" not in runnable_variants("knn"), reason="needs a CPU with AVX-512 bf16")
 @pytest.mark.parametrize("data", ["normal", "offset", "scales", "clusters", "duplicates", "strange", "tiny", "huge"])
 def test_the_filter_finds_what_the_tiles_find(data: str) -> None:
     """The bounds of the bf16 filter lose no neighbour: the same bits as the exact tiles, where bounds are tight and where not."""
@@ -443,7 +438,7 @@ def test_subgradients_at_zero_distance_are_torchs(p: float) -> None:
 def test_only_the_needed_gradient_is_computed() -> None:
     x, y = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
     calls = []
-    with fastcv.use(cdist_backward=usable("cdist_backward")[0]):
+    with fastcv.use(cdist_backward=runnable_variants("cdist_backward")[0]):
         F.cdist(x, y).sum().backward()
     assert x.grad is not None and y.grad is None
     calls = fastcv.why_not(lambda: F.cdist(y, x).sum().backward())

@@ -1,6 +1,7 @@
 // Weight gradient as a matrix product of every dtype, one pixel at a time.
-#include "common/dispatch.h"
 #include "conv/conv_wgrad_gemm.h"
+
+#include "common/dispatch.h"
 
 namespace fastcv::FASTCV_ISA {
 

@@ -160,7 +160,7 @@ class Prover:
         """The convolutions that read the value, or none if anything else uses it."""
         users = list(node.users)
         modules = [self._module(user) for user in users]
-        if not all(isinstance(m, _ConvNd) and op_of(m) in self.ops and why_left_alone(m) is None for m in modules):
+        if not all(isinstance(m, _ConvNd) and why_left_alone(m) is None and op_of(m) in self.ops for m in modules):
             return []
         return [self.trace.full_name(user) for user in users]
 

@@ -55,10 +55,10 @@ def offer(chain: BatchNormChain, output: Tensor) -> None:
 
 def recipe_of(x: Any) -> Recipe | None:
     """The recipe of ``x`` if it has one that still holds, and an operation that saves ``x`` may save the recipe instead."""
-    recipe = x.__dict__.get(_ATTRIBUTE) if type(x) is Tensor and torch.is_grad_enabled() else None
-    if recipe is None or recipe.version != x._version or torch.compiler.is_compiling() or not _may_hook():
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not torch.is_grad_enabled():
         return None
-    return recipe
+    recipe = x.__dict__.get(_ATTRIBUTE)
+    return recipe if recipe is not None and recipe.version == x._version and _may_hook() else None
 
 
 def _may_hook() -> bool:

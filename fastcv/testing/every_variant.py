@@ -6,12 +6,19 @@ from collections.abc import Iterable
 
 import torch
 
-from .. import functional
+from .. import _ext, functional
 from .._variants import use, variants, why_not
 from .cases import CASES, Case
 from .compare import check_case
 
 Outcomes = dict[tuple[str, str], list[str]]
+
+
+def runnable_variants(op: str) -> list[str]:
+    """The variants of an op that this CPU can run (whether they can run a call depends on the call), CUDA kernels not among them."""
+    order = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+    usable = order[: order.index(_ext.module().cpu_isa()) + 1]
+    return [name for name, needs in variants(op) if needs in usable]
 
 
 def check_variants(cases: Iterable[Case] | None = None, dtype: torch.dtype = torch.float32) -> Outcomes:
