@@ -39,7 +39,7 @@ def check(world: int) -> Callable[[Callable[[int], None]], Callable[[int], None]
 def process(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=300))
     outcome = dict.fromkeys(CHECKS[world], "not run: an earlier check failed, and the processes are out of step")
     for name, function in CHECKS[world].items():
         torch.manual_seed(0)
