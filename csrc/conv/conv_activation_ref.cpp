@@ -28,16 +28,20 @@ double derivative(Activation activation, int order, double x, bool* zero) {
       *zero = order > 1 || x <= 0 || (order == 1 && x >= 6);
       return order == 0 ? (x >= 6 ? 6 : x) : 1;
     case Activation::silu: {
-      double now[kActivationOrders + 2], before[kActivationOrders + 2];
-      sigmoid_derivative(order, now);
-      sigmoid_derivative(order == 0 ? 0 : order - 1, before);
-      const double s = 1 / (1 + std::exp(-x));
-      return x * polynomial(now, s) + (order == 0 ? 0 : order * polynomial(before, s));
+      // At -|x|, where s is small and exact; s^(n)(x) = (-1)^(n + 1) s^(n)(-x), and s(x) = 1 - s(-x).
+      const double s = 1 / (1 + std::exp(std::fabs(x)));
+      const auto of = [&](int n) {
+        double c[kActivationOrders + 2];
+        sigmoid_derivative(n, c);
+        const double value = polynomial(c, s);
+        return x <= 0 || n % 2 == 1 ? value : n == 0 ? 1 - value : -value;
+      };
+      return x * of(order) + (order == 0 ? 0 : order * of(order - 1));
     }
     case Activation::hardswish:
-      *zero = order > 2 || (order == 0 ? x <= -3 : x < -3) || (order == 2 && x > 3);
+      *zero = order > 2 || x <= -3 || (order == 2 && !(x < 3));
       if (order == 0) return x >= 3 ? x : x * (x + 3) / 6;
-      return order == 2 ? 1.0 / 3 : x > 3 ? 1 : x / 3 + 0.5;
+      return order == 2 ? 1.0 / 3 : x < 3 ? x / 3 + 0.5 : 1;
   }
   __builtin_unreachable();
 }

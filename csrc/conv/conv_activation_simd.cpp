@@ -59,9 +59,9 @@ void run(const ConvActivationParams& p, int64_t begin, int64_t end) {
       });
     case Activation::hardswish:
       return apply<S>(p, begin, end, [&](V x, V& f, Mask<T>& zero) {
-        const Mask<T> above = x > V(T(3));
+        const Mask<T> below = x <= V(T(-3)), above = ~(x < V(T(3)));
         f = order == 1 ? select<T>(above, V(T(1)), x / V(T(3)) + V(T(0.5))) : V(T(1) / 3);
-        zero = (x < V(T(-3))) | (above & all(order == 2)) | all(order > 2);
+        zero = below | (above & all(order == 2)) | all(order > 2);
       });
     case Activation::silu: {
       // (x s)^(n) = x s^(n) + n s^(n - 1)
@@ -69,10 +69,14 @@ void run(const ConvActivationParams& p, int64_t begin, int64_t end) {
       sigmoid_derivative(order, now);
       sigmoid_derivative(order - 1, before);
       return apply<S>(p, begin, end, [&](V x, V& f, Mask<T>& zero) {
-        const V s = V(T(1)) / (V(T(1)) + exp(-x));
+        // At -|x|, where s is small and exact; s^(n)(x) = (-1)^(n + 1) s^(n)(-x), and s(x) = 1 - s(-x).
+        const Mask<T> positive = x > V(T(0));
+        const V s = V(T(1)) / (V(T(1)) + exp(select<T>(positive, x, -x)));
         V a(static_cast<T>(now[order + 1])), b(static_cast<T>(before[order]));
         for (int k = order; k >= 0; --k) a = fma(a, s, V(static_cast<T>(now[k])));
         for (int k = order - 1; k >= 0; --k) b = fma(b, s, V(static_cast<T>(before[k])));
+        a = select<T>(positive & all(order % 2 == 0), -a, a);
+        b = select<T>(positive & all(order % 2 == 1), order == 1 ? V(T(1)) - b : -b, b);
         f = fma(x, a, V(static_cast<T>(order)) * b);
         zero = all(false);
       });
