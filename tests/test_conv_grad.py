@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastcv
 import fastcv.functional as ours
+from fastcv.testing import assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -137,3 +139,71 @@ def test_forward_mode_says_that_it_has_no_rule() -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lambda w: ours.conv2d(x, w), (w,), (w,))
+
+
+# ---- the kernels of the weight gradient ---------------------------------------------------------------------------------
+
+ISAS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+WGRADS = [n for n, isa in fastcv.variants("conv_wgrad") if n != "ref" and ISAS.index(isa) <= ISAS.index(fastcv._ext.module().cpu_isa())]
+# Input, output channels, kernel, stride, padding, dilation, groups.
+LAYERS: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], int, int, int, int]] = {
+    "3x3": ((2, 16, 9, 7), 40, (3, 3), 1, 1, 1, 1),
+    "1x1-odd-pixels": ((3, 40, 7, 7), 17, (1, 1), 1, 0, 1, 1),
+    "stem": ((1, 3, 25, 24), 33, (7, 7), 2, 3, 1, 1),
+    "groups": ((2, 12, 11, 13), 18, (3, 3), 2, 1, 2, 3),
+    "long": ((1, 32, 40, 41), 64, (3, 3), 1, 1, 1, 1),
+    "one-pixel": ((4, 8, 1, 1), 8, (1, 1), 1, 0, 1, 1),
+    "depthwise": ((2, 19, 15, 13), 19, (3, 3), 1, 1, 1, 19),
+    "3d": ((2, 5, 4, 5, 6), 20, (2, 3, 3), 1, 1, 1, 1),
+}
+
+
+def wgrad_case(name: str, dtype: torch.dtype, x_last: bool, g_last: bool) -> list[Any]:
+    """The arguments of the raw op, of small integers: every sum is exact in any order."""
+    shape, channels, kernel, stride, padding, dilation, groups = LAYERS[name]
+    nd, formats = len(kernel), {4: torch.channels_last, 5: torch.channels_last_3d}
+    out = [(i + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for i, k in zip(shape[2:], kernel, strict=True)]
+
+    def integers(sizes: tuple[int, ...], last: bool, seed: int) -> torch.Tensor:
+        t = torch.randint(-1, 2, sizes, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        return t.to(memory_format=formats[t.dim()]) if last else t
+
+    x, g = integers(shape, x_last, 0), integers((shape[0], channels, *out), g_last, 1)
+    return [x, g, list(kernel), [stride] * nd, [padding] * nd, [dilation] * nd, groups, 0]
+
+
+@pytest.mark.parametrize("layouts", [(False, False), (True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("variant", WGRADS)
+def test_weight_gradients_equal_the_reference(variant: str, name: str, layouts: tuple[bool, bool]) -> None:
+    wgrad, ran = torch.ops.fastcv.conv_wgrad, False
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        args = wgrad_case(name, dtype, *layouts)
+        try:
+            with fastcv.use(conv_wgrad=variant):
+                dw = wgrad(*args)
+        except ValueError as refusal:
+            assert "cannot run this call" in str(refusal)
+            continue
+        ran = True
+        with fastcv.use(conv_wgrad="ref"):
+            expected = wgrad(*args)
+        assert torch.equal(dw, expected) and dw.stride() == expected.stride(), dtype
+    if not ran:
+        pytest.skip(f"{variant} does not serve {name}")
+
+
+@pytest.mark.parametrize("variant", [n for n in WGRADS if "bf16" in n])
+def test_weight_gradients_do_not_depend_on_threads(variant: str) -> None:
+    args, threads = wgrad_case("long", torch.bfloat16, True, True), torch.get_num_threads()
+    g = torch.Generator().manual_seed(2)
+    args[:2] = [torch.randn(t.shape, generator=g).bfloat16().to(memory_format=torch.channels_last) for t in args[:2]]
+    try:
+        with fastcv.use(conv_wgrad=variant):
+            one, two, five = (torch.set_num_threads(n) or torch.ops.fastcv.conv_wgrad(*args) for n in (1, 2, 5))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, two) and torch.equal(one, five)
+    exact = torch.nn.grad.conv2d_weight(args[0].double(), (64, 32, 3, 3), args[1].double(), padding=1)
+    theirs = torch.nn.grad.conv2d_weight(args[0], (64, 32, 3, 3), args[1], padding=1)
+    assert_close(one, exact, theirs)

@@ -4,7 +4,7 @@ namespace fastcv {
 namespace {
 
 #if defined(__x86_64__)
-const char* why_not_bf16_dot(const ConvWgradParams& p) {
+const char* why_not_bf16(const ConvWgradParams& p) {
   if (p.dtype != DType::bf16) return "needs bfloat16";
   return p.in_channels == p.groups ? "one channel per group is no matrix product" : nullptr;
 }
@@ -19,12 +19,18 @@ const char* why_not_bf16_dot(const ConvWgradParams& p) {
 
 constexpr Variant<ConvWgradParams> kRows[] = {
 #if defined(__x86_64__)
-    {"gemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_wgrad_bf16_workspace,
+    {"gemm_bf16_amx", Isa::amx, &why_not_bf16, &amx::conv_wgrad_bf16_workspace, &amx::conv_wgrad_bf16},
+    {"gemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16, &avx512bf16::conv_wgrad_bf16_workspace,
      &avx512bf16::conv_wgrad_bf16},
     FASTCV_ROWS(avx512),
     FASTCV_ROWS(avx2),
 #endif
     FASTCV_ROWS(portable),
+#if defined(__x86_64__)
+    // Behind a row that takes everything: never taken unless asked for.
+    {"gemm_bf16_amxmodel_avx512", Isa::avx512, &why_not_bf16, &amxmodel::conv_wgrad_bf16_workspace,
+     &amxmodel::conv_wgrad_bf16},
+#endif
     {"ref", Isa::portable, nullptr, nullptr, &conv_wgrad_ref},
 };
 #undef FASTCV_ROWS

@@ -9,7 +9,7 @@
 #include "conv/conv_wgrad.h"
 
 #include "common/dispatch.h"
-#include "common/simd.h"
+#include "conv/conv_tails.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

@@ -6,21 +6,22 @@
 // panels stay in cache: A[step][kRows] of the output gradient and B[step][columns] of the input seen through one kernel
 // offset, zeros outside the image. The micro-kernel adds one outer product per step into kRows x kVectors registers.
 // Chunks are grouped into parts with sums of their own, in number a function of the geometry only; the parts are added
-// in order at the end. Columns run over (offset, channel) for a channels_last input and over (channel, offset)
-// otherwise: the order in which the input is read, and in which the weight of the same layout is written.
+// in order at the end. With matrix tiles the micro-kernel is that of conv_amx.h and A is [row][step]. Columns run over
+// (offset, channel) for a channels_last input and over (channel, offset) otherwise: the order in which the input is
+// read, and in which the weight of the same layout is written.
 #pragma once
-#include "common/simd.h"
+#include "conv/conv_plan.h"
 #include "conv/conv_wgrad.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kRows = 8, kVectors = 2;
+constexpr int kVectorRows = 8, kVectors = 2;
 #elif defined(__AVX2__)
-constexpr int kRows = 4, kVectors = 3;
+constexpr int kVectorRows = 4, kVectors = 3;
 #else
-constexpr int kRows = 4, kVectors = 2;
+constexpr int kVectorRows = 4, kVectors = 2;
 #endif
 constexpr int64_t kChunk = 128;      // steps: one A and one B panel of this length leave room in a 32 KB L1
 constexpr int64_t kShortChunk = 32;  // few steps are cut finer, into up to kFewChunks: shorter sums round less
@@ -30,10 +31,6 @@ constexpr int64_t kMinPart = 8;      // chunks: a shorter part would spend its t
 constexpr int64_t kEnoughItems = 64;
 constexpr int64_t kMaxPartBytes = 4 << 20;
 
-FASTCV_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-FASTCV_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTCV_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Pixel by pixel, widened to the type of the sums.
 template <class Storage>
 struct PlainSteps {
@@ -41,7 +38,9 @@ struct PlainSteps {
   using T = acc_t<S>;
   using E = T;  // what is packed
   using G = T;  // a pixel of it
-  static constexpr int kPair = 1, w = Vec<T>::width;
+  static constexpr int kPair = 1, kRows = kVectorRows, w = Vec<T>::width;
+  static constexpr bool kTiles = false;
+  using Session = int;
   FASTCV_INLINE G get(const S* from) { return load_one(from); }
   // n <= w numbers
   FASTCV_INLINE void move(G* to, const S* from, int n) {
@@ -61,7 +60,7 @@ template <class Q>
 struct Plan {
   using T = typename Q::T;
   static constexpr int w = Vec<T>::width;
-  static constexpr int64_t panel = kVectors * w, tile = kRows * panel;
+  static constexpr int64_t panel = kVectors * w, tile = Q::kRows * panel;
 
   ConvWgradParams p;
   int64_t cg, kg, taps, columns, image_steps;
@@ -82,26 +81,27 @@ struct Plan {
     plane = p.out[0] * p.out[1] * p.out[2];
     image_steps = ceil_div(plane, Q::kPair);
     steps = p.batch * image_steps;
-    row_panels = ceil_div(kg, kRows);
+    row_panels = ceil_div(kg, Q::kRows);
     row_blocks = ceil_div(kg, kBlockRows);
     column_panels = ceil_div(columns, panel);
-    chunks = greater(ceil_div(steps, kChunk), lesser(kFewChunks, ceil_div(steps, kShortChunk)));
-    const int64_t items = greater(1, p.groups * row_blocks * column_panels);
-    const int64_t bytes = greater(1, p.out_channels * columns * static_cast<int64_t>(sizeof(T)));
-    parts = greater(1, lesser(ceil_div(kEnoughItems, items), lesser(chunks / kMinPart, kMaxPartBytes / bytes)));
-    column_blocks = lesser(column_panels, ceil_div(4 * threads, greater(1, parts * p.groups * row_blocks)));
+    chunks = most(ceil_div(steps, kChunk), least(kFewChunks, ceil_div(steps, kShortChunk)));
+    const int64_t items = most(1, p.groups * row_blocks * column_panels);
+    const int64_t bytes = most(1, p.out_channels * columns * static_cast<int64_t>(sizeof(T)));
+    parts = most(1, least(ceil_div(kEnoughItems, items), least(chunks / kMinPart, kMaxPartBytes / bytes)));
+    column_blocks = least(column_panels, ceil_div(4 * threads, most(1, parts * p.groups * row_blocks)));
   }
 
   int64_t part_elements() const { return p.groups * row_panels * column_panels * tile; }
-  int64_t a_elements() const { return (lesser(kg, kBlockRows) + kRows + w) * kChunk + w * kRows; }
+  static constexpr int64_t kPitch = kChunk + 16;  // of A for tiles: rows a power of two apart would share cache sets
+  int64_t a_elements() const { return (least(kg, kBlockRows) + Q::kRows + w) * kPitch + w * Q::kRows; }
   // Pixels of the input before they are packed: by columns where it is row-major, by pixels for products of pairs.
   int64_t gathered_elements() const {
-    const int64_t pixels = greater(w * (kChunk + w), Q::kPair > 1 ? panel * kChunk : 0) * Q::kPair;
+    const int64_t pixels = most(w * (kChunk + w), Q::kPair > 1 ? panel * kChunk : 0) * Q::kPair;
     return ceil_div(pixels * static_cast<int64_t>(sizeof(typename Q::G)), sizeof(T));
   }
   int64_t thread_elements() const {
     const int64_t packing = a_elements() + panel * kChunk + gathered_elements();
-    return ceil_div(greater(packing, column_panels * panel), 16) * 16;
+    return ceil_div(most(packing, column_panels * panel), 16) * 16;
   }
 };
 
@@ -110,8 +110,8 @@ template <class Q, class F>
 FASTCV_INLINE void for_images(const Plan<Q>& plan, int64_t first, int64_t n, F&& f) {
   for (int64_t at = 0; at < n;) {
     const int64_t image = (first + at) / plan.image_steps, step = (first + at) % plan.image_steps;
-    const int64_t length = lesser(plan.image_steps - step, n - at);
-    f(image, step * Q::kPair, lesser(length * Q::kPair, plan.plane - step * Q::kPair), at);
+    const int64_t length = least(plan.image_steps - step, n - at);
+    f(image, step * Q::kPair, least(length * Q::kPair, plan.plane - step * Q::kPair), at);
     at += length;
   }
 }
@@ -121,7 +121,7 @@ template <class F>
 FASTCV_INLINE void for_rows(const ConvWgradParams& p, int64_t first, int64_t n, F&& f) {
   int64_t q = first % p.out[2], row = first / p.out[2] % p.out[1], depth = first / p.out[2] / p.out[1];
   for (int64_t at = 0; at < n;) {
-    const int64_t length = lesser(p.out[2] - q, n - at);
+    const int64_t length = least(p.out[2] - q, n - at);
     f(depth, row, q, length, at);
     at += length;
     q = 0;
@@ -130,37 +130,38 @@ FASTCV_INLINE void for_rows(const ConvWgradParams& p, int64_t first, int64_t n, 
 }
 
 // The range of q for which 0 <= q * stride + offset <= last.
-struct Range {
+struct Span {
   int64_t begin, end;
 };
-FASTCV_INLINE Range inside(int64_t offset, int64_t stride, int64_t last) {
+FASTCV_INLINE Span inside(int64_t offset, int64_t stride, int64_t last) {
   const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride);
-  return {begin, last < offset ? begin : greater(begin, (last - offset) / stride + 1)};
+  return {begin, last < offset ? begin : most(begin, (last - offset) / stride + 1)};
 }
 
-// ---- A: the output gradient of rows [row, row + rows) of a group as panels [pixel][kRows]
+// ---- A: the output gradient of rows [row, row + rows) of a group as panels [pixel][Q::kRows]
 // ------------------------------
 
 template <class Q, class E = typename Q::E>
 void pack_a_channels_last(const Plan<Q>& plan, int64_t channel, int64_t rows, int64_t first, int64_t n, E* dst) {
-  constexpr int w = Plan<Q>::w, step = w < kRows ? kRows : w;
+  constexpr int w = Plan<Q>::w, step = w < Q::kRows ? Q::kRows : w;
   const ConvWgradParams& p = plan.p;
   for_images(plan, first, n, [&](int64_t image, int64_t pixel, int64_t pixels, int64_t at) {
     const auto* src =
         static_cast<const typename Q::S*>(p.grad_output) + (image * plan.plane + pixel) * p.out_channels + channel;
     for (int64_t k = 0; k < rows; k += step) {
       const int64_t left = rows - k;
-      const int panels = static_cast<int>(lesser(step / kRows, ceil_div(left, kRows)));
-      E* out = dst + k * n + at * kRows;
-      for (int64_t i = 0; i < pixels; i += Q::kPair, out += kRows) {
+      const int panels = static_cast<int>(least(step / Q::kRows, ceil_div(left, Q::kRows)));
+      E* out = dst + k * n + at * Q::kRows;
+      for (int64_t i = 0; i < pixels; i += Q::kPair, out += Q::kRows) {
         Vec<E> v[step / w];
-        const int have = static_cast<int>(lesser(Q::kPair, pixels - i));
+        const int have = static_cast<int>(least(Q::kPair, pixels - i));
 #pragma GCC unroll 4
         for (int j = 0; j < step / w; ++j)
           v[j] = Q::channels(src + i * p.out_channels + k + j * w, p.out_channels, have,
-                             static_cast<int>(greater(0, lesser(w, left - j * w))));
+                             static_cast<int>(most(0, least(w, left - j * w))));
         for (int panel = 0; panel < panels; ++panel)
-          __builtin_memcpy(out + panel * n * kRows, reinterpret_cast<const E*>(v) + panel * kRows, kRows * sizeof(E));
+          __builtin_memcpy(out + panel * n * Q::kRows, reinterpret_cast<const E*>(v) + panel * Q::kRows,
+                           Q::kRows * sizeof(E));
       }
     }
   });
@@ -171,21 +172,21 @@ void pack_a_row_major(const Plan<Q>& plan, int64_t channel, int64_t rows, int64_
   constexpr int w = Plan<Q>::w, pixels_of_vector = w * Q::kPair;
   const ConvWgradParams& p = plan.p;
   const int64_t plane = plan.plane;
-  for (int64_t k = 0; k < rows; k += kRows) {
-    const int have = static_cast<int>(lesser(kRows, rows - k));
+  for (int64_t k = 0; k < rows; k += Q::kRows) {
+    const int have = static_cast<int>(least(Q::kRows, rows - k));
     for_images(plan, first, n, [&](int64_t image, int64_t pixel, int64_t pixels, int64_t at) {
       const auto* from =
           static_cast<const typename Q::S*>(p.grad_output) + (image * p.out_channels + channel + k) * plane + pixel;
-      E* out = dst + k * n + at * kRows;
-      for (int64_t j = 0; j < pixels; j += pixels_of_vector, from += pixels_of_vector, out += kRows * w) {
-        const int valid = static_cast<int>(lesser(pixels_of_vector, pixels - j));
-        Vec<E> v[kRows];
+      E* out = dst + k * n + at * Q::kRows;
+      for (int64_t j = 0; j < pixels; j += pixels_of_vector, from += pixels_of_vector, out += Q::kRows * w) {
+        const int valid = static_cast<int>(least(pixels_of_vector, pixels - j));
+        Vec<E> v[Q::kRows];
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) v[r] = r >= have ? Vec<E>(E(0)) : Q::steps(from + r * plane, valid);
-        transpose<kRows>(v);
+        for (int r = 0; r < Q::kRows; ++r) v[r] = r >= have ? Vec<E>(E(0)) : Q::steps(from + r * plane, valid);
+        transpose<Q::kRows>(v);
         // A short run writes beyond its end: into what the next run, the next panel or the slack will hold.
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) store(out + r * w, v[r]);
+        for (int r = 0; r < Q::kRows; ++r) store(out + r * w, v[r]);
       }
     });
   }
@@ -203,21 +204,21 @@ FASTCV_INLINE void pack_run(const ConvWgradParams& p, int64_t channel, int64_t c
   const int64_t per_row = p.kernel[2] / span;
   const int64_t s = run % per_row, r = run / per_row % p.kernel[1], t = run / per_row / p.kernel[1];
   const int64_t offset = s * p.dilation[2] - p.pad[2];
-  const Range whole = inside(offset, p.stride[2], p.in[2] - span);
+  const Span whole = inside(offset, p.stride[2], p.in[2] - span);
   for_rows(p, first, n, [&](int64_t depth, int64_t row, int64_t q, int64_t count, int64_t at) {
     const int64_t d = depth * p.stride[0] - p.pad[0] + t * p.dilation[0];
     const int64_t h = row * p.stride[1] - p.pad[1] + r * p.dilation[1];
     G* out = dst + at * ld;
     const bool outside = d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1];
     const int64_t line = outside ? 0 : ((image * p.in[0] + d) * p.in[1] + h) * p.in[2];
-    const int64_t begin = outside ? q + count : lesser(q + count, greater(q, whole.begin));
-    const int64_t end = outside ? q + count : greater(begin, lesser(q + count, whole.end));
+    const int64_t begin = outside ? q + count : least(q + count, most(q, whole.begin));
+    const int64_t end = outside ? q + count : most(begin, least(q + count, whole.end));
     const auto edge = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         G* o = out + (i - q) * ld;
         const int64_t iw = i * p.stride[2] + offset;
-        const int64_t lo = outside ? length : greater(0, -iw) * cg - u;
-        const int64_t hi = outside ? 0 : lesser(span, p.in[2] - iw) * cg - u;
+        const int64_t lo = outside ? length : most(0, -iw) * cg - u;
+        const int64_t hi = outside ? 0 : least(span, p.in[2] - iw) * cg - u;
         for (int64_t e = 0; e < length; ++e)
           o[e] = e >= lo && e < hi ? Q::get(src + (line + iw) * p.in_channels + e) : G{};
       }
@@ -244,13 +245,13 @@ void gather_channels_last(const Plan<Q>& plan, int64_t group, int64_t column, in
   const int64_t span = merged ? p.kernel[2] : 1, unit = span * plan.cg, ld = vectors * w;
   for (int v = 0; v < vectors; ++v) {
     int64_t j = column + v * w;
-    const int64_t end = lesser(j + w, plan.columns);
+    const int64_t end = least(j + w, plan.columns);
     G* out = dst + v * w;
     if (end < j + w)
       for (int64_t i = 0; i < n; ++i)
         for (int l = 0; l < w; ++l) out[i * ld + l] = G{};
     while (j < end) {
-      const int64_t length = lesser(unit - j % unit, end - j);
+      const int64_t length = least(unit - j % unit, end - j);
       pack_run<Q>(p, group * plan.cg, plan.cg, span, j / unit, j % unit, static_cast<int>(length), image, first, n, out,
                   ld);
       j += length;
@@ -272,7 +273,7 @@ void pack_b_channels_last(const Plan<Q>& plan, int64_t group, int64_t column, in
       for (int64_t i = 0; i < count; i += Q::kPair)
         for (int v = 0; v < vectors; ++v)
           store(dst + (at + i / Q::kPair) * ld + v * w,
-                Q::channels(pixels + i * ld + v * w, ld, static_cast<int>(lesser(Q::kPair, count - i)), w));
+                Q::channels(pixels + i * ld + v * w, ld, static_cast<int>(least(Q::kPair, count - i)), w));
     }
   });
 }
@@ -285,14 +286,14 @@ FASTCV_INLINE void gather_column(const ConvWgradParams& p, int64_t c, int64_t ta
   const S* src = static_cast<const S*>(p.input);
   const int64_t s = tap % p.kernel[2], r = tap / p.kernel[2] % p.kernel[1], t = tap / p.kernel[2] / p.kernel[1];
   const int64_t offset = s * p.dilation[2] - p.pad[2], stride = p.stride[2];
-  const Range whole = inside(offset, stride, p.in[2] - 1);
+  const Span whole = inside(offset, stride, p.in[2] - 1);
   for_rows(p, first, n, [&](int64_t depth, int64_t row, int64_t q, int64_t count, int64_t at) {
     const int64_t d = depth * p.stride[0] - p.pad[0] + t * p.dilation[0];
     const int64_t h = row * p.stride[1] - p.pad[1] + r * p.dilation[1];
     G* out = dst + at;
     const bool outside = d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1];
-    const int64_t begin = outside ? q + count : lesser(q + count, greater(q, whole.begin));
-    const int64_t end = outside ? q + count : greater(begin, lesser(q + count, whole.end));
+    const int64_t begin = outside ? q + count : least(q + count, most(q, whole.begin));
+    const int64_t end = outside ? q + count : most(begin, least(q + count, whole.end));
     for (int64_t i = q; i < begin; ++i) *out++ = G{};
     const S* from =
         outside ? src
@@ -335,7 +336,7 @@ void pack_b_row_major(const Plan<Q>& plan, int64_t group, int64_t column, int ve
       for (int l = 0; l < w; ++l) block[l] = load(reinterpret_cast<const E*>(rows + l * stride) + i);
       transpose<w>(block);
       E* out = dst + i * ld + v * w;
-      const int64_t count = lesser(w, n - i);
+      const int64_t count = least(w, n - i);
       if (count == w) {
 #pragma GCC unroll 16
         for (int e = 0; e < w; ++e) store(out + e * ld, block[e]);
@@ -353,29 +354,39 @@ void pack_b_row_major(const Plan<Q>& plan, int64_t group, int64_t column, int ve
 template <class Q, int V, class E = typename Q::E, class T = typename Q::T>
 void multiply(const E* a, const E* b, int64_t n, T* out, bool add) {
   constexpr int w = Plan<Q>::w;
-  Vec<T> sum[kRows][V];
+  Vec<T> sum[Q::kRows][V];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < Q::kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sum[r][v] = Vec<T>(T(0));
-  for (int64_t i = 0; i < n; ++i, a += kRows, b += V * w) {
+  for (int64_t i = 0; i < n; ++i, a += Q::kRows, b += V * w) {
     Vec<E> x[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) x[v] = load(b + v * w);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < Q::kRows; ++r) {
       const Vec<E> g = Q::spread(a + r);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = Q::multiply_add(g, x[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < Q::kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       T* o = out + r * Plan<Q>::panel + v * w;
       store(o, add ? sum[r][v] + load(o) : sum[r][v]);
     }
+}
+
+template <class Q, class T = typename Q::T, class E = typename Q::E>
+void multiply_panel(const E* a, const E* b, int64_t n, int vectors, int64_t row_panels, T* out, int64_t out_step,
+                    bool add) {
+  for (int64_t r = 0; r < row_panels; ++r, a += n * Q::kRows, out += out_step) {
+    if (vectors == 1) multiply<Q, 1>(a, b, n, out, add);
+    else if (vectors == kVectors) multiply<Q, kVectors>(a, b, n, out, add);
+    else multiply<Q, 2>(a, b, n, out, add);
+  }
 }
 
 template <class Q, class T = typename Q::T>
@@ -389,7 +400,7 @@ void run_item(const Plan<Q>& plan, int64_t item, T* partial, T* scratch) {
   const int64_t row_block = item % plan.row_blocks;
   item /= plan.row_blocks;
   const int64_t group = item % p.groups, part = item / p.groups;
-  const int64_t first_row = row_block * kBlockRows, rows = lesser(kBlockRows, plan.kg - first_row);
+  const int64_t first_row = row_block * kBlockRows, rows = least(kBlockRows, plan.kg - first_row);
   const int64_t first_panel = plan.column_panels * column_block / plan.column_blocks;
   const int64_t last_panel = plan.column_panels * (column_block + 1) / plan.column_blocks;
   const int64_t first_chunk = plan.chunks * part / plan.parts, last_chunk = plan.chunks * (part + 1) / plan.parts;
@@ -397,24 +408,23 @@ void run_item(const Plan<Q>& plan, int64_t item, T* partial, T* scratch) {
   E* b = a + plan.a_elements();
   auto* gathered = reinterpret_cast<typename Q::G*>(b + Plan<Q>::panel * kChunk);
   T* tiles = partial + part * plan.part_elements() +
-             (group * plan.row_panels + first_row / kRows) * plan.column_panels * Plan<Q>::tile;
+             (group * plan.row_panels + first_row / Q::kRows) * plan.column_panels * Plan<Q>::tile;
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t first = plan.steps * chunk / plan.chunks, n = plan.steps * (chunk + 1) / plan.chunks - first;
     const int64_t channel = group * plan.kg + first_row;
-    if (p.grad_channels_last) pack_a_channels_last(plan, channel, rows, first, n, a);
+    if constexpr (Q::kTiles) Q::pack_a(plan, channel, rows, first, n, a);
+    else if (p.grad_channels_last) pack_a_channels_last(plan, channel, rows, first, n, a);
     else pack_a_row_major(plan, channel, rows, first, n, a);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * Plan<Q>::panel;
-      const int vectors = static_cast<int>(lesser(kVectors, ceil_div(plan.columns - column, w)));
+      const int vectors = static_cast<int>(least(kVectors, ceil_div(plan.columns - column, w)));
       if (p.input_channels_last) pack_b_channels_last(plan, group, column, vectors, first, n, b, gathered);
       else pack_b_row_major(plan, group, column, vectors, first, n, b, gathered);
-      for (int64_t r = 0; r < ceil_div(rows, kRows); ++r) {
-        T* out = tiles + (r * plan.column_panels + panel) * Plan<Q>::tile;
-        const E* rows_a = a + r * n * kRows;
-        if (vectors == 1) multiply<Q, 1>(rows_a, b, n, out, chunk > first_chunk);
-        else if (vectors == kVectors) multiply<Q, kVectors>(rows_a, b, n, out, chunk > first_chunk);
-        else multiply<Q, 2>(rows_a, b, n, out, chunk > first_chunk);
-      }
+      T* out = tiles + panel * Plan<Q>::tile;
+      const int64_t out_step = plan.column_panels * Plan<Q>::tile;
+      if constexpr (Q::kTiles)
+        Q::multiply_panel(a, b, n, vectors, ceil_div(rows, Q::kRows), out, out_step, chunk > first_chunk);
+      else multiply_panel<Q>(a, b, n, vectors, ceil_div(rows, Q::kRows), out, out_step, chunk > first_chunk);
     }
   }
 }
@@ -426,8 +436,8 @@ void finish_row(const Plan<Q>& plan, int64_t k, const T* partial, T* row) {
   constexpr int w = Plan<Q>::w;
   const ConvWgradParams& p = plan.p;
   const int64_t group = k / plan.kg, r = k % plan.kg;
-  const T* tiles =
-      partial + (group * plan.row_panels + r / kRows) * plan.column_panels * Plan<Q>::tile + r % kRows * Plan<Q>::panel;
+  const T* tiles = partial + (group * plan.row_panels + r / Q::kRows) * plan.column_panels * Plan<Q>::tile +
+                   r % Q::kRows * Plan<Q>::panel;
   for (int64_t j = 0; j < plan.columns; j += w) {
     const T* at = tiles + j / Plan<Q>::panel * Plan<Q>::tile + j % Plan<Q>::panel;
     Vec<T> sum = load(at);
@@ -464,11 +474,12 @@ void run(const ConvWgradParams& params, const Exec& exec) {
   T* scratch = partial + plan.parts * plan.part_elements();
   const int64_t items = plan.parts * plan.p.groups * plan.row_blocks * plan.column_blocks;
   const int64_t work = plan.steps * plan.columns * params.out_channels;
-  const int64_t grain = greater(1, ceil_div(items << 16, work));  // 2^16 multiplications pay for waking a thread
+  const int64_t grain = most(1, ceil_div(items << 16, work));  // 2^16 multiplications pay for waking a thread
   parallel_slots(exec, items, grain, [&](int slot, int64_t begin, int64_t end) {
+    [[maybe_unused]] const typename Q::Session session{};
     for (int64_t i = begin; i < end; ++i) run_item(plan, i, partial, scratch + slot * plan.thread_elements());
   });
-  parallel_slots(exec, params.out_channels, greater(1, (1 << 14) / plan.columns),
+  parallel_slots(exec, params.out_channels, most(1, (1 << 14) / plan.columns),
                  [&](int slot, int64_t begin, int64_t end) {
                    for (int64_t k = begin; k < end; ++k)
                      finish_row(plan, k, partial, scratch + slot * plan.thread_elements());
