@@ -161,8 +161,9 @@ class Winograd {
   static int64_t floats(int64_t tiles_, int64_t width) { return kPoints * (tiles_ * width + kPad); }
 
   void choose_mode(int threads) {
-    constexpr int64_t kPrivate = 128 << 10, kShared = 64;  // floats of V and S of a private block; tiles of a shared one
-    constexpr int64_t kWeights = 3 << 19;                 // floats that every private block may read again
+    constexpr int64_t kPrivate = 128 << 10,
+                      kShared = 64;        // floats of V and S of a private block; tiles of a shared one
+    constexpr int64_t kWeights = 3 << 19;  // floats that every private block may read again
     is_shared = tiles < 2 * kWinogradRows * threads || weight_floats() > kWeights;
     if (is_shared) {
       block = ceil_div(tiles, ceil_div(tiles, kShared));

@@ -1,5 +1,5 @@
-// y = x * factor (y may be x) for dense tensors of n elements, factor one value of the same dtype (f32 f64 bf16 f16): what remains
-// to be done with a gradient that was written together with the loss.
+// y = x * factor (y may be x) for dense tensors of n elements, factor one value of the same dtype (f32 f64 bf16 f16):
+// what remains to be done with a gradient that was written together with the loss.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
