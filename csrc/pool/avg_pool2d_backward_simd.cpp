@@ -174,15 +174,16 @@ void avg_pool2d_backward_nchw(const PoolParams& params, const Exec& exec) {
                    [&](int64_t begin, int64_t end) { planes<decltype(zero)>(params, begin, end); });
     });
   }
-  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
-    using T = decltype(zero);
-    if (p.adaptive || p.w.stride > 2) window_rows<T>(p, begin, end, scratch);
-    else if (p.w.stride == 2) split_rows<2, T>(p, begin, end, scratch);
-    else split_rows<1, T>(p, begin, end, scratch);
+  const auto rows = [&](auto zero, int64_t begin, int64_t end, const Scratch& scratch) {
+    using S = decltype(zero);
+    if (params.adaptive || params.w.stride > 2) window_rows<S>(params, begin, end, scratch);
+    else if (params.w.stride == 2) split_rows<2, S>(params, begin, end, scratch);
+    else split_rows<1, S>(params, begin, end, scratch);
   };
   const int64_t count = params.n * params.c * params.h.in;
   parallel_slots(exec, count, rows_grain(params.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
-    in_accumulator<true>(params, begin, end, Scratch(params, exec, slot), &outputs_of, rows);
+    const Scratch scratch(params, exec, slot);
+    dispatch_float(params.dtype, [&](auto zero) { rows(zero, begin, end, scratch); });
   });
 }
 

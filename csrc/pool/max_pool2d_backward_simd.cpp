@@ -229,7 +229,7 @@ template <class S, class Code>
 template <class S, class Code>
 void rows_nchw(const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
   // The usual windows have kernels of their own: for offsets, the codes of training, in float.
-  constexpr bool usual = std::is_same_v<S, float> && std::is_same_v<Code, uint8_t>;
+  constexpr bool usual = std::is_same_v<acc_t<S>, float> && std::is_same_v<Code, uint8_t>;
   [[maybe_unused]] const int64_t taps = p.w.dilation == 1 ? p.w.kernel : 0;
   if constexpr (usual) {
     if (p.w.stride == 1 && taps == 3) return split_rows<1, 3, S, Code>(p, begin, end, scratch);
@@ -244,14 +244,15 @@ void rows_nchw(const PoolParams& p, int64_t begin, int64_t end, const Scratch& s
 }  // namespace
 
 void max_pool2d_backward_nchw(const PoolParams& params, const Exec& exec) {
-  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
-    using T = decltype(zero);
-    if (p.where_is_offset) rows_nchw<T, uint8_t>(p, begin, end, scratch);
-    else rows_nchw<T, int64_t>(p, begin, end, scratch);
+  const auto rows = [&](auto zero, int64_t begin, int64_t end, const Scratch& scratch) {
+    using S = decltype(zero);
+    if (params.where_is_offset) rows_nchw<S, uint8_t>(params, begin, end, scratch);
+    else rows_nchw<S, int64_t>(params, begin, end, scratch);
   };
   const int64_t count = params.n * params.c * params.h.in;
   parallel_slots(exec, count, rows_grain(params.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
-    in_accumulator<true>(params, begin, end, Scratch(params, exec, slot), &outputs_of, rows);
+    const Scratch scratch(params, exec, slot);
+    dispatch_float(params.dtype, [&](auto zero) { rows(zero, begin, end, scratch); });
   });
 }
 

@@ -15,8 +15,12 @@ constexpr T kLowest = -T(__builtin_inf());
 
 template <class S>
 FASTCV_INLINE Vec<acc_t<S>> column_max(const S* x, int64_t step, int64_t rows, int64_t n) {
+  if constexpr (sizeof(S) == 4) ask(x + (rows - 1) * step);
   Vec<acc_t<S>> best = load_some(x, n);
-  for (int64_t r = 1; r < rows; ++r) best = larger(best, load_some(x + r * step, n));
+  for (int64_t r = 1; r < rows; ++r) {
+    best = larger(best, load_some(x + r * step, n));
+    if constexpr (sizeof(S) == 4) ask(x + (r - 1) * step);
+  }
   return best;
 }
 
@@ -290,17 +294,18 @@ template <bool kCoded, class S>
 }  // namespace
 
 void max_pool2d_nchw(const PoolParams& params, const Exec& exec) {
-  const auto rows = [&](auto zero, const PoolParams& p, int64_t begin, int64_t end, const Scratch& scratch) {
-    using T = decltype(zero);
-    if (p.adaptive || p.w.stride > 2) window_rows<T>(p, begin, end, scratch);
-    else if (p.where == nullptr && p.w.stride == 2) values_rows<2, T>(p, begin, end, scratch);
-    else if (p.where == nullptr) values_rows<1, T>(p, begin, end, scratch);
-    else if (p.w.stride == 2) coded_rows<2, T>(p, begin, end, scratch);
-    else coded_rows<1, T>(p, begin, end, scratch);
+  const auto rows = [&](auto zero, int64_t begin, int64_t end, const Scratch& scratch) {
+    using S = decltype(zero);
+    if (params.adaptive || params.w.stride > 2) window_rows<S>(params, begin, end, scratch);
+    else if (params.where == nullptr && params.w.stride == 2) values_rows<2, S>(params, begin, end, scratch);
+    else if (params.where == nullptr) values_rows<1, S>(params, begin, end, scratch);
+    else if (params.w.stride == 2) coded_rows<2, S>(params, begin, end, scratch);
+    else coded_rows<1, S>(params, begin, end, scratch);
   };
   const int64_t count = params.n * params.c * params.h.out;
   parallel_slots(exec, count, rows_grain(params.w.out * 4), [&](int slot, int64_t begin, int64_t end) {
-    in_accumulator<false>(params, begin, end, Scratch(params, exec, slot), &inputs_of, rows);
+    const Scratch scratch(params, exec, slot);
+    dispatch_float(params.dtype, [&](auto zero) { rows(zero, begin, end, scratch); });
   });
 }
 

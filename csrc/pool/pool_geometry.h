@@ -73,26 +73,11 @@ FASTCV_POOL_INLINE int64_t row_pitch(const PoolParams& p) {
   return (widest + span) / 16 * 16 + 64;
 }
 
-// The NCHW kernels read and write 16-bit maps through float scratch, a band of rows of either map at a time: kBand
-// elements, or what one row of one map asks of the other.
-constexpr int64_t kBand = 1 << 15;
-FASTCV_POOL_INLINE bool is_16_bit(const PoolParams& p) { return p.dtype == DType::bf16 || p.dtype == DType::f16; }
-FASTCV_POOL_INLINE int64_t band_elements(const PoolParams& p, bool of_input) {
-  const PoolAxis& a = p.h;
-  const int64_t size = of_input ? a.in : a.out, other = of_input ? a.out : a.in;
-  const int64_t rows = p.adaptive ? (size + other - 1) / other + 2
-                       : of_input ? input_ring(p)
-                                  : (a.kernel - 1) * a.dilation / a.stride + 2;
-  const int64_t least = (rows < size ? rows : size) * (of_input ? p.w.in : p.w.out);
-  return (least > kBand ? least : kBand) + 64;
-}
-
-// Scratch of one thread: rows of at most 8 bytes an element, and the bands.
+// Scratch of one thread: rows of at most 8 bytes an element.
 FASTCV_POOL_INLINE size_t slot_bytes(const PoolParams& p) {
   const int64_t ring = p.where == nullptr || p.adaptive ? 0 : input_ring(p);
   const int64_t taps = p.adaptive ? 0 : p.w.kernel;
-  const int64_t bands = is_16_bit(p) ? band_elements(p, true) + band_elements(p, false) : 0;
-  return static_cast<size_t>(8 * ((6 + 2 * ring) * row_pitch(p) + 4 * ring + taps + 128) + 4 * bands) / 64 * 64;
+  return static_cast<size_t>(8 * ((6 + 2 * ring) * row_pitch(p) + 4 * ring + taps + 128)) / 64 * 64;
 }
 
 }  // namespace

@@ -13,6 +13,13 @@ FASTCV_POOL_INLINE int64_t rows_grain(int64_t elements_per_row) {
   return elements_per_row >= kGrain ? 1 : kGrain / (elements_per_row > 0 ? elements_per_row : 1);
 }
 
+// Asks for what lies four kilobytes behind p: rows follow each other in memory, and the hardware follows neither
+// several of them at once nor one into the next page. Asking for memory that does not exist does no harm.
+template <class S>
+FASTCV_INLINE void ask(const S* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + 4096, 0, 2);
+}
+
 // The larger of both, NaN if x is NaN; best where best is NaN.
 template <class T>
 FASTCV_INLINE Vec<T> larger(Vec<T> best, Vec<T> x) {
@@ -168,80 +175,6 @@ class Scratch {
  private:
   char* at_;
 };
-
-// ---- NCHW in the accumulation type -------------------------------------------------------------------------------
-
-template <class S>
-[[gnu::noinline]] void widen_row(const S* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; i += Vec<float>::width) detail::store_raw(y + i, load_some(x + i, n - i));
-}
-template <class S>
-[[gnu::noinline]] void narrow_row(const float* x, S* y, int64_t n) {
-  for (int64_t i = 0; i < n; i += Vec<float>::width) store_some(y + i, detail::load_raw(x + i), n - i);
-}
-
-// The rows [first, last) of the map read that row `row` of the map written needs.
-struct Needed {
-  int64_t first, last;
-};
-
-// f(T{}, params, begin, end, scratch) over the rows [begin, end) of y, where the params' maps hold T: float or double.
-// 16-bit maps are widened and narrowed band by band, or, small ones, many planes at once; needed(row of y) says what it
-// reads.
-template <bool kBackward, class F>
-FASTCV_INLINE void in_accumulator(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch,
-                                  Needed (*needed)(const PoolParams&, int64_t), F&& f) {
-  if (p.dtype == DType::f64) return f(double{}, p, begin, end, scratch);
-  const PoolAxis &h = p.h, &w = p.w;
-  const int64_t in = kBackward ? h.out : h.in, in_width = kBackward ? w.out : w.in;
-  const int64_t out = kBackward ? h.in : h.out, out_width = kBackward ? w.in : w.out;
-  const bool direct = p.dtype == DType::f32;
-  const int64_t in_room = direct ? 0 : band_elements(p, !kBackward),
-                out_room = direct ? 0 : band_elements(p, kBackward);
-  float* x = scratch.take<float>(in_room);
-  float* y = scratch.take<float>(out_room);
-  PoolParams q = p;
-  int64_t last = end;
-  for (int64_t row = begin; row < end; row = last) {
-    int64_t first = 0, rows = 0;
-    if (!direct) {
-      const int64_t plane = row / out, planes = min64(min64((end - row) / out, (in_room - 64) / (in * in_width)),
-                                                      (out_room - 64) / (out * out_width));
-      if (row % out == 0 && planes > 0) {
-        last = row + planes * out;
-        first = plane * in;
-        rows = planes * in;
-      } else {
-        const int64_t top = needed(p, row % out).first, stop = min64(end, (plane + 1) * out);
-        int64_t bottom = needed(p, row % out).last;
-        for (last = row + 1; last < stop && (last + 1 - row) * out_width <= out_room - 64; ++last) {
-          const int64_t next = needed(p, last % out).last;
-          if ((next - top) * in_width > in_room - 64) break;
-          bottom = next > bottom ? next : bottom;
-        }
-        first = plane * in + top;
-        rows = bottom > top ? bottom - top : 0;
-      }
-      q.dtype = DType::f32;
-      q.x = x - first * in_width;
-      q.y = y - row * out_width;
-      if (p.dtype == DType::bf16) widen_row(static_cast<const bf16*>(p.x) + first * in_width, x, rows * in_width);
-      else widen_row(static_cast<const f16*>(p.x) + first * in_width, x, rows * in_width);
-    }
-    f(float{}, q, row, last, scratch);
-    if (p.dtype == DType::bf16) narrow_row(y, static_cast<bf16*>(p.y) + row * out_width, (last - row) * out_width);
-    if (p.dtype == DType::f16) narrow_row(y, static_cast<f16*>(p.y) + row * out_width, (last - row) * out_width);
-  }
-}
-// Forward and backward.
-[[gnu::noinline, maybe_unused]] static Needed inputs_of(const PoolParams& p, int64_t row) {
-  const Window v = window(p, p.h, row);
-  return {v.begin, v.end};
-}
-[[gnu::noinline, maybe_unused]] static Needed outputs_of(const PoolParams& p, int64_t row) {
-  const Cover v = cover(p, p.h, row);
-  return {v.first, v.last + 1};
-}
 
 }  // namespace
 }  // namespace fastcv::FASTCV_ISA

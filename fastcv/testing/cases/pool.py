@@ -121,12 +121,12 @@ for _op in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
     _map(_op, "unbatched", (4, 9, 10), (2, 3))
     _map(_op, "empty-batch", (0, 4, 9, 10), (2, 3))
     _map(_op, "inference", (2, 4, 9, 10), (2, 3), grad=False)
-# 16-bit planes that the NCHW kernels take in several bands of rows.
+# Large 16-bit planes.
 for _op in ("max_pool2d", "avg_pool2d"):
-    _map(_op, "bands", (1, 2, 201, 211), 3, 2, 1, dtypes=(torch.bfloat16, torch.float16))
+    _map(_op, "large-plane", (1, 2, 201, 211), 3, 2, 1, dtypes=(torch.bfloat16, torch.float16))
 for _op in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
-    _map(_op, "bands", (1, 2, 190, 190), (70, 13), dtypes=(torch.bfloat16, torch.float16))
-    _map(_op, "bands-larger-than-input", (1, 1, 40, 41), (190, 180), dtypes=(torch.bfloat16,))
+    _map(_op, "large-plane", (1, 2, 190, 190), (70, 13), dtypes=(torch.bfloat16, torch.float16))
+    _map(_op, "large-plane-larger-than-input", (1, 1, 40, 41), (190, 180), dtypes=(torch.bfloat16,))
 _map("adaptive_max_pool2d", "indices", (2, 17, 13, 11), (4, 5), return_indices=True)
 _map("adaptive_max_pool2d", "indices-inference", (2, 17, 13, 11), (4, 5), return_indices=True, grad=False)
 _map("max_pool2d", "indices-inference", (2, 17, 13, 11), 3, 2, return_indices=True, grad=False)
