@@ -53,9 +53,9 @@ def forward(function: Callable[..., Any], case: Case, dtype: torch.dtype, layout
 def both_ways(function: Callable[..., Any], case: Case, dtype: torch.dtype, layout: str) -> Callable[[], torch.Tensor]:
     args, kwargs = case.arguments(dtype, layout)
     leaves = [args[i].requires_grad_() for i in case.grad]
-    # Not ones: the gradient of a sum of probabilities is nothing but rounding.
-    output = first(function(*args, **kwargs))
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    # Not ones: the gradient of a sum of probabilities is nothing but rounding. In the output's layout, as from a network's next layer.
+    output = first(function(*args, **kwargs)).detach()
+    grad = torch.empty_like(output).copy_(torch.randn(output.shape, generator=torch.Generator().manual_seed(1)))
     return lambda: torch.autograd.grad(first(function(*args, **kwargs)), leaves, grad)[0]
 
 
