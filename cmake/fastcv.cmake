@@ -10,14 +10,18 @@
 #
 # Sources are listed; a source that stands in a family's folder and in no list is an error.
 
-# -O1: a reference is read, not raced, and a CPU without AVX2 is too rare to spend half a minute of every build on.
-set(FASTCV_PORTABLE_FLAGS -O1)
 set(FASTCV_AVX2_FLAGS -mavx2 -mfma -mf16c)
 set(FASTCV_AVX512_FLAGS ${FASTCV_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(FASTCV_AVX512BF16_FLAGS ${FASTCV_AVX512_FLAGS} -mavx512bf16)
 set(FASTCV_AMX_FLAGS ${FASTCV_AVX512BF16_FLAGS} -mamx-tile -mamx-bf16 -mamx-int8)
 
 string(REGEX MATCH "^(x86_64|amd64|AMD64)$" FASTCV_X86 "${CMAKE_SYSTEM_PROCESSOR}")
+# References are read, not raced, and an x86-64 CPU without AVX2 is too rare to spend half a minute of every build on.
+set(FASTCV_BASE_FLAGS -O2)
+set(FASTCV_PORTABLE_FLAGS "")
+if(FASTCV_X86)
+  set(FASTCV_PORTABLE_FLAGS -O1)
+endif()
 
 # Ask Python where torch and pybind11 live; find_package(Torch) would edit global flags.
 function(fastcv_find_torch)
@@ -73,12 +77,14 @@ macro(fastcv_find_cuda)
 endmacro()
 
 # One object library per set of flags (GCC 12's own intrinsics headers trip -Wuninitialized); none of them sees torch's include path.
-# The vector files of one instruction set share the parsed common/simd.h (-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON: each parses its own).
+# Files of one library share what the most of them include, parsed once (-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON: each parses its own).
 function(fastcv_objects target flags namespace)
   if(NOT TARGET ${target})
     add_library(${target} OBJECT)
     if(namespace MATCHES "^(portable|avx2|avx512)$")
       target_precompile_headers(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc/common/simd.h)
+    elseif(NOT namespace)
+      target_precompile_headers(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc/common/variant.h)
     endif()
     target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
     target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -fno-math-errno -fno-trapping-math -ffp-contract=fast ${flags})
@@ -123,7 +129,7 @@ function(fastcv_family name)
         fastcv_objects(fastcv_amx "${FASTCV_AMX_FLAGS}" amx ${path})
       endif()
     else()
-      fastcv_objects(fastcv_base "${FASTCV_PORTABLE_FLAGS}" "" ${path})
+      fastcv_objects(fastcv_base "${FASTCV_BASE_FLAGS}" "" ${path})
     endif()
   endforeach()
 endfunction()

@@ -5,9 +5,8 @@
 namespace fastcv {
 namespace {
 
-// ---- direct or Winograd: a model of the cost and of the error of one image's layer
-// ----------------------------------- Only the layer counts, never the batch or the threads: results must not depend on
-// those.
+// Direct or Winograd: a model of the cost and of the error of one image's layer. Only the layer counts, never the batch
+// or the threads: results must not depend on those.
 
 enum class Algorithm { direct, winograd4, winograd4x2, winograd2 };
 
@@ -66,8 +65,7 @@ const char* slower(const ConvParams& p) {
   return best(p) == algorithm ? nullptr : "another algorithm costs less";
 }
 
-// ---- what the rows can run
-// ---------------------------------------------------------------------------------------------
+// What the rows can run.
 
 const char* why_not_depthwise_nchw(const ConvParams& p) {
   if (p.groups != p.c || p.groups != p.k) return "needs groups == input channels == output channels";
