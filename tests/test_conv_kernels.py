@@ -43,6 +43,7 @@ class Layer:
 
 LAYERS = {
     "1x1": Layer((2, 17, 9, 7), 33, (1, 1)),
+    "1x1-wide": Layer((2, 5, 2, 100), 3, (1, 1)),
     "3x3": Layer((2, 16, 11, 13), 64, (3, 3), padding=(1, 1)),
     "3x3-wide-panels": Layer((1, 9, 6, 5), 131, (3, 3), padding=(1, 1)),
     "3x3-stride2": Layer((2, 10, 12, 9), 20, (3, 3), stride=(2, 2), padding=(1, 1)),

@@ -170,7 +170,14 @@ def test_data_folder_and_interrupt_of_a_real_process(tmp_path: Path) -> None:
     for name, part in (("data_batch_1", records[:500]), ("test_batch", records[500:])):
         (tmp_path / name).write_bytes(pickle.dumps({b"data": part[:, 1:], b"labels": part[:, 0].tolist()}))
     command = [sys.executable, "-m", "fastcv.demo", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(fastcv.__file__).parents[1])
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(fastcv.__file__).parents[1],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests started in the background ignore it
+    )
     try:
         assert process.stdout.readline().startswith("Training a ResNet of")
         time.sleep(0.2)

@@ -148,7 +148,7 @@ class VariantTable {
       else if (row.needs > cpu_isa())
         reason = std::string("needs ") + isa_name(row.needs) + ", have " + isa_name(cpu_isa());
       else if (why != nullptr) reason = why;
-      else if (before && row.slower != nullptr && row.slower(params) != nullptr) reason = row.slower(params);
+      else if (row.slower != nullptr && row.slower(params) != nullptr) reason = row.slower(params);
       else reason = before ? "another variant is forced" : std::string("comes after ") + chosen.name;
       record_choice({op_, row.name, reason});
     }

@@ -1,8 +1,9 @@
+#include "conv/conv_activation.h"
+
 #include <cmath>
 
 #include "common/dispatch.h"
 #include "common/scalar.h"
-#include "conv/conv_activation.h"
 #include "conv/conv_sigmoid.h"
 
 namespace fastcv {

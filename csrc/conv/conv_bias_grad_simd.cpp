@@ -7,7 +7,9 @@ namespace fastcv::FASTCV_ISA {
 namespace {
 
 constexpr int64_t kRun = 512;  // pixels added in the narrow type before a double takes over
-constexpr int kUnroll = 4;     // independent vectors of sums, to hide the latency of an addition
+constexpr int64_t kChain =
+    16;                     // rows added one after another before their sum joins the run's: keeps its rounding small
+constexpr int kUnroll = 4;  // independent vectors of sums, to hide the latency of an addition
 
 FASTCV_INLINE int64_t runs(const ConvBiasGradParams& p) { return (p.batch * p.inner + kRun - 1) / kRun; }
 
@@ -33,18 +35,29 @@ double sum_contiguous(const S* x, int64_t n) {
   return total;
 }
 
-// The sums of one run of pixels over `vectors` vectors of neighbouring channels.
-template <class S, int V, class T>
-FASTCV_INLINE void sum_rows(const S* x, int64_t rows, int64_t stride, T* out) {
+// The sums of one run of pixels over V vectors of neighbouring channels, the last of them `lanes` wide.
+template <class S, int V, bool whole, class T>
+FASTCV_INLINE void sum_rows(const S* x, int64_t rows, int64_t stride, int lanes, T* out) {
   constexpr int w = Vec<T>::width;
   Vec<T> sum[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) sum[v] = Vec<T>(T(0));
-  for (int64_t i = 0; i < rows; ++i, x += stride)
+  for (int64_t i = 0; i < rows;) {
+    const int64_t end = rows - i < kChain ? rows : i + kChain;
+    Vec<T> chain[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[v] += load(x + v * w);
+    for (int v = 0; v < V; ++v) chain[v] = Vec<T>(T(0));
+    for (; i < end; ++i, x += stride)
 #pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) store(out + v * w, sum[v]);
+      for (int v = 0; v < V; ++v) chain[v] += whole ? load(x + v * w) : load_n(x + v * w, lanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[v] += chain[v];
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    if (whole) store(out + v * w, sum[v]);
+    else store_n(out + v * w, sum[v], lanes);
+  }
 }
 
 template <class S>
@@ -72,14 +85,10 @@ void run(const ConvBiasGradParams& p, const Exec& exec) {
       const int64_t rows = pixels - run * kRun < kRun ? pixels - run * kRun : kRun;
       T* to = partial + run * p.channels;
       int64_t k = 0;
-      for (; k + kUnroll * w <= p.channels; k += kUnroll * w) sum_rows<S, kUnroll>(from + k, rows, p.channels, to + k);
-      for (; k + w <= p.channels; k += w) sum_rows<S, 1>(from + k, rows, p.channels, to + k);
-      if (k < p.channels) {
-        const int left = static_cast<int>(p.channels - k);
-        Vec<T> sum(T(0));
-        for (int64_t i = 0; i < rows; ++i) sum += load_n(from + i * p.channels + k, left);
-        store_n(to + k, sum, left);
-      }
+      for (; k + kUnroll * w <= p.channels; k += kUnroll * w)
+        sum_rows<S, kUnroll, true>(from + k, rows, p.channels, w, to + k);
+      for (; k + w <= p.channels; k += w) sum_rows<S, 1, true>(from + k, rows, p.channels, w, to + k);
+      if (k < p.channels) sum_rows<S, 1, false>(from + k, rows, p.channels, static_cast<int>(p.channels - k), to + k);
     }
   });
   parallel_for(exec, p.channels, 1 + (1 << 15) / (count + 1), [&](int64_t begin, int64_t end) {

@@ -29,6 +29,8 @@ class Im2col {
     kg = p.k / p.groups;
     tap_count = p.kernel[0] * p.kernel[1] * p.kernel[2];
     rows = cg * tap_count;
+    flat = tap_count == 1 && p.stride[0] == 1 && p.stride[1] == 1 && p.stride[2] == 1 && p.pad[0] == 0 &&
+           p.pad[1] == 0 && p.pad[2] == 0 && p.in[1] == p.out[1] && p.in[2] == p.out[2];
     pixels = p.out[0] * p.out[1] * p.out[2];
     const int64_t vectors = ceil_div(pixels, L);
     panels = ceil_div(vectors, kVectors);
@@ -123,9 +125,6 @@ class Im2col {
   // ---- patches -----------------------------------------------------------------------------------------------------
 
   int64_t cut(int64_t first, int64_t last, Run* runs) const {
-    // Where taps neither move nor skip anything, all pixels are one run.
-    const bool flat = tap_count == 1 && p.stride[0] == 1 && p.stride[1] == 1 && p.stride[2] == 1 && p.pad[0] == 0 &&
-                      p.pad[1] == 0 && p.pad[2] == 0 && p.in[1] == p.out[1] && p.in[2] == p.out[2];
     if (flat) {
       runs[0] = {0, {0, 0, first}, last - first};
       return 1;
@@ -157,7 +156,7 @@ class Im2col {
   void copy(const float* x, const Run& run, const int64_t (&offset)[3], float* out) const {
     const int64_t id = run.cell[0] * d[0].in_step + offset[0], ih = run.cell[1] * d[1].in_step + offset[1];
     const int64_t step = d[2].in_step, iw = run.cell[2] * step + offset[2];
-    if (tap_count == 1 && run.size > p.out[2]) return copy_line(x + run.cell[2], run.size, out);
+    if (flat) return copy_line(x + run.cell[2], run.size, out);
     if (id < 0 || id >= p.in[0] || ih < 0 || ih >= p.in[1]) return clear(out, run.size);
     const int64_t lo = iw >= 0 ? 0 : least(run.size, ceil_div(-iw, step));
     const int64_t hi = iw >= p.in[2] ? lo : most(lo, least(run.size, ceil_div(p.in[2] - iw, step)));
@@ -234,6 +233,7 @@ class Im2col {
   Dim d[3];
   Taps taps[3];
   int64_t cg, kg, tap_count, rows, pixels;  // rows: of patches, channels times taps
+  bool flat;                                // taps neither move nor skip anything: all pixels are one run
   int64_t panels, parts;
   size_t weight_bytes, sums_at, runs_at, slot_bytes, slots;
 };

@@ -1,8 +1,9 @@
 // Inner loops over rows: contiguous channels, each with parameters of its own.
 // Sums: a column of kColumn vectors at a time, so that sums and parameters stay in registers while it goes down the
 // rows; the last column of a row may overlap the one before it.
-#include "common/dispatch.h"
 #include "norm/norm_simd.h"
+
+#include "common/dispatch.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

@@ -1,6 +1,7 @@
 // Inner loops over runs: contiguous elements that share their parameters.
-#include "common/dispatch.h"
 #include "norm/norm_simd.h"
+
+#include "common/dispatch.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
