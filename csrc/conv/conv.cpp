@@ -91,10 +91,11 @@ const char* why_not_im2col_nchw(const ConvParams& p) {
   if (p.transposed && (p.stride[0] != 1 || p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
   return nullptr;
 }
-// It spares the packing of weights, which few pixels do not earn back, and gathers each panel of pixels once for all
-// outputs of a group, which must be many.
+// It spares the packing of weights, which few pixels do not earn back but must fill its vectors, and gathers each panel
+// of pixels once for all outputs of a group, which must be many.
 const char* slower_im2col_nchw(const ConvParams& p) {
-  if (p.out[0] * p.out[1] * p.out[2] > 256) return "is for maps of up to 256 pixels";
+  const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
+  if (pixels < 32 || pixels > 256) return "is for maps of 32 to 256 pixels";
   if (p.k < 64 * p.groups || p.c * p.kernel[0] * p.kernel[1] * p.kernel[2] < 64 * p.groups)
     return "is for layers with many channels";
   return p.transposed ? "rearranges the weights of a gradient slowly" : nullptr;
