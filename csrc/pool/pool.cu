@@ -49,6 +49,15 @@ struct Spots {
   }
 };
 
+// Stores a thread's values in one access.
+template <class S, int width>
+__device__ __forceinline__ void store_narrow(const PoolParams& p, int64_t at, const acc_t<S> (&values)[width]) {
+  Pack<S, width> result;
+#pragma unroll
+  for (int k = 0; k < width; ++k) result.at[k] = narrow<S>(values[k]);
+  store_pack(static_cast<S*>(p.y) + at, result);
+}
+
 template <class S, int width, bool nhwc>
 __global__ void __launch_bounds__(kThreads) max_pool2d_kernel(const PoolParams p, const Spots<width, nhwc> spots) {
   using T = acc_t<S>;
@@ -74,9 +83,7 @@ __global__ void __launch_bounds__(kThreads) max_pool2d_kernel(const PoolParams p
       }
     }
     const int64_t to = out.at(s.n, s.c, s.h, s.w);
-    Pack<S, width> result;
-    for (int k = 0; k < width; ++k) result.at[k] = narrow<S>(best[k]);
-    store_pack(static_cast<S*>(p.y) + to, result);
+    store_narrow<S>(p, to, best);
     if (p.where == nullptr) continue;
     if (p.where_is_offset) {
       Pack<uint8_t, width> offsets;
@@ -117,9 +124,7 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    Pack<S, width> result;
-    for (int k = 0; k < width; ++k) result.at[k] = narrow<S>(sum[k]);
-    store_pack(static_cast<S*>(p.y) + in.at(s.n, s.c, s.h, s.w), result);
+    store_narrow<S>(p, in.at(s.n, s.c, s.h, s.w), sum);
   }
 }
 
@@ -144,9 +149,8 @@ __global__ void __launch_bounds__(kThreads) avg_pool2d_kernel(const PoolParams p
         for (int k = 0; k < width; ++k) sum[k] += widen(pack.at[k]);
       }
     const T divisor = divisor_of<T>(p, v.size, u.size);
-    Pack<S, width> result;
-    for (int k = 0; k < width; ++k) result.at[k] = narrow<S>(sum[k] / divisor);
-    store_pack(static_cast<S*>(p.y) + out.at(s.n, s.c, s.h, s.w), result);
+    for (int k = 0; k < width; ++k) sum[k] /= divisor;
+    store_narrow<S>(p, out.at(s.n, s.c, s.h, s.w), sum);
   }
 }
 
@@ -169,9 +173,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int k = 0; k < width; ++k) sum[k] += widen(pack.at[k]) / divisor;
       }
     }
-    Pack<S, width> result;
-    for (int k = 0; k < width; ++k) result.at[k] = narrow<S>(sum[k]);
-    store_pack(static_cast<S*>(p.y) + in.at(s.n, s.c, s.h, s.w), result);
+    store_narrow<S>(p, in.at(s.n, s.c, s.h, s.w), sum);
   }
 }
 
