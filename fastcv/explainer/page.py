@@ -44,12 +44,16 @@ def page(explanation: Explanation) -> str:
 
 
 def _shares(explanation: Explanation) -> list[tuple[str, str, float]]:
-    total = sum(layer.seconds for layer in explanation.layers) + explanation.between_layers
+    # Medians do not add up to the median of the whole where the machine is disturbed: what they leave is its own part.
+    counted = sum(layer.seconds for layer in explanation.layers) + explanation.between_layers
+    total = max(explanation.totals["model"], counted)
     parts = [
         (kind, text, 100 * sum(layer.seconds for layer in explanation.layers if layer.runs_on == kind) / total)
         for kind, text in _KINDS.items()
     ]
-    return [p for p in parts if p[2] > 0] + [("between", "between the layers (Python)", 100 * explanation.between_layers / total)]
+    parts.append(("between", "between the layers (Python)", 100 * explanation.between_layers / total))
+    parts.append(("rest", "in no median (a disturbed machine)", 100 * (total - counted) / total))
+    return [p for p in parts if p[2] > 0]
 
 
 def _row(explanation: Explanation, layer: Layer, total: float) -> str:
