@@ -1,5 +1,6 @@
 #include "loss/nll.h"
 
+#include "common/clear.h"
 #include "common/dispatch.h"
 #include "loss/targets.h"
 
@@ -83,7 +84,8 @@ void gradient(const CrossEntropyParams& p, const Exec& exec, TargetBlock* blocks
   const bool each = p.reduction == Reduction::none;
   const double divisor = p.reduction == Reduction::mean ? count : 1;
   parallel_for(exec, rows * p.classes, kGrain, [&](int64_t begin, int64_t end) {
-    __builtin_memset(grad + begin, 0, static_cast<size_t>(end - begin) * sizeof(S));
+    constexpr int64_t size = sizeof(S);
+    clear(grad + begin, (end - begin) * size, rows * p.classes * size);
   });
   parallel_for(exec, rows, 2 * kSamples, [&](int64_t begin, int64_t end) {
     int64_t o = begin / p.inner, i = begin % p.inner;

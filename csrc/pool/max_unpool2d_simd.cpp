@@ -2,6 +2,7 @@
 // writes of a block touch whole cache lines. Elements of a plane go in order: the result depends on the data alone.
 #include "pool/max_unpool2d.h"
 
+#include "common/clear.h"
 #include "common/dispatch.h"
 #include "common/simd.h"
 
@@ -109,8 +110,10 @@ void max_unpool2d(const MaxUnpool2dParams& p, const Exec& exec) {
     using S = decltype(zero);
     const int64_t block = block_of(p, exec);
     if (!p.accumulate) {
-      parallel_for(exec, p.n * p.c * p.big, kGrain, [&](int64_t begin, int64_t end) {
-        std::memset(static_cast<S*>(p.y) + begin, 0, (end - begin) * sizeof(S));
+      constexpr int64_t size = sizeof(S);
+      const int64_t count = p.n * p.c * p.big;
+      parallel_for(exec, count, kGrain, [&](int64_t begin, int64_t end) {
+        clear(static_cast<S*>(p.y) + begin, (end - begin) * size, count * size);
       });
     }
     parallel_slots(exec, parts(p, block), grain(p, block), [&](int slot, int64_t begin, int64_t end) {
