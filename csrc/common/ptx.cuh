@@ -5,8 +5,10 @@
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
 //   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
 //   multiply_add(d, a, b)          mma.sync m16n8k16: D (16x8, float) += A (16x16) B (16x8), bf16 or f16
+//   multiply_add_tf32(d, a, b)     mma.sync m16n8k8: D (16x8, float) += A (16x8) B (8x8), tf32
+//   to_tf32(x)                     float to tf32 (8 bits of exponent, 10 of mantissa), halves away from zero
 //   trap(what)                     ends the kernel with an error
-// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16").
+// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16", "... mma.m16n8k8").
 #pragma once
 #include "common/numbers.cuh"
 
@@ -51,6 +53,39 @@ Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
       },
       false, "ldmatrix", where);
   return mine.out;
+}
+
+inline uint32_t to_tf32(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (x != x) return 0x7fffffffu;
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
+
+// As multiply_add below. The hardware does not look at the low 13 bits of an operand.
+inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              Where where = Where::current()) {
+  struct Mine {
+    float* d;
+    const uint32_t *a, *b;
+  } mine{d, a, b};
+  emulator::meet(
+      0xffffffffu, &mine,
+      [](void** all, uint32_t) {
+        const auto tf32 = [](uint32_t bits) { return std::bit_cast<float>(bits & 0xffffe000u); };
+        for (int l = 0; l < 32; ++l) {
+          for (int i = 0; i < 4; ++i) {
+            const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
+            double sum = static_cast<Mine*>(all[l])->d[i];
+            for (int k = 0; k < 8; ++k) {
+              const float x = tf32(static_cast<Mine*>(all[row % 8 * 4 + k % 4])->a[row / 8 + 2 * (k / 4)]);
+              const float y = tf32(static_cast<Mine*>(all[col * 4 + k % 4])->b[k / 4]);
+              sum += static_cast<double>(x) * y;
+            }
+            static_cast<Mine*>(all[l])->d[i] = static_cast<float>(sum);
+          }
+        }
+      },
+      false, "mma.sync", where);
 }
 
 // Sums the 16 products in double and rounds once: hardware's order is not documented.
@@ -111,6 +146,19 @@ __device__ __forceinline__ Fragment4 load_matrix_x4(const T* row) {
                : "r"(shared_address(row))
                : "memory");
   return f;
+}
+
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+__device__ __forceinline__ void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 template <class S>

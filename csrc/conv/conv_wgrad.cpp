@@ -1,5 +1,7 @@
 #include "conv/conv_wgrad.h"
 
+#include "conv/conv_gpu.h"
+
 namespace fastcv {
 namespace {
 
@@ -35,8 +37,19 @@ constexpr Variant<ConvWgradParams> kRows[] = {
 };
 #undef FASTCV_ROWS
 
+const char* why_not_depthwise_gpu(const ConvWgradParams& p) {
+  if (p.in_channels != p.groups) return "needs one input channel per group";
+  return p.input_channels_last != p.grad_channels_last ? "needs two tensors of one layout" : nullptr;
+}
+
+constexpr GpuVariant<ConvWgradParams> kGpuRows[] = {
+    {"depthwise_sm80", "sm80", &why_not_depthwise_gpu, &wgrad_depthwise_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_wgrad_depthwise)},
+    {"tiled_sm80", "sm80", nullptr, &wgrad_gpu_workspace, FASTCV_LAUNCHERS(conv_wgrad_tiled)},
+};
+
 }  // namespace
 
-const VariantTable<ConvWgradParams> conv_wgrad_table("conv_wgrad", kRows);
+const VariantTable<ConvWgradParams> conv_wgrad_table("conv_wgrad", kRows, kGpuRows);
 
 }  // namespace fastcv

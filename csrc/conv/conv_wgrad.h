@@ -51,4 +51,13 @@ FASTCV_CONV_WGRAD_BF16(amx)
 FASTCV_CONV_WGRAD_BF16(amxmodel)
 #undef FASTCV_CONV_WGRAD_BF16
 
+#define FASTCV_CONV_WGRAD(gpu)                                                                             \
+  namespace gpu {                                                                                          \
+  FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);     \
+  FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_CONV_WGRAD(cuda)
+FASTCV_CONV_WGRAD(emulated)
+#undef FASTCV_CONV_WGRAD
+
 }  // namespace fastcv
