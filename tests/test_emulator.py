@@ -56,8 +56,9 @@ def test_planted_bugs_are_found_whatever_the_order(planted: dict, kernel: str) -
         assert re.search(BUGS[kernel], words), words
 
 
-def test_matrix_instructions_multiply(planted: dict) -> None:
-    assert planted["matrix_product", "right"] == ["ok"] * 8
+@pytest.mark.parametrize("kernel", ["matrix_product", "transposed_product", "tf32_product"])
+def test_matrix_instructions_multiply(planted: dict, kernel: str) -> None:
+    assert planted[kernel, "right"] == ["ok"] * 8
 
 
 EMULATED = fastcv.is_built() and fastcv.build_info()["emulator"]

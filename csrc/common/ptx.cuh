@@ -4,6 +4,7 @@
 //   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
 //   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
+//   load_matrix_x4_transposed(..)  the same of the tiles' transposes
 //   multiply_add(d, a, b)          mma.sync m16n8k16: D (16x8, float) += A (16x16) B (16x8), bf16 or f16
 //   multiply_add_tf32(d, a, b)     mma.sync m16n8k8: D (16x8, float) += A (16x8) B (8x8), tf32
 //   to_tf32(x)                     float to tf32 (8 bits of exponent, 10 of mantissa), halves away from zero
@@ -34,9 +35,9 @@ void wait_async() {
 }
 
 // Lane l brings the address of row l % 8 of tile l / 8; register i of lane l gets elements 2 (l % 4), +1 of row l / 4
-// of tile i.
-template <class T>
-Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
+// of tile i, or of its transpose.
+template <bool transposed, class T>
+Fragment4 load_matrix(Shared<T> row, Where where) {
   static_assert(sizeof(T) == 2);
   struct Mine {
     const T* row;
@@ -48,11 +49,23 @@ Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
       [](void** all, uint32_t) {
         for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i)
-            std::memcpy(&static_cast<Mine*>(all[l])->out.at[i],
-                        static_cast<Mine*>(all[8 * i + l / 4])->row + 2 * (l % 4), 4);
+            for (int half = 0; half < 2; ++half) {
+              const int r = transposed ? 2 * (l % 4) + half : l / 4, c = transposed ? l / 4 : 2 * (l % 4) + half;
+              uint16_t bits;
+              std::memcpy(&bits, static_cast<Mine*>(all[8 * i + r])->row + c, 2);
+              static_cast<Mine*>(all[l])->out.at[i] |= uint32_t{bits} << 16 * half;
+            }
       },
       false, "ldmatrix", where);
   return mine.out;
+}
+template <class T>
+Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
+  return load_matrix<false>(row, where);
+}
+template <class T>
+Fragment4 load_matrix_x4_transposed(Shared<T> row, Where where = Where::current()) {
+  return load_matrix<true>(row, where);
 }
 
 inline uint32_t to_tf32(float x) {
@@ -142,6 +155,16 @@ template <class T>
 __device__ __forceinline__ Fragment4 load_matrix_x4(const T* row) {
   Fragment4 f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(shared_address(row))
+               : "memory");
+  return f;
+}
+
+template <class T>
+__device__ __forceinline__ Fragment4 load_matrix_x4_transposed(const T* row) {
+  Fragment4 f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
                : "r"(shared_address(row))
                : "memory");

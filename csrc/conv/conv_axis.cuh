@@ -61,6 +61,23 @@ struct Axis {
   }
 };
 
+// The taps of three dims in shared memory: too many registers for what is looked at once in a while.
+struct TapTable {
+  static constexpr int kNumbers = 15;
+  Shared<int64_t> at;
+  __device__ __forceinline__ void set(int dim, const Taps& taps) const {
+    at[dim * 5] = taps.count;
+    at[dim * 5 + 1] = taps.first;
+    at[dim * 5 + 2] = taps.step;
+    at[dim * 5 + 3] = taps.offset;
+    at[dim * 5 + 4] = taps.offset_step;
+  }
+  __device__ __forceinline__ int64_t count(int dim) const { return at[dim * 5]; }
+  __device__ __forceinline__ int64_t index(int dim, int64_t j) const { return at[dim * 5 + 1] + j * at[dim * 5 + 2]; }
+  __device__ __forceinline__ int64_t offset(int dim) const { return at[dim * 5 + 3]; }
+  __device__ __forceinline__ int64_t shift(int dim, int64_t j) const { return j * at[dim * 5 + 4]; }
+};
+
 // Elements from one image, channel or position to the next, in a dense tensor of either layout.
 struct Steps {
   int64_t n, c, at[3];

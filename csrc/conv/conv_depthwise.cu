@@ -10,7 +10,7 @@
 namespace fastcv::FASTCV_GPU {
 namespace {
 
-constexpr int kThreads = 256, kStrip = 4;
+constexpr int kThreads = 128, kStrip = 4;
 
 struct Depthwise {
   ConvParams p;

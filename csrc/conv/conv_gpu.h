@@ -38,7 +38,7 @@ inline int64_t weight_size(const ConvWgradParams& p) {
 }
 
 // Weight gradient as a product: tiles of 64 (taps and input channels) x 64 (output channels).
-inline constexpr int64_t kWgradTile = 64, kWgradStep = 16;
+inline constexpr int64_t kWgradTile = 64, kWgradStep = 32;
 inline Segments wgrad_segments(const ConvWgradParams& p) {
   const auto tiles = [](int64_t n) { return (n + kWgradTile - 1) / kWgradTile; };
   const int64_t kg = p.out_channels / p.groups, rows = p.in_channels / p.groups * taps_of(p.kernel);
@@ -47,6 +47,39 @@ inline Segments wgrad_segments(const ConvWgradParams& p) {
 inline size_t wgrad_gpu_workspace(const ConvWgradParams& p) {
   const Segments s = wgrad_segments(p);
   return s.count > 1 ? static_cast<size_t>(s.count * weight_size(p)) * (p.dtype == DType::f64 ? 8 : 4) : 0;
+}
+
+// Weight gradient on tensor cores: both tensors in chunks of channels, as IgemmPlan has them, and the sums of every
+// segment in float.
+struct WgradPlan {
+  int64_t cg, kg, taps, element, chunk, padded_c, padded_k;
+  bool convert_x, convert_y;
+  size_t x_bytes, y_bytes, partial_bytes;
+  Segments segments;
+
+  explicit WgradPlan(const ConvWgradParams& p)
+      : cg(p.in_channels / p.groups),
+        kg(p.out_channels / p.groups),
+        taps(taps_of(p.kernel)),
+        element(p.dtype == DType::f32 ? 4 : 2),
+        chunk(16 / element),
+        padded_c((cg + chunk - 1) / chunk * chunk),
+        padded_k((kg + chunk - 1) / chunk * chunk),
+        segments(wgrad_segments(p)) {
+    const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+    convert_x = !p.input_channels_last || padded_c != cg || !aligned(p.input);
+    convert_y = !p.grad_channels_last || padded_k != kg || !aligned(p.grad_output);
+    const auto bytes = [&](bool convert, int64_t elements) {
+      return convert ? (static_cast<size_t>(elements * element) + 255) / 256 * 256 : 0;
+    };
+    x_bytes = bytes(convert_x, p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * padded_c);
+    y_bytes = bytes(convert_y, pixels_of(p) * p.groups * padded_k);
+    partial_bytes = static_cast<size_t>(segments.count * weight_size(p)) * sizeof(float);
+  }
+};
+inline size_t wgrad_igemm_gpu_workspace(const ConvWgradParams& p) {
+  const WgradPlan plan(p);
+  return plan.x_bytes + plan.y_bytes + plan.partial_bytes;
 }
 
 // Weight gradient with one input channel per group: kDepthwiseTaps taps of 32 (channels_last) or one channel.

@@ -6,60 +6,12 @@
 // In shared memory a row of a step is 64 bytes; its chunk c lies at c ^ (row / 2 % 4), so that the eight rows of an
 // ldmatrix tile fall into different banks. Four steps are in flight.
 #pragma once
-#include "common/ptx.cuh"
 #include "conv/conv_axis.cuh"
 #include "conv/conv_gpu.h"
+#include "conv/conv_operands.cuh"
 #include "conv/conv_store.cuh"
 
 namespace fastcv::FASTCV_GPU {
-
-// What the operands are multiplied as. prepare() makes operands of four loaded registers.
-template <class Storage>
-struct Halves {
-  using S = Storage;
-  static constexpr bool chunked = false;
-  template <int n>
-  struct Operand {
-    uint32_t at[n];
-    __device__ __forceinline__ void set(int i, uint32_t bits) { at[i] = bits; }
-  };
-  __device__ static __forceinline__ void multiply(float (&d)[4], const Operand<4>& a, const Operand<2>& b) {
-    multiply_add<S>(d, a.at, b.at);
-  }
-};
-struct Tf32 {
-  using S = float;
-  static constexpr bool chunked = false;
-  template <int n>
-  struct Operand {
-    uint32_t at[n];
-    __device__ __forceinline__ void set(int i, uint32_t bits) { at[i] = to_tf32(__uint_as_float(bits)); }
-  };
-  __device__ static __forceinline__ void multiply(float (&d)[4], const Operand<4>& a, const Operand<2>& b) {
-    multiply_add_tf32(d, a.at, b.at);
-  }
-};
-// float32 as two tf32 numbers, of whose four products the smallest is left out. Tensor cores truncate where they add:
-// each step's sums are added up by ordinary arithmetic.
-struct Tf32x3 {
-  using S = float;
-  static constexpr bool chunked = true;
-  template <int n>
-  struct Operand {
-    uint32_t high[n], low[n];
-    __device__ __forceinline__ void set(int i, uint32_t bits) {
-      const float x = __uint_as_float(bits);
-      const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
-      high[i] = finite ? bits & 0xffffe000u : to_tf32(x);
-      low[i] = finite ? to_tf32(x - __uint_as_float(high[i])) : 0;
-    }
-  };
-  __device__ static __forceinline__ void multiply(float (&d)[4], const Operand<4>& a, const Operand<2>& b) {
-    multiply_add_tf32(d, a.low, b.high);
-    multiply_add_tf32(d, a.high, b.low);
-    multiply_add_tf32(d, a.high, b.high);
-  }
-};
 
 struct Igemm {
   ConvParams p;
@@ -115,20 +67,18 @@ struct Igemm {
 // Goes through the chunks of a phase's taps, four at a time from a thread's first.
 struct ChunkWalk {
   const Igemm& g;
-  const Taps &td, &th, &tw;
+  const TapTable taps;
   int chunk = 0, left = 0;     // of the tap; chunks until the end
   int id = 0, ih = 0, iw = 0;  // numbers of the tap
   int d = 0, h = 0, w = 0;     // its place
   int64_t x = 0, weight = 0;   // offsets of its first channel
 
   __device__ __forceinline__ void place() {
-    d = static_cast<int>(id * td.offset_step);
-    h = static_cast<int>(ih * th.offset_step);
-    w = static_cast<int>(iw * tw.offset_step);
+    d = static_cast<int>(taps.shift(0, id));
+    h = static_cast<int>(taps.shift(1, ih));
+    w = static_cast<int>(taps.shift(2, iw));
     x = d * g.step_x[0] + h * g.step_x[1] + w * g.step_x[2];
-    weight =
-        (((td.first + id * td.step) * g.h.kernel + th.first + ih * th.step) * g.w.kernel + tw.first + iw * tw.step) *
-        g.padded;
+    weight = ((taps.index(0, id) * g.h.kernel + taps.index(1, ih)) * g.w.kernel + taps.index(2, iw)) * g.padded;
   }
   __device__ __forceinline__ void forward(int n) {
     chunk += n;
@@ -136,9 +86,9 @@ struct ChunkWalk {
     if (chunk < g.chunks || left <= 0) return;
     do {
       chunk -= g.chunks;
-      if (++iw < tw.count) continue;
+      if (++iw < taps.count(2)) continue;
       iw = 0;
-      if (++ih < th.count) continue;
+      if (++ih < taps.count(1)) continue;
       ih = 0;
       ++id;
     } while (chunk >= g.chunks);
@@ -166,6 +116,8 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
   static_assert(rows_m > 0 && rows_n > 0 && subs_n % 2 == 0);
   constexpr int kOutside = -(1 << 30);
   FASTCV_DYNAMIC_SHARED(Half, shared);
+  FASTCV_SHARED(int64_t, tap_numbers, TapTable::kNumbers);
+  const TapTable taps{tap_numbers};
   const ConvParams& p = g.p;
   const S* x = static_cast<const S*>(g.x);
   const S* weights = static_cast<const S*>(g.weights);
@@ -183,8 +135,11 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
     pd = group, group = g.by_phases_d.split(pd);
     n0 *= tile_n;
     m0 *= tile_m;
-    const Taps td = g.d.taps(pd), th = g.h.taps(ph), tw = g.w.taps(pw);
-    const int chunks = static_cast<int>(td.count * th.count * tw.count) * g.chunks;
+    if (t == 0) taps.set(0, g.d.taps(pd));
+    if (t == 1) taps.set(1, g.h.taps(ph));
+    if (t == 2) taps.set(2, g.w.taps(pw));
+    __syncthreads();
+    const int chunks = static_cast<int>(taps.count(0) * taps.count(1) * taps.count(2)) * g.chunks;
     const int steps = (chunks + kChunksPerStep - 1) / kChunksPerStep;
 
     // The rows of either operand that this thread copies.
@@ -194,9 +149,9 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
     for (int j = 0; j < rows_m; ++j) {
       int64_t cd, ch, cw;
       const int64_t row = m0 + my_row + j * rows_apart, n = g.split(row, cd, ch, cw);
-      row_d[j] = row < g.rows ? static_cast<int>(cd * g.d.in_step + td.offset) : kOutside;
-      row_h[j] = static_cast<int>(ch * g.h.in_step + th.offset);
-      row_w[j] = static_cast<int>(cw * g.w.in_step + tw.offset);
+      row_d[j] = row < g.rows ? static_cast<int>(cd * g.d.in_step + taps.offset(0)) : kOutside;
+      row_h[j] = static_cast<int>(ch * g.h.in_step + taps.offset(1));
+      row_w[j] = static_cast<int>(cw * g.w.in_step + taps.offset(2));
       row_at[j] =
           n * g.step_n + group * g.padded + row_d[j] * g.step_x[0] + row_h[j] * g.step_x[1] + row_w[j] * g.step_x[2];
     }
@@ -205,7 +160,7 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
       const int64_t n = n0 + my_row + j * rows_apart;
       column_at[j] = n < g.kg ? (group * g.kg + n) * g.taps * g.padded : -1;
     }
-    ChunkWalk walk{g, td, th, tw};
+    ChunkWalk walk{g, taps};
     walk.left = chunks;
     if (chunks > 0) walk.place();
     walk.forward(my_chunk);
@@ -318,39 +273,6 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
   }
 }
 
-constexpr int kConvertThreads = 256;
-
-// x [n][c][pixels] or [n][pixels][c] to [n][pixels][groups][padded], the padding being zeros. Blocks take 32 pixels of
-// 32 channels.
-template <class S>
-__global__ void __launch_bounds__(kConvertThreads)
-    to_chunks_kernel(const S* x, S* to, int64_t n, int64_t c, int64_t pixels, int64_t groups, int64_t padded,
-                     bool channels_last) {
-  constexpr int kSide = 32, kRows = kConvertThreads / kSide;
-  FASTCV_SHARED(S, box, kSide * (kSide + 1));
-  const int64_t channels = groups * padded, across = (channels + kSide - 1) / kSide, cg = c / groups;
-  const int64_t down = (pixels + kSide - 1) / kSide;
-  const int fast = threadIdx.x % kSide, slow = threadIdx.x / kSide;
-  for (int64_t i = blockIdx.x; i < n * across * down; i += gridDim.x) {
-    const int64_t image = i / across / down, pixel0 = i / across % down * kSide, channel0 = i % across * kSide;
-    __syncthreads();
-    for (int row = slow; row < kSide; row += kRows) {
-      const int64_t pixel = pixel0 + (channels_last ? row : fast), channel = channel0 + (channels_last ? fast : row);
-      const int64_t group = channel / padded, in_group = channel - group * padded;
-      S value{};
-      if (pixel < pixels && channel < channels && in_group < cg) {
-        const int64_t from = group * cg + in_group;
-        value = x[channels_last ? (image * pixels + pixel) * c + from : (image * c + from) * pixels + pixel];
-      }
-      box[channels_last ? row * (kSide + 1) + fast : fast * (kSide + 1) + row] = value;
-    }
-    __syncthreads();
-    for (int row = slow; row < kSide; row += kRows)
-      if (pixel0 + row < pixels && channel0 + fast < channels)
-        to[(image * pixels + pixel0 + row) * channels + channel0 + fast] = box[row * (kSide + 1) + fast];
-  }
-}
-
 // Weights to [groups * kg][taps][padded].
 template <class S>
 __global__ void __launch_bounds__(kConvertThreads)
@@ -381,9 +303,8 @@ int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
   const void *x = p.x, *w = p.w;
   if (plan.convert_x) {
     S* to = static_cast<S*>(workspace);
-    const int64_t pixels = p.in[0] * p.in[1] * p.in[2], blocks = p.n * pixels * p.groups * plan.padded / 1024 + 1;
-    const int error = launch(to_chunks_kernel<S>, grid_for(blocks, 1), kConvertThreads, 0, stream,
-                             static_cast<const S*>(p.x), to, p.n, p.c, pixels, p.groups, plan.padded, p.channels_last);
+    const int error = to_chunks(static_cast<const S*>(p.x), to, p.n, p.c, p.in[0] * p.in[1] * p.in[2], p.groups,
+                                plan.padded, p.channels_last, stream);
     if (error != 0) return error;
     x = to;
   }

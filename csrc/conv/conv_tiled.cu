@@ -58,7 +58,7 @@ struct TiledConv {
   struct Tile {
     const TiledConv& g;
     int64_t m0 = 0, n0 = 0, group = 0, phase_d = 0, phase_h = 0, phase_w = 0;
-    Taps td{}, th{}, tw{};
+    TapTable taps{};
     int rows = 0, columns = 0;
     int64_t begin = 0, end = 0;
 
@@ -72,21 +72,19 @@ struct TiledConv {
     __device__ __forceinline__ Point row(int m) const {
       int64_t cd, ch, cw;
       const int64_t n = split(m, cd, ch, cw);
-      const int64_t id = cd * g.d.in_step + td.offset, ih = ch * g.h.in_step + th.offset,
-                    iw = cw * g.w.in_step + tw.offset;
+      const int64_t id = cd * g.d.in_step + taps.offset(0), ih = ch * g.h.in_step + taps.offset(1);
+      const int64_t iw = cw * g.w.in_step + taps.offset(2);
       return {n * g.x.n + group * g.cg * g.x.c + id * g.x.at[0] + ih * g.x.at[1] + iw * g.x.at[2], id, ih, iw};
     }
     __device__ __forceinline__ Depth depth(int64_t k) const {
       int64_t c = k;
       int64_t e = g.by_cg.split(c);
-      const int64_t b = e / tw.count;  // the counts vary with the phase: no divider is fixed for the launch
-      e -= b * tw.count;
-      const int64_t j = b / th.count, i = b - j * th.count;
-      const Point at{
-          c * g.x.c + j * td.offset_step * g.x.at[0] + i * th.offset_step * g.x.at[1] + e * tw.offset_step * g.x.at[2],
-          j * td.offset_step, i * th.offset_step, e * tw.offset_step};
-      const int64_t tap =
-          ((td.first + j * td.step) * g.h.kernel + th.first + i * th.step) * g.w.kernel + tw.first + e * tw.step;
+      const int64_t b = e / taps.count(2);  // the counts vary with the phase: no divider is fixed for the launch
+      e -= b * taps.count(2);
+      const int64_t j = b / taps.count(1), i = b - j * taps.count(1);
+      const int64_t d = taps.shift(0, j), h = taps.shift(1, i), w = taps.shift(2, e);
+      const Point at{c * g.x.c + d * g.x.at[0] + h * g.x.at[1] + w * g.x.at[2], d, h, w};
+      const int64_t tap = (taps.index(0, j) * g.h.kernel + taps.index(1, i)) * g.w.kernel + taps.index(2, e);
       return {at, c * (g.p.transposed ? g.weight_row : g.weight_column) + tap * g.weight_tap};
     }
     __device__ __forceinline__ int64_t column(int n) const {
@@ -105,7 +103,22 @@ struct TiledConv {
     }
   };
 
-  __device__ __forceinline__ Tile tile(int64_t i) const {
+  // What the first threads note down about a tile before the others look at it.
+  __device__ __forceinline__ void note(int64_t i, int thread, Shared<int64_t> notes) const {
+    const Tile t = place(i);
+    if (thread == 0) TapTable{notes}.set(0, d.taps(t.phase_d));
+    if (thread == 1) TapTable{notes}.set(1, h.taps(t.phase_h));
+    if (thread == 2) TapTable{notes}.set(2, w.taps(t.phase_w));
+  }
+  __device__ __forceinline__ Tile tile(int64_t i, Shared<int64_t> notes) const {
+    Tile t = place(i);
+    t.taps = TapTable{notes};
+    t.end = t.taps.count(0) * t.taps.count(1) * t.taps.count(2) * cg;
+    return t;
+  }
+
+ private:
+  __device__ __forceinline__ Tile place(int64_t i) const {
     Tile t{*this};
     t.n0 = i;  // first, so that blocks which read the same pixels run together
     i = by_tiles_n.split(t.n0);
@@ -119,13 +132,8 @@ struct TiledConv {
     t.group = by_phases_d.split(t.phase_d);
     t.m0 *= kTile;
     t.n0 *= kTile;
-    t.td = d.taps(t.phase_d);
-    t.th = h.taps(t.phase_h);
-    t.tw = w.taps(t.phase_w);
     t.rows = static_cast<int>(min(rows - t.m0, static_cast<int64_t>(kTile)));
     t.columns = static_cast<int>(min(kg - t.n0, static_cast<int64_t>(kTile)));
-    t.begin = 0;
-    t.end = t.td.count * t.th.count * t.tw.count * cg;
     return t;
   }
 };

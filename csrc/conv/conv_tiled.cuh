@@ -7,10 +7,12 @@
 // Problem (a kernel parameter):
 //   a, b: const S*   in[3]: the sizes that positions must stay below   tiles(): how many there are
 //   a_rows_fast, b_columns_fast, c_rows_fast: whether neighbours in memory are neighbours along m (n, m) or along k (n)
-//   tile(i) -> Tile with rows, columns, begin, end (of k) of this tile and:
+//   note(i, t, notes): thread t of the first warp may write down up to 16 numbers about tile i, to be read after a
+//   barrier tile(i, notes) -> Tile with rows, columns, begin, end (of k) of this tile and:
 //     row(m) -> Point   depth(k) -> Depth   column(n) -> int64_t   store(m, n, sum)
 #pragma once
 #include "common/numbers.cuh"
+#include "common/reduce.cuh"
 
 namespace fastcv::FASTCV_GPU {
 
@@ -22,7 +24,7 @@ struct Depth {
   int64_t plain;
 };
 
-constexpr int kTile = 64, kStep = 16, kTiledThreads = 256;
+constexpr int kTile = 64, kStep = 16, kTiledThreads = 256, kNotes = 16;
 
 // A table of points in shared memory.
 struct Points {
@@ -52,6 +54,7 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
   FASTCV_SHARED(int64_t, depth_h, 2 * kStep);
   FASTCV_SHARED(int64_t, depth_w, 2 * kStep);
   FASTCV_SHARED(int64_t, depth_plain, 2 * kStep);
+  FASTCV_SHARED(int64_t, notes, kNotes);
   const Points rows{row_at, row_d, row_h, row_w}, depths{depth_at, depth_d, depth_h, depth_w};
   const int t = threadIdx.x;
   // What a thread loads (four of either matrix) and the 4 x 4 sums that it makes.
@@ -63,7 +66,9 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
   const int m4 = 4 * (g.c_rows_fast ? t % 16 : t / 16), n4 = 4 * (g.c_rows_fast ? t / 16 : t % 16);
 
   for (int64_t i = blockIdx.x; i < g.tiles(); i += gridDim.x) {
-    const auto tile = g.tile(i);
+    if (t < kWarp) g.note(i, t, notes);
+    __syncthreads();
+    const auto tile = g.tile(i, notes);
     const auto describe = [&](int k, int64_t step) {
       const int64_t at = tile.begin + step * kStep + k;
       if (at >= tile.end) return;
@@ -113,7 +118,7 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
       if (t < kStep) describe(t, step + 1);
       __syncthreads();
       if (step + 1 < steps) load(step + 1);
-#pragma unroll
+#pragma unroll 4
       for (int k = 0; k < kStep; ++k) {
         T x[4], y[4];
 #pragma unroll

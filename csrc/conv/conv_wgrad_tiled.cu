@@ -9,7 +9,7 @@
 namespace fastcv::FASTCV_GPU {
 namespace {
 
-static_assert(kTile == kWgradTile && kStep == kWgradStep);
+static_assert(kTile == kWgradTile && kWgradStep % kStep == 0);
 
 int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
@@ -93,7 +93,8 @@ struct TiledWgrad {
     }
   };
 
-  __device__ __forceinline__ Tile tile(int64_t i) const {
+  __device__ __forceinline__ void note(int64_t, int, Shared<int64_t>) const {}
+  __device__ __forceinline__ Tile tile(int64_t i, Shared<int64_t>) const {
     Tile t{*this};
     t.m0 = i;
     i = by_tiles_m.split(t.m0);

@@ -29,7 +29,7 @@ Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kern
   check_values("stride", stride, nd, 1);
   check_values("padding", padding, static_cast<int64_t>(padding.size()) == 2 * nd ? 2 * nd : nd, 0);
   check_values("dilation", dilation, nd, 1);
-  check(precision >= 0 && precision <= 3, "conv_wgrad: unknown precision ", precision);
+  check(precision >= 0 && precision < kPrecisions, "conv_wgrad: unknown precision ", precision);
   ConvWgradParams p{};
   p.batch = input.size(0);
   p.in_channels = input.size(1);
@@ -49,6 +49,7 @@ Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kern
     p.dilation[dim] = dilation[i];
   }
   p.dtype = dtype_of(input, "conv_wgrad");
+  p.precision = static_cast<Precision>(precision);
   check(p.dtype <= DType::f16 && grad_output.scalar_type() == input.scalar_type(),
         "conv_wgrad: expected two tensors of one floating dtype, got ", dtype_name(input.scalar_type()), " and ",
         dtype_name(grad_output.scalar_type()));

@@ -123,6 +123,55 @@ __global__ void matrix_product(const float*, float* y, bool) {
   y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
 }
 
+// The same from a transposed A: what lies column by column comes out of the transposing load.
+__global__ void transposed_product(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  FASTCV_SHARED(f16, a, 16 * 16);  // [k][row]
+  FASTCV_SHARED(f16, b, 16 * 16);  // [k][col], columns 8 to 15 another product's
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  for (int i = lane; i < 256; i += 32) a[i] = narrow<f16>(at(i % 16, i / 16)), b[i] = narrow<f16>(bt(i / 16, i % 16));
+  __syncwarp();
+  const int tile = lane / 8;
+  const Fragment4 fa = load_matrix_x4_transposed(a + ((lane % 8 + tile / 2 * 8) * 16 + tile % 2 * 8));
+  const Fragment4 fb = load_matrix_x4_transposed(b + ((lane % 8 + tile % 2 * 8) * 16 + tile / 2 * 8));
+  bool right = true;
+  for (int n = 0; n < 2; ++n) {
+    const uint32_t columns[2] = {fb.at[2 * n], fb.at[2 * n + 1]};
+    float d[4] = {};
+    multiply_add<f16>(d, fa.at, columns);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * (i / 2), col = 8 * n + lane % 4 * 2 + i % 2;
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(k, col);
+      right = right && sum == d[i];
+    }
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
+// D (16x8) = A (16x8) B (8x8) of tf32 numbers: what float has beyond ten bits of mantissa is rounded away.
+__global__ void tf32_product(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5) + 0x1p-9f; };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const uint32_t a[4] = {to_tf32(at(g, t)), to_tf32(at(g + 8, t)), to_tf32(at(g, t + 4)), to_tf32(at(g + 8, t + 4))};
+  const uint32_t b[2] = {to_tf32(bt(t, g)), to_tf32(bt(t + 4, g))};
+  float d[4] = {};
+  multiply_add_tf32(d, a, b);
+  const auto rounded = [](float x) { return __uint_as_float(to_tf32(x)); };
+  bool right = rounded(5 + 0x1p-9f) == 5 + 0x1p-8f && rounded(1 + 0x1p-9f) == 1 + 0x1p-9f && rounded(-0.0f) == 0;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i / 2), col = 2 * t + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 8; ++k) sum += rounded(at(row, k)) * bt(k, col);
+    right = right && sum == d[i];
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
 using Kernel = void (*)(const float*, float*, bool);
 void show(const char* name, Kernel kernel, bool right) {
   for (uint64_t seed = 1; seed <= 8; ++seed) {
@@ -155,4 +204,6 @@ int main() {
   SHOW(stays_in_flight);
   SHOW(too_many_threads);
   show("matrix_product", matrix_product, true);
+  show("transposed_product", transposed_product, true);
+  show("tf32_product", tf32_product, true);
 }
