@@ -123,7 +123,16 @@ def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
     for last in (False, True):
         x = integers((1, 8, 5, 4), dtype, last, 0)
         w = integers((8, 1 if depthwise else 8, 3, 3), dtype, last, 1)
-        args = (x, w, integers((8,), dtype, False, 2), [1, 1], [1, 1], [1, 1], 8 if depthwise else 1, integers((1, 8, 5, 4), dtype, last, 3))
+        args = (
+            x,
+            w,
+            integers((8,), dtype, False, 2),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            8 if depthwise else 1,
+            integers((1, 8, 5, 4), dtype, last, 3),
+        )
         y, exact = run("conv", variant, *args, activation, 0), run("conv", "ref", *args, activation, 0)
         assert max_error(y, exact.double()) <= 2 * torch.finfo(dtype).eps
 

@@ -213,6 +213,18 @@ const char* why_not_igemm_sm80(const ConvParams& p) {
     return "needs bfloat16, float16 or float32 of precision high";
   return why_not_igemm_gpu(p);
 }
+const char* why_not_igemm_sm90(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.transposed || p.groups != 1) return "needs a convolution without groups";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  for (int i = 1; i < 3; ++i) {
+    const int64_t upper = sm90_upper_corner(p, i);
+    if (p.pad[i] > 128 || upper < -128 || upper > 127 || p.stride[i] > 8)
+      return "needs strides and padding that TMA takes";
+    if ((p.kernel[i] - 1) * p.dilation[i] > 254) return "needs a kernel that reaches over at most 254 pixels";
+  }
+  return why_not_igemm_gpu(p);
+}
 const char* why_not_igemm_tf32x3_sm80(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_igemm_gpu(p);
@@ -222,10 +234,11 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
     {"depthwise_sm80", "sm80", &why_not_depthwise_gpu, &depthwise_gpu_workspace, FASTCV_LAUNCHERS(conv_depthwise)},
     {"igemm_sm80", "sm80", &why_not_igemm_sm80, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm)},
     {"tiled_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_tiled)},
-    // Behind a row that takes everything, so never taken unless asked for: how tensor cores round their sums has not
-    // been measured, and the formula as it reads is there to compare with.
+    // Behind a row that takes everything, so never taken unless asked for: how tensor cores round their sums and what
+    // TMA does has not been seen on a GPU, and the formula as it reads is there to compare with.
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_tf32x3)},
+    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm_sm90)},
     {"direct_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_direct)},
 };
 

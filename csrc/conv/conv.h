@@ -92,6 +92,7 @@ FASTCV_CONV_TILE_KERNELS(amxmodel)  // the same on a software model of the tiles
   namespace gpu {                                                                                  \
   FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);        \
   FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);   \
   FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);       \
   FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);        \
   FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);    \

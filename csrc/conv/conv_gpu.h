@@ -118,6 +118,10 @@ struct IgemmPlan {
     w_bytes = bytes(convert_w, p.k * taps * padded);
   }
 };
+// The last position of a window in the padded image, counted from the last of the image; what TMA calls a corner.
+inline int64_t sm90_upper_corner(const ConvParams& p, int dim) {
+  return (p.out[dim] - 1) * p.stride[dim] + 1 - p.in[dim] - p.pad[dim];
+}
 inline size_t igemm_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan(p);
   return plan.x_bytes + plan.w_bytes;

@@ -7,6 +7,7 @@
 // ldmatrix tile fall into different banks. Four steps are in flight.
 #pragma once
 #include "conv/conv_axis.cuh"
+#include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
 #include "conv/conv_operands.cuh"
 #include "conv/conv_store.cuh"
@@ -273,21 +274,6 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
   }
 }
 
-// Weights to [groups * kg][taps][padded].
-template <class S>
-__global__ void __launch_bounds__(kConvertThreads)
-    pack_weights_kernel(const ConvParams p, const IgemmPlan plan, S* to) {
-  const S* from = static_cast<const S*>(p.w);
-  const int64_t columns = p.transposed ? plan.kg : plan.cg, size = p.k * plan.taps * plan.padded;
-  for (int64_t i = global_thread(); i < size; i += global_threads()) {
-    const int64_t c = i % plan.padded, tap = i / plan.padded % plan.taps, k = i / plan.padded / plan.taps;
-    const int64_t row = p.transposed ? k / plan.kg * plan.cg + c : k, column = p.transposed ? k % plan.kg : c;
-    const int64_t at = p.weight_channels_last ? (row * plan.taps + tap) * columns + column
-                                              : (row * columns + column) * plan.taps + tap;
-    to[i] = c < plan.cg ? from[at] : S{};
-  }
-}
-
 template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
 int launch_igemm_tile(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, CUstream_st* stream) {
   const Igemm g(p, plan, x, w, tile_m, tile_n);
@@ -300,21 +286,8 @@ template <class Kind>
 int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
   using S = typename Kind::S;
   const IgemmPlan plan(p);
-  const void *x = p.x, *w = p.w;
-  if (plan.convert_x) {
-    S* to = static_cast<S*>(workspace);
-    const int error = to_chunks(static_cast<const S*>(p.x), to, p.n, p.c, p.in[0] * p.in[1] * p.in[2], p.groups,
-                                plan.padded, p.channels_last, stream);
-    if (error != 0) return error;
-    x = to;
-  }
-  if (plan.convert_w) {
-    S* to = reinterpret_cast<S*>(static_cast<char*>(workspace) + plan.x_bytes);
-    const int error = launch(pack_weights_kernel<S>, grid_for(p.k * plan.taps * plan.padded, kConvertThreads),
-                             kConvertThreads, 0, stream, p, plan, to);
-    if (error != 0) return error;
-    w = to;
-  }
+  const void *x, *w;
+  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
   if constexpr (!Kind::chunked) {
     constexpr int64_t kMultiprocessors = 128;  // tiles enough to keep a large GPU busy
     if (plan.kg > 64 && Igemm(p, plan, x, w, 128, 128).tiles >= kMultiprocessors)

@@ -91,14 +91,16 @@ struct TiledConv {
       const int64_t k = n0 + n;
       return g.p.transposed ? group * g.cg * g.weight_row + k * g.weight_column : (group * g.kg + k) * g.weight_row;
     }
-    __device__ __forceinline__ void store(int m, int n, acc_t<S> sum) const {
+    __device__ __forceinline__ int64_t spot(int m) const {
       int64_t cd, ch, cw;
       const int64_t image = split(m, cd, ch, cw);
-      const int64_t od = cd * g.d.out_step + phase_d, oh = ch * g.h.out_step + phase_h,
-                    ow = cw * g.w.out_step + phase_w;
-      if (od >= g.d.out || oh >= g.h.out || ow >= g.w.out) return;
-      const int64_t k = group * g.kg + n0 + n;
-      const int64_t to = image * g.y.n + k * g.y.c + od * g.y.at[0] + oh * g.y.at[1] + ow * g.y.at[2];
+      const int64_t od = cd * g.d.out_step + phase_d, oh = ch * g.h.out_step + phase_h;
+      const int64_t ow = cw * g.w.out_step + phase_w;
+      if (od >= g.d.out || oh >= g.h.out || ow >= g.w.out) return -1;
+      return image * g.y.n + od * g.y.at[0] + oh * g.y.at[1] + ow * g.y.at[2];
+    }
+    __device__ __forceinline__ void store(int64_t spot, int n, acc_t<S> sum) const {
+      const int64_t k = group * g.kg + n0 + n, to = spot + k * g.y.c;
       static_cast<S*>(g.p.y)[to] = finished<S>(g.p, sum, k, to);
     }
   };

@@ -7,9 +7,10 @@
 // Problem (a kernel parameter):
 //   a, b: const S*   in[3]: the sizes that positions must stay below   tiles(): how many there are
 //   a_rows_fast, b_columns_fast, c_rows_fast: whether neighbours in memory are neighbours along m (n, m) or along k (n)
-//   note(i, t, notes): thread t of the first warp may write down up to 16 numbers about tile i, to be read after a
-//   barrier tile(i, notes) -> Tile with rows, columns, begin, end (of k) of this tile and:
-//     row(m) -> Point   depth(k) -> Depth   column(n) -> int64_t   store(m, n, sum)
+//   note(i, t, notes): thread t of the first warp writes down up to 16 numbers about tile i, to be read after a barrier
+//   tile(i, notes) -> Tile with rows, columns, begin, end (of k) of this tile and:
+//     row(m) -> Point   depth(k) -> Depth   column(n) -> int64_t
+//     spot(m): where row m's sums go, -1 for nowhere   store(spot, n, sum)
 #pragma once
 #include "common/numbers.cuh"
 #include "common/reduce.cuh"
@@ -142,10 +143,13 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
       __syncthreads();
     }
 #pragma unroll
-    for (int m = 0; m < 4; ++m)
+    for (int m = 0; m < 4; ++m) {
+      const int64_t spot = m4 + m < tile.rows ? tile.spot(m4 + m) : -1;
+      if (spot < 0) continue;
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        if (m4 + m < tile.rows && n4 + n < tile.columns) tile.store(m4 + m, n4 + n, sum[m][n] + chunk[m][n]);
+        if (n4 + n < tile.columns) tile.store(spot, n4 + n, sum[m][n] + chunk[m][n]);
+    }
   }
 }
 

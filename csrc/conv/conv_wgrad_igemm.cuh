@@ -7,6 +7,7 @@
 // different banks.
 #pragma once
 #include "common/divide.cuh"
+#include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
 #include "conv/conv_operands.cuh"
 #include "conv/conv_sums.cuh"

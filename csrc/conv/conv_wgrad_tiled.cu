@@ -84,10 +84,13 @@ struct TiledWgrad {
       return {{n * g.x.n + d * g.x.at[0] + h * g.x.at[1] + w * g.x.at[2], d, h, w}, plain};
     }
     __device__ __forceinline__ int64_t column(int n) const { return (group * g.kg + n0 + n) * g.y.c; }
-    __device__ __forceinline__ void store(int m, int n, acc_t<S> sum) const {
+    __device__ __forceinline__ int64_t spot(int m) const {
       int64_t c = m0 + m;
-      const int64_t tap = g.by_cg.split(c), k = group * g.kg + n0 + n;
-      const int64_t to = k * g.rows + (g.p.weight_channels_last ? tap * g.cg + c : c * g.taps + tap);
+      const int64_t tap = g.by_cg.split(c);
+      return g.p.weight_channels_last ? tap * g.cg + c : c * g.taps + tap;
+    }
+    __device__ __forceinline__ void store(int64_t spot, int n, acc_t<S> sum) const {
+      const int64_t to = (group * g.kg + n0 + n) * g.rows + spot;
       if (g.partial != nullptr) g.partial[segment * g.p.out_channels * g.rows + to] = sum;
       else static_cast<S*>(g.p.grad_weight)[to] = narrow<S>(sum);
     }
