@@ -1,5 +1,5 @@
 // Every instruction that CUDA C++ has no word for, with two bodies: inline PTX for nvcc, a model for the emulator.
-// Nothing else in csrc holds inline PTX.
+// Nothing else in csrc holds inline PTX but ptx_sm90.cuh, which has what only sm_90a knows.
 //
 //   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
