@@ -96,9 +96,11 @@ def test_kernels_are_right_in_every_dtype_and_order(op: str, dtype: torch.dtype,
 
     function, ran = getattr(functional, op), 0
     _C.seed_emulator(ORDERS[dtype])
-    for case in CASES:
+    for i, case in enumerate(CASES):
         if case.op != op or case.bench or dtype not in case.dtypes or elements(case) > MOST_ELEMENTS:
             continue
+        if op.startswith("conv") and i % len(ORDERS) != list(ORDERS).index(dtype):
+            continue  # in one dtype each: test_conv_cuda.py has every geometry in all of them
         for layout in case.layouts:
             choices = fastcv.why_not(check_case, case, function, dtype, layout)
             for raw, name in dict.fromkeys((raw, name) for raw, name, reason in choices if reason.startswith("a CUDA kernel")):

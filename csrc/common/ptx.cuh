@@ -74,9 +74,10 @@ inline uint32_t to_tf32(float x) {
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
 }
 
-// As multiply_add below. The hardware does not look at the low 13 bits of an operand.
-inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                              Where where = Where::current()) {
+// D += A B of a warp, d being one lane's share. Number()(bits, h): the number in part h of a register, of `halves`.
+// Sums the products in double and rounds once: hardware's order is not documented.
+template <int halves, class Number>
+void multiply_add_model(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
   struct Mine {
     float* d;
     const uint32_t *a, *b;
@@ -84,52 +85,42 @@ inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint3
   emulator::meet(
       0xffffffffu, &mine,
       [](void** all, uint32_t) {
-        const auto tf32 = [](uint32_t bits) { return std::bit_cast<float>(bits & 0xffffe000u); };
-        for (int l = 0; l < 32; ++l) {
+        constexpr int depth = 8 * halves;
+        double x[16][depth], y[8][depth];
+        for (int l = 0; l < 32; ++l)
+          for (int h = 0; h < halves; ++h) {
+            const int k = l % 4 * halves + h;
+            for (int i = 0; i < 4; ++i)
+              x[l / 4 + i % 2 * 8][k + i / 2 * depth / 2] = Number()(static_cast<Mine*>(all[l])->a[i], h);
+            for (int i = 0; i < 2; ++i) y[l / 4][k + i * depth / 2] = Number()(static_cast<Mine*>(all[l])->b[i], h);
+          }
+        for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i) {
             const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
             double sum = static_cast<Mine*>(all[l])->d[i];
-            for (int k = 0; k < 8; ++k) {
-              const float x = tf32(static_cast<Mine*>(all[row % 8 * 4 + k % 4])->a[row / 8 + 2 * (k / 4)]);
-              const float y = tf32(static_cast<Mine*>(all[col * 4 + k % 4])->b[k / 4]);
-              sum += static_cast<double>(x) * y;
-            }
+            for (int k = 0; k < depth; ++k) sum += x[row][k] * y[col][k];
             static_cast<Mine*>(all[l])->d[i] = static_cast<float>(sum);
           }
-        }
       },
       false, "mma.sync", where);
 }
 
-// Sums the 16 products in double and rounds once: hardware's order is not documented.
+// The hardware does not look at the low 13 bits of an operand.
+inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              Where where = Where::current()) {
+  struct Number {
+    double operator()(uint32_t bits, int) const { return std::bit_cast<float>(bits & 0xffffe000u); }
+  };
+  multiply_add_model<1, Number>(d, a, b, where);
+}
+
 template <class S>
 void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where = Where::current()) {
   static_assert(sizeof(S) == 2);
-  struct Mine {
-    float* d;
-    const uint32_t *a, *b;
-  } mine{d, a, b};
-  emulator::meet(
-      0xffffffffu, &mine,
-      [](void** all, uint32_t) {
-        const auto half = [](const uint32_t* registers, int i, int h) {
-          return widen(S{static_cast<uint16_t>(registers[i] >> 16 * h)});
-        };
-        for (int l = 0; l < 32; ++l) {
-          for (int i = 0; i < 4; ++i) {
-            const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
-            double sum = static_cast<Mine*>(all[l])->d[i];
-            for (int k = 0; k < 16; ++k) {
-              const int in_half = k % 8;  // lane and half of a register that hold index k
-              const float x = half(static_cast<Mine*>(all[row % 8 * 4 + in_half / 2])->a, row / 8 + 2 * (k / 8), k % 2);
-              const float y = half(static_cast<Mine*>(all[col * 4 + in_half / 2])->b, k / 8, k % 2);
-              sum += static_cast<double>(x) * y;
-            }
-            static_cast<Mine*>(all[l])->d[i] = static_cast<float>(sum);
-          }
-        }
-      },
-      false, "mma.sync", where);
+  struct Number {
+    double operator()(uint32_t bits, int half) const { return widen(S{static_cast<uint16_t>(bits >> 16 * half)}); }
+  };
+  multiply_add_model<2, Number>(d, a, b, where);
 }
 
 #else

@@ -193,6 +193,7 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
     };
 
     float sum[subs_m][subs_n][4] = {};
+    const bool busy = m0 + warp_m < g.rows && n0 + warp_n < g.kg;  // this warp has sums to make
 #pragma unroll
     for (int step = 0; step < kStages - 1; ++step) fetch(step);
     for (int step = 0; step < steps; ++step) {
@@ -200,6 +201,7 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
       __syncthreads();
       fetch(step + kStages - 1);
       const Shared<Half> a = shared + step % kStages * stage, b = a + tile_m * 32;
+      if (!busy) continue;
       float fresh[Kind::chunked ? subs_m : 1][Kind::chunked ? subs_n : 1][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
     }
     __syncthreads();
     T sum[4][4] = {}, chunk[4][4] = {};
+    const bool busy = m4 < tile.rows && n4 < tile.columns;
     const int64_t steps = (tile.end - tile.begin + kStep - 1) / kStep;
     if (steps > 0) load(0);
     for (int64_t step = 0; step < steps; ++step) {
@@ -119,20 +120,22 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
       if (t < kStep) describe(t, step + 1);
       __syncthreads();
       if (step + 1 < steps) load(step + 1);
+      if (busy) {
 #pragma unroll 4
-      for (int k = 0; k < kStep; ++k) {
-        T x[4], y[4];
+        for (int k = 0; k < kStep; ++k) {
+          T x[4], y[4];
 #pragma unroll
-        for (int part = 0; part < 4; part += wide) {
-          const Wide p = load_shared<Wide>(a + (k * pitch + m4 + part)),
-                     q = load_shared<Wide>(b + (k * pitch + n4 + part));
+          for (int part = 0; part < 4; part += wide) {
+            const Wide p = load_shared<Wide>(a + (k * pitch + m4 + part)),
+                       q = load_shared<Wide>(b + (k * pitch + n4 + part));
 #pragma unroll
-          for (int e = 0; e < wide; ++e) x[part + e] = p.at[e], y[part + e] = q.at[e];
+            for (int e = 0; e < wide; ++e) x[part + e] = p.at[e], y[part + e] = q.at[e];
+          }
+#pragma unroll
+          for (int m = 0; m < 4; ++m)
+#pragma unroll
+            for (int n = 0; n < 4; ++n) chunk[m][n] += x[m] * y[n];
         }
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-#pragma unroll
-          for (int n = 0; n < 4; ++n) chunk[m][n] += x[m] * y[n];
       }
       if (step % flush == flush - 1) {
 #pragma unroll

@@ -155,6 +155,7 @@ __global__ void __launch_bounds__(kWgradThreads) wgrad_igemm_kernel(const IgemmW
     };
 
     float sum[subs_m][subs_n][4] = {};
+    const bool busy = m0 + warp_m < g.padded_k && n0 + warp_n < g.taps * g.padded_c;  // this warp has sums to make
 #pragma unroll
     for (int step = 0; step < kWgradStages - 1; ++step) fetch(step);
     for (int step = 0; step < steps; ++step) {
@@ -162,6 +163,7 @@ __global__ void __launch_bounds__(kWgradThreads) wgrad_igemm_kernel(const IgemmW
       __syncthreads();
       fetch(step + kWgradStages - 1);
       const Shared<Half> a = shared + step % kWgradStages * 2 * slab, b = a + slab;
+      if (!busy) continue;
       float fresh[Kind::chunked ? subs_m : 1][Kind::chunked ? subs_n : 1][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
