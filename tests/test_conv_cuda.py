@@ -148,6 +148,34 @@ def test_output_sizes_beyond_the_taps(numbers: str) -> None:
             check("conv_dgrad", variant, grad, w, bias, size, stride, [0, 1], [1, 2], 1, precision)
 
 
+@pytest.mark.parametrize("variant", rows("conv"))
+def test_what_is_not_finite_reaches_only_who_reads_it(variant: str) -> None:
+    groups = 6 if "depthwise" in variant else 1
+    dtype = F32 if "tf32" in variant or groups > 1 else BF16
+    for last in (False, True):
+        x = integers((2, 6, 7, 6), dtype, last, 0)
+        x[0, 1, 0, 5], x[1, 2, 3, 3] = float("inf"), float("nan")
+        args = (x, integers((6, 6 // groups, 3, 3), dtype, last, 1) + 3, None, [2, 1], [1, 1], [1, 1], groups, None, 0, 0)
+        y, expected = run("conv", variant, *args), run("conv", "ref", *args)
+        finite = expected.isfinite()
+        assert torch.equal(y.isfinite(), finite) and torch.equal(y[finite], expected[finite])
+
+
+@pytest.mark.parametrize("variant", rows("conv"))
+def test_misaligned_tensors(variant: str) -> None:
+    """Tensors that start anywhere in memory."""
+    groups = 16 if "depthwise" in variant else 1
+    dtype = F32 if "tf32" in variant else F16
+
+    def shifted(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        t = integers(shape, dtype, True, seed)
+        memory = torch.empty(t.numel() + 1, dtype=dtype)[1:]
+        return memory.as_strided(t.shape, t.stride()).copy_(t)
+
+    weight, residual = shifted((16, 16 // groups, 3, 3), 1), shifted((1, 16, 4, 5), 3)
+    assert check("conv", variant, shifted((1, 16, 4, 5), 0), weight, None, [1, 1], [1, 1], [1, 1], groups, residual, 0, 0)
+
+
 def test_long_sums_are_cut_into_the_same_segments_everywhere() -> None:
     """Bias and weight gradients over more pixels than a segment holds, in three orders of threads: the same bits."""
     from fastcv import _C

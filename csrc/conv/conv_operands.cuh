@@ -31,7 +31,7 @@ struct Tf32 {
   }
 };
 // float32 as two tf32 numbers, of whose four products the smallest is left out. Tensor cores truncate where they add:
-// each step's sums are added up by ordinary arithmetic.
+// each step's sums are added up by ordinary arithmetic. Infinities come out as NaN (infinity times a low part of zero).
 struct Tf32x3 {
   using S = float;
   static constexpr bool chunked = true;
