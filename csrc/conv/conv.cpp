@@ -215,11 +215,12 @@ const char* why_not_igemm_sm80(const ConvParams& p) {
 }
 const char* why_not_igemm_sm90(const ConvParams& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
-  if (p.transposed || p.groups != 1) return "needs a convolution without groups";
+  if (p.groups != 1) return "needs a convolution without groups";
+  if (p.transposed && (p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
   for (int i = 1; i < 3; ++i) {
-    const int64_t upper = sm90_upper_corner(p, i);
-    if (p.pad[i] > 128 || upper < -128 || upper > 127 || p.stride[i] > 8)
+    const int64_t lower = -sm90_pad(p, i), upper = sm90_upper_corner(p, i);
+    if (lower < -128 || lower > 127 || upper < -128 || upper > 127 || p.stride[i] > 8)
       return "needs strides and padding that TMA takes";
     if ((p.kernel[i] - 1) * p.dilation[i] > 254) return "needs a kernel that reaches over at most 254 pixels";
   }

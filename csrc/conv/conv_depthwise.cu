@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
             if (row < 0 || row >= g.h.in) continue;
             const Channels from = load_pack<Channels>(x + id * g.x.at[0] + row * g.x.at[1] + iw * g.x.at[2]);
 #pragma unroll
-            for (int q = 0; q < width; ++q) sum[j][q] += widen(from.at[q]) * widen(weight.at[q]);
+            for (int q = 0; q < width; ++q) sum[j][q] = fma(widen(from.at[q]), widen(weight.at[q]), sum[j][q]);
           }
         }
       }

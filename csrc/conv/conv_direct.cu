@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) direct_kernel(const Direct g) {
           const S* from = x + id * g.x.at[0] + ih * g.x.at[1] + iw * g.x.at[2];
           const S* factor = weight + tap * g.weight_tap;
           T of_tap = 0;
-          for (int64_t c = 0; c < cg; ++c) of_tap += widen(from[c * g.x.c]) * widen(factor[c * weight_step]);
+          for (int64_t c = 0; c < cg; ++c) of_tap = fma(widen(from[c * g.x.c]), widen(factor[c * weight_step]), of_tap);
           sum += of_tap;
         }
       }

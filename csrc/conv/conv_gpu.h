@@ -118,9 +118,13 @@ struct IgemmPlan {
     w_bytes = bytes(convert_w, p.k * taps * padded);
   }
 };
+// An input gradient of stride 1 as a convolution: its padding.
+inline int64_t sm90_pad(const ConvParams& p, int dim) {
+  return p.transposed ? (p.kernel[dim] - 1) * p.dilation[dim] - p.pad[dim] : p.pad[dim];
+}
 // The last position of a window in the padded image, counted from the last of the image; what TMA calls a corner.
 inline int64_t sm90_upper_corner(const ConvParams& p, int dim) {
-  return (p.out[dim] - 1) * p.stride[dim] + 1 - p.in[dim] - p.pad[dim];
+  return (p.out[dim] - 1) * p.stride[dim] + 1 - p.in[dim] - sm90_pad(p, dim);
 }
 inline size_t igemm_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan(p);

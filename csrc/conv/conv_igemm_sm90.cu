@@ -1,4 +1,5 @@
-// Convolution on Hopper's tensor cores: an implicit product of pixels and weights, fed by the tensor memory
+// Convolution on Hopper's tensor cores, and its input gradient where the stride is 1, which is a convolution with the
+// kernel turned around: an implicit product of pixels and weights, fed by the tensor memory
 // accelerator.
 //
 // A block is one warp that copies and two groups of four warps that multiply, 64 pixels x 128 output channels each. A
@@ -26,6 +27,7 @@ struct IgemmSm90 {
   ConvParams p;
   Steps y;
   int64_t rows, tiles_m, tiles_n;
+  int64_t pad_h, pad_w;
   int steps_c;  // of a tap
   Divider by_tiles_n, by_out_h, by_out_w;
   bool packs;
@@ -35,6 +37,8 @@ struct IgemmSm90 {
         rows(p.n * p.out[1] * p.out[2]),
         tiles_m((rows + kPixels - 1) / kPixels),
         tiles_n((p.k + kOutputs - 1) / kOutputs),
+        pad_h(sm90_pad(p, 1)),
+        pad_w(sm90_pad(p, 2)),
         steps_c(static_cast<int>((plan.padded + kChannels - 1) / kChannels)),
         by_tiles_n(tiles_n),
         by_out_h(p.out[1]),
@@ -83,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         int64_t n0 = tile, w = g.by_tiles_n.split(n0) * kPixels;
         int64_t h = g.by_out_w.split(w);
         const int image = static_cast<int>(g.by_out_h.split(h)), k = static_cast<int>(n0 * kOutputs);
-        const int at_w = static_cast<int>(w * p.stride[2] - p.pad[2]);
-        const int at_h = static_cast<int>(h * p.stride[1] - p.pad[1]);
+        const int at_w = static_cast<int>(w * p.stride[2] - g.pad_w);
+        const int at_h = static_cast<int>(h * p.stride[1] - g.pad_h);
         for (int tap = 0; tap < taps; ++tap) {
           const int off_h = tap / kernel_w * static_cast<int>(p.dilation[1]);
           const int off_w = tap % kernel_w * static_cast<int>(p.dilation[2]);
@@ -93,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             const Shared<uint16_t> a = shared + turn.stage * kStage, b = a + kTileElements;
             barrier_expect(full + turn.stage, kStage * 2);
             copy_im2col_4d(a, images, c * kChannels, at_w, at_h, image, off_w, off_h, full + turn.stage);
-            copy_tile_3d(b, weights, c * kChannels, tap, k, full + turn.stage);
+            copy_tile_3d(b, weights, c * kChannels, p.transposed ? taps - 1 - tap : tap, k, full + turn.stage);
           }
         }
       }
@@ -172,7 +176,7 @@ int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
   for (int i = 0; i < 3; ++i) images.stride[i] = strides[i];
   for (int i = 0; i < 2; ++i) {
     const int dim = 2 - i;  // width first
-    images.lower[i] = static_cast<int>(-p.pad[dim]);
+    images.lower[i] = static_cast<int>(-sm90_pad(p, dim));
     images.upper[i] = static_cast<int>(sm90_upper_corner(p, dim));
     images.step[i] = static_cast<uint32_t>(p.stride[dim]);
   }

@@ -39,9 +39,11 @@ struct Tf32x3 {
   struct Operand {
     uint32_t high[n], low[n];
     __device__ __forceinline__ void set(int i, uint32_t bits) {
+      constexpr uint32_t kInfinity = 0x7f800000u;
       const float x = __uint_as_float(bits);
-      const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
-      high[i] = finite ? bits & 0xffffe000u : to_tf32(x);
+      const bool finite = (bits & kInfinity) != kInfinity;
+      high[i] = to_tf32(x);
+      if (finite && (high[i] & kInfinity) == kInfinity) high[i] = bits & 0xffffe000u;  // the largest must not round up
       low[i] = finite ? to_tf32(x - __uint_as_float(high[i])) : 0;
     }
   };

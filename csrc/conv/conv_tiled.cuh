@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
 #pragma unroll
           for (int m = 0; m < 4; ++m)
 #pragma unroll
-            for (int n = 0; n < 4; ++n) chunk[m][n] += x[m] * y[n];
+            for (int n = 0; n < 4; ++n) chunk[m][n] = fma(x[m], y[n], chunk[m][n]);
         }
       }
       if (step % flush == flush - 1) {

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kSumThreads) wgrad_depthwise_kernel(const Dept
         for (int t = 0; t < kTaps; ++t) {
           const int64_t id = d + off[t][0], ih = h + off[t][1], iw = w + off[t][2];
           if (id < 0 || id >= p.in[0] || ih < 0 || ih >= p.in[1] || iw < 0 || iw >= p.in[2]) continue;
-          few[t] += grad * widen(x[from + delta[t]]);
+          few[t] = fma(grad, widen(x[from + delta[t]]), few[t]);
         }
         if (++in_chain < chain) continue;
         in_chain = 0;
