@@ -119,7 +119,7 @@ def test_equals_the_plain_loops(name: str, numbers: str) -> None:
 def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
     """Bias, residual and activation on numbers that cross every bend."""
     depthwise = "depthwise" in variant
-    dtype = BF16 if variant == "igemm_sm80" else F32
+    dtype = BF16 if variant in ("igemm_sm80", "igemm_sm90a") else F32
     for last in (False, True):
         x = integers((1, 8, 5, 4), dtype, last, 0)
         w = integers((8, 1 if depthwise else 8, 3, 3), dtype, last, 1)
