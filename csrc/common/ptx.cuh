@@ -1,12 +1,15 @@
 // Every instruction that CUDA C++ has no word for, with two bodies: inline PTX for nvcc, a model for the emulator.
-// Nothing else in csrc holds inline PTX.
+// Nothing else in csrc holds inline PTX but ptx_sm90.cuh, which has what only sm_90a knows.
 //
 //   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
 //   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
+//   load_matrix_x4_transposed(..)  the same of the tiles' transposes
 //   multiply_add(d, a, b)          mma.sync m16n8k16: D (16x8, float) += A (16x16) B (16x8), bf16 or f16
+//   multiply_add_tf32(d, a, b)     mma.sync m16n8k8: D (16x8, float) += A (16x8) B (8x8), tf32
+//   to_tf32(x)                     float to tf32 (8 bits of exponent, 10 of mantissa), halves away from zero
 //   trap(what)                     ends the kernel with an error
-// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16").
+// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16", "... mma.m16n8k8").
 #pragma once
 #include "common/numbers.cuh"
 
@@ -32,9 +35,9 @@ void wait_async() {
 }
 
 // Lane l brings the address of row l % 8 of tile l / 8; register i of lane l gets elements 2 (l % 4), +1 of row l / 4
-// of tile i.
-template <class T>
-Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
+// of tile i, or of its transpose.
+template <bool transposed, class T>
+Fragment4 load_matrix(Shared<T> row, Where where) {
   static_assert(sizeof(T) == 2);
   struct Mine {
     const T* row;
@@ -46,17 +49,35 @@ Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
       [](void** all, uint32_t) {
         for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i)
-            std::memcpy(&static_cast<Mine*>(all[l])->out.at[i],
-                        static_cast<Mine*>(all[8 * i + l / 4])->row + 2 * (l % 4), 4);
+            for (int half = 0; half < 2; ++half) {
+              const int r = transposed ? 2 * (l % 4) + half : l / 4, c = transposed ? l / 4 : 2 * (l % 4) + half;
+              uint16_t bits;
+              std::memcpy(&bits, static_cast<Mine*>(all[8 * i + r])->row + c, 2);
+              static_cast<Mine*>(all[l])->out.at[i] |= uint32_t{bits} << 16 * half;
+            }
       },
       false, "ldmatrix", where);
   return mine.out;
 }
+template <class T>
+Fragment4 load_matrix_x4(Shared<T> row, Where where = Where::current()) {
+  return load_matrix<false>(row, where);
+}
+template <class T>
+Fragment4 load_matrix_x4_transposed(Shared<T> row, Where where = Where::current()) {
+  return load_matrix<true>(row, where);
+}
 
-// Sums the 16 products in double and rounds once: hardware's order is not documented.
-template <class S>
-void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where = Where::current()) {
-  static_assert(sizeof(S) == 2);
+inline uint32_t to_tf32(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (x != x) return 0x7fffffffu;
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
+
+// D += A B of a warp, d being one lane's share. Number()(bits, h): the number in part h of a register, of `halves`.
+// Sums the products in double and rounds once: hardware's order is not documented.
+template <int halves, class Number>
+void multiply_add_model(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
   struct Mine {
     float* d;
     const uint32_t *a, *b;
@@ -64,24 +85,42 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   emulator::meet(
       0xffffffffu, &mine,
       [](void** all, uint32_t) {
-        const auto half = [](const uint32_t* registers, int i, int h) {
-          return widen(S{static_cast<uint16_t>(registers[i] >> 16 * h)});
-        };
-        for (int l = 0; l < 32; ++l) {
+        constexpr int depth = 8 * halves;
+        double x[16][depth], y[8][depth];
+        for (int l = 0; l < 32; ++l)
+          for (int h = 0; h < halves; ++h) {
+            const int k = l % 4 * halves + h;
+            for (int i = 0; i < 4; ++i)
+              x[l / 4 + i % 2 * 8][k + i / 2 * depth / 2] = Number()(static_cast<Mine*>(all[l])->a[i], h);
+            for (int i = 0; i < 2; ++i) y[l / 4][k + i * depth / 2] = Number()(static_cast<Mine*>(all[l])->b[i], h);
+          }
+        for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i) {
             const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
             double sum = static_cast<Mine*>(all[l])->d[i];
-            for (int k = 0; k < 16; ++k) {
-              const int in_half = k % 8;  // lane and half of a register that hold index k
-              const float x = half(static_cast<Mine*>(all[row % 8 * 4 + in_half / 2])->a, row / 8 + 2 * (k / 8), k % 2);
-              const float y = half(static_cast<Mine*>(all[col * 4 + in_half / 2])->b, k / 8, k % 2);
-              sum += static_cast<double>(x) * y;
-            }
+            for (int k = 0; k < depth; ++k) sum += x[row][k] * y[col][k];
             static_cast<Mine*>(all[l])->d[i] = static_cast<float>(sum);
           }
-        }
       },
       false, "mma.sync", where);
+}
+
+// The hardware does not look at the low 13 bits of an operand.
+inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              Where where = Where::current()) {
+  struct Number {
+    double operator()(uint32_t bits, int) const { return std::bit_cast<float>(bits & 0xffffe000u); }
+  };
+  multiply_add_model<1, Number>(d, a, b, where);
+}
+
+template <class S>
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where = Where::current()) {
+  static_assert(sizeof(S) == 2);
+  struct Number {
+    double operator()(uint32_t bits, int half) const { return widen(S{static_cast<uint16_t>(bits >> 16 * half)}); }
+  };
+  multiply_add_model<2, Number>(d, a, b, where);
 }
 
 #else
@@ -111,6 +150,29 @@ __device__ __forceinline__ Fragment4 load_matrix_x4(const T* row) {
                : "r"(shared_address(row))
                : "memory");
   return f;
+}
+
+template <class T>
+__device__ __forceinline__ Fragment4 load_matrix_x4_transposed(const T* row) {
+  Fragment4 f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(shared_address(row))
+               : "memory");
+  return f;
+}
+
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+__device__ __forceinline__ void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 template <class S>

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "conv/conv_gpu.h"
+
 namespace fastcv {
 namespace {
 
@@ -190,9 +192,60 @@ constexpr Variant<ConvParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &conv_ref},
 };
 
+const char* why_not_depthwise_gpu(const ConvParams& p) {
+  if (p.c != p.groups) return "needs one channel of the input per group";
+  return p.transposed && p.k != p.groups ? "needs one channel of the output per group" : nullptr;
+}
+
+const char* why_not_igemm_gpu(const ConvParams& p) {
+  constexpr int64_t kLimit = int64_t{1} << 28;  // positions are 32-bit numbers
+  if (p.groups > 1 && (p.c < 8 * p.groups || p.k < 16 * p.groups)) return "small groups fill no tiles";
+  if (p.c / p.groups >= kLimit / taps_of(p.kernel)) return "needs fewer than 2^28 products per output";
+  for (int i = 0; i < 3; ++i)
+    if (p.in[i] >= kLimit || p.out[i] >= kLimit || p.pad[i] >= kLimit || p.stride[i] >= kLimit ||
+        p.dilation[i] * p.kernel[i] >= kLimit || (p.out[i] + 1) * p.stride[i] >= kLimit)
+      return "needs sizes below 2^28";
+  return nullptr;
+}
+const char* why_not_igemm_sm80(const ConvParams& p) {
+  if (p.dtype == DType::f64 ||
+      (p.dtype == DType::f32 && p.precision != Precision::high && p.precision != Precision::medium))
+    return "needs bfloat16, float16 or float32 of precision high";
+  return why_not_igemm_gpu(p);
+}
+const char* why_not_igemm_sm90(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.groups != 1) return "needs a convolution without groups";
+  if (p.transposed && (p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  for (int i = 1; i < 3; ++i) {
+    const int64_t lower = -sm90_pad(p, i), upper = sm90_upper_corner(p, i);
+    if (lower < -128 || lower > 127 || upper < -128 || upper > 127 || p.stride[i] > 8)
+      return "needs strides and padding that TMA takes";
+    if ((p.kernel[i] - 1) * p.dilation[i] > 254) return "needs a kernel that reaches over at most 254 pixels";
+  }
+  return why_not_igemm_gpu(p);
+}
+const char* why_not_igemm_tf32x3_sm80(const ConvParams& p) {
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  return p.dtype != DType::f32 ? "needs float32" : why_not_igemm_gpu(p);
+}
+
+constexpr GpuVariant<ConvParams> kGpuRows[] = {
+    {"depthwise_sm80", "sm80", &why_not_depthwise_gpu, &depthwise_gpu_workspace, FASTCV_LAUNCHERS(conv_depthwise)},
+    {"igemm_sm80", "sm80", &why_not_igemm_sm80, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm)},
+    {"tiled_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_tiled)},
+    // Behind a row that takes everything, so never taken unless asked for: how tensor cores round their sums and what
+    // TMA does has not been seen on a GPU, and the formula as it reads is there to compare with.
+    {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_tf32x3)},
+    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm_sm90)},
+    {"direct_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_direct)},
+};
+
 }  // namespace
 
-const VariantTable<ConvParams> conv_table("conv", kRows);
-const VariantTable<ConvParams> conv_dgrad_table("conv_dgrad", kRows);
+const VariantTable<ConvParams> conv_table("conv", kRows, kGpuRows);
+const VariantTable<ConvParams> conv_dgrad_table("conv_dgrad", kRows, kGpuRows);
 
 }  // namespace fastcv

@@ -12,8 +12,12 @@ constexpr Variant<ConvActivationParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &conv_activation_ref},
 };
 
+constexpr GpuVariant<ConvActivationParams> kGpuRows[] = {
+    {"elementwise_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_activation)},
+};
+
 }  // namespace
 
-const VariantTable<ConvActivationParams> conv_activation_table("conv_activation", kRows);
+const VariantTable<ConvActivationParams> conv_activation_table("conv_activation", kRows, kGpuRows);
 
 }  // namespace fastcv

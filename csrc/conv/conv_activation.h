@@ -36,4 +36,12 @@ FASTCV_CONV_ACTIVATION(avx2)
 FASTCV_CONV_ACTIVATION(avx512)
 #undef FASTCV_CONV_ACTIVATION
 
+#define FASTCV_CONV_ACTIVATION(gpu)                                                                        \
+  namespace gpu {                                                                                          \
+  FASTCV_IF_LINKED int conv_activation(const ConvActivationParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_CONV_ACTIVATION(cuda)
+FASTCV_CONV_ACTIVATION(emulated)
+#undef FASTCV_CONV_ACTIVATION
+
 }  // namespace fastcv

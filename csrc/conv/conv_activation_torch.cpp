@@ -8,7 +8,7 @@ namespace {
 
 using namespace door;
 
-Tensor conv_activation_cpu(const Tensor& input, OptionalTensor grad, int64_t activation, int64_t order) {
+Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t activation, int64_t order) {
   check(input.dim() >= 3 && input.dim() <= 5, "conv_activation: expected a batched input of 3 to 5 dimensions, got ",
         show(sizes(input)));
   check(activation >= 0 && activation < kActivations, "conv_activation: unknown activation ", activation);
@@ -43,6 +43,6 @@ Tensor conv_activation_cpu(const Tensor& input, OptionalTensor grad, int64_t act
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def("conv_activation(Tensor input, Tensor? grad, int activation, int order) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) { m.impl("conv_activation", TORCH_BOX(&conv_activation_cpu)); }
+FASTCV_IMPL(m) { m.impl("conv_activation", TORCH_BOX(&conv_activation_impl)); }
 
 }  // namespace fastcv

@@ -1,5 +1,7 @@
 #include "conv/conv_bias_grad.h"
 
+#include "conv/conv_gpu.h"
+
 namespace fastcv {
 namespace {
 
@@ -12,8 +14,12 @@ constexpr Variant<ConvBiasGradParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &conv_bias_grad_ref},
 };
 
+constexpr GpuVariant<ConvBiasGradParams> kGpuRows[] = {
+    {"sum_sm80", "sm80", nullptr, &bias_grad_gpu_workspace, FASTCV_LAUNCHERS(conv_bias_grad)},
+};
+
 }  // namespace
 
-const VariantTable<ConvBiasGradParams> conv_bias_grad_table("conv_bias_grad", kRows);
+const VariantTable<ConvBiasGradParams> conv_bias_grad_table("conv_bias_grad", kRows, kGpuRows);
 
 }  // namespace fastcv

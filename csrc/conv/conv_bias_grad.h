@@ -31,4 +31,12 @@ FASTCV_CONV_BIAS_GRAD(avx2)
 FASTCV_CONV_BIAS_GRAD(avx512)
 #undef FASTCV_CONV_BIAS_GRAD
 
+#define FASTCV_CONV_BIAS_GRAD(gpu)                                                                      \
+  namespace gpu {                                                                                       \
+  FASTCV_IF_LINKED int conv_bias_grad(const ConvBiasGradParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_CONV_BIAS_GRAD(cuda)
+FASTCV_CONV_BIAS_GRAD(emulated)
+#undef FASTCV_CONV_BIAS_GRAD
+
 }  // namespace fastcv

@@ -8,7 +8,7 @@ namespace {
 
 using namespace door;
 
-Tensor conv_bias_grad_cpu(const Tensor& grad_output) {
+Tensor conv_bias_grad_impl(const Tensor& grad_output) {
   check(grad_output.dim() >= 3 && grad_output.dim() <= 5,
         "conv_bias_grad: expected a batched grad_output of 3 to 5 dimensions, got ", show(sizes(grad_output)));
   ConvBiasGradParams p{};
@@ -31,6 +31,6 @@ Tensor conv_bias_grad_cpu(const Tensor& grad_output) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) { m.def("conv_bias_grad(Tensor grad_output) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) { m.impl("conv_bias_grad", TORCH_BOX(&conv_bias_grad_cpu)); }
+FASTCV_IMPL(m) { m.impl("conv_bias_grad", TORCH_BOX(&conv_bias_grad_impl)); }
 
 }  // namespace fastcv

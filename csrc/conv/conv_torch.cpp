@@ -131,8 +131,8 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
   return y;
 }
 
-Tensor conv_cpu(const Tensor& input, const Tensor& weight, OptionalTensor bias, Ints stride, Ints padding,
-                Ints dilation, int64_t groups, OptionalTensor residual, int64_t activation, int64_t precision) {
+Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias, Ints stride, Ints padding,
+                 Ints dilation, int64_t groups, OptionalTensor residual, int64_t activation, int64_t precision) {
   Call call;
   prepare("conv", call, input, weight, bias, stride, padding, dilation, groups, activation, precision, false);
   ConvParams& p = call.params;
@@ -148,8 +148,8 @@ Tensor conv_cpu(const Tensor& input, const Tensor& weight, OptionalTensor bias, 
   return finish("conv", conv_table, call, nd, residual);
 }
 
-Tensor conv_dgrad_cpu(const Tensor& grad_output, const Tensor& weight, OptionalTensor bias, Ints input_size,
-                      Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t precision) {
+Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, OptionalTensor bias, Ints input_size,
+                       Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t precision) {
   Call call;
   prepare("conv_dgrad", call, grad_output, weight, bias, stride, padding, dilation, groups, 0, precision, true);
   const int64_t nd = grad_output.dim() - 2;
@@ -172,9 +172,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "conv_dgrad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, int[] stride, int[] padding, "
       "int[] dilation, int groups, int precision) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("conv", TORCH_BOX(&conv_cpu));
-  m.impl("conv_dgrad", TORCH_BOX(&conv_dgrad_cpu));
+FASTCV_IMPL(m) {
+  m.impl("conv", TORCH_BOX(&conv_impl));
+  m.impl("conv_dgrad", TORCH_BOX(&conv_dgrad_impl));
 }
 
 }  // namespace fastcv

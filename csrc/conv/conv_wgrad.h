@@ -12,6 +12,7 @@
 #include "common/parallel.h"
 #include "common/types.h"
 #include "common/variant.h"
+#include "conv/conv.h"
 
 namespace fastcv {
 
@@ -24,6 +25,7 @@ struct ConvWgradParams {
   int64_t stride[3], pad[3], dilation[3];  // pad: zeros before the first element
   bool input_channels_last, grad_channels_last, weight_channels_last;
   DType dtype;
+  Precision precision;
 };
 
 extern const VariantTable<ConvWgradParams> conv_wgrad_table;
@@ -50,5 +52,16 @@ FASTCV_CONV_WGRAD_BF16(avx512bf16, )
 FASTCV_CONV_WGRAD_BF16(amx, )
 FASTCV_CONV_WGRAD_BF16(amxmodel, FASTCV_IF_LINKED)
 #undef FASTCV_CONV_WGRAD_BF16
+
+#define FASTCV_CONV_WGRAD(gpu)                                                                                \
+  namespace gpu {                                                                                             \
+  FASTCV_IF_LINKED int conv_wgrad_igemm(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_tf32x3(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream);    \
+  }
+FASTCV_CONV_WGRAD(cuda)
+FASTCV_CONV_WGRAD(emulated)
+#undef FASTCV_CONV_WGRAD
 
 }  // namespace fastcv

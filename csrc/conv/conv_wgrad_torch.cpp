@@ -17,8 +17,8 @@ void check_values(const char* name, const Ints& values, int64_t count, int64_t l
     check(v >= least && v < kSizeLimit, "conv_wgrad: ", name, " must be at least ", least, ", got ", show(values));
 }
 
-Tensor conv_wgrad_cpu(const Tensor& input, const Tensor& grad_output, Ints kernel_size, Ints stride, Ints padding,
-                      Ints dilation, int64_t groups, int64_t precision) {
+Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kernel_size, Ints stride, Ints padding,
+                       Ints dilation, int64_t groups, int64_t precision) {
   const int64_t nd = input.dim() - 2;
   check(nd >= 1 && nd <= 3, "conv_wgrad: expected a batched input of 3 to 5 dimensions, got ", show(sizes(input)));
   check(grad_output.dim() == input.dim() && grad_output.size(0) == input.size(0),
@@ -29,7 +29,7 @@ Tensor conv_wgrad_cpu(const Tensor& input, const Tensor& grad_output, Ints kerne
   check_values("stride", stride, nd, 1);
   check_values("padding", padding, static_cast<int64_t>(padding.size()) == 2 * nd ? 2 * nd : nd, 0);
   check_values("dilation", dilation, nd, 1);
-  check(precision >= 0 && precision <= 3, "conv_wgrad: unknown precision ", precision);
+  check(precision >= 0 && precision < kPrecisions, "conv_wgrad: unknown precision ", precision);
   ConvWgradParams p{};
   p.batch = input.size(0);
   p.in_channels = input.size(1);
@@ -49,6 +49,7 @@ Tensor conv_wgrad_cpu(const Tensor& input, const Tensor& grad_output, Ints kerne
     p.dilation[dim] = dilation[i];
   }
   p.dtype = dtype_of(input, "conv_wgrad");
+  p.precision = static_cast<Precision>(precision);
   check(p.dtype <= DType::f16 && grad_output.scalar_type() == input.scalar_type(),
         "conv_wgrad: expected two tensors of one floating dtype, got ", dtype_name(input.scalar_type()), " and ",
         dtype_name(grad_output.scalar_type()));
@@ -79,6 +80,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "conv_wgrad(Tensor input, Tensor grad_output, SymInt[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation, int groups, int precision) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) { m.impl("conv_wgrad", TORCH_BOX(&conv_wgrad_cpu)); }
+FASTCV_IMPL(m) { m.impl("conv_wgrad", TORCH_BOX(&conv_wgrad_impl)); }
 
 }  // namespace fastcv

@@ -46,11 +46,26 @@ struct Fiber {
   void* brought = nullptr;
   std::vector<std::vector<Copy>> groups;  // committed and not landed
   std::vector<Copy> open;
+  std::vector<std::vector<std::function<void()>>> works;  // committed and not done
+  std::vector<std::function<void()>> open_work;
 };
 
 struct Meeting {
   uint32_t mask = 0, arrived = 0;
   Where where;
+};
+
+// A barrier in shared memory.
+struct PhaseBarrier {
+  uint32_t arrivals, pending, phase = 0;
+  int64_t bytes = 0;  // announced and not landed
+  Clocks::Known gathering{}, released{};
+  std::vector<int> waiting{};
+};
+struct BulkCopy {
+  std::byte *to, *barrier;
+  size_t bytes;
+  std::function<void(std::byte*)> fill;
 };
 
 // The last accesses to one byte of shared memory. `block` tells entries of earlier blocks apart, so nothing is cleared.
@@ -226,6 +241,47 @@ class Machine {
     }
   }
 
+  void barrier_init(std::byte* at, uint32_t arrivals, Where where) {
+    touch(at, 8, Access::write, where);
+    if (arrivals == 0) fail("a barrier for no arrivals", where);
+    phase_barriers_[at] = PhaseBarrier{arrivals, arrivals};
+  }
+  void barrier_arrive(std::byte* at, uint32_t bytes, Where where) {
+    PhaseBarrier& b = phase_barrier(at, where);
+    clocks_.release(running_ / kWarp, b.gathering);
+    b.bytes += bytes;
+    if (b.pending == 0) fail("more arrivals at a barrier than it was made for", where);
+    --b.pending;
+    end_phase(b);
+  }
+  void barrier_wait(std::byte* at, uint32_t parity, Where where) {
+    PhaseBarrier* b = &phase_barrier(at, where);
+    while ((b->phase & 1) == (parity & 1)) {
+      b->waiting.push_back(running_);
+      current().what = "a barrier in shared memory";
+      current().where = where;
+      wait();
+    }
+    clocks_.acquire(running_ / kWarp, b->released);
+  }
+  void copy_bulk(BulkCopy copy, Where where) {
+    for (size_t i = 0; i < copy.bytes; i += 16) touch(copy.to + i, 16, Access::write, where);
+    std::memset(copy.to, kPoison, copy.bytes);
+    clocks_.release(running_ / kWarp, phase_barrier(copy.barrier, where).gathering);
+    bulk_.push_back(std::move(copy));
+  }
+  void queue_work(std::function<void()> work) { current().open_work.push_back(std::move(work)); }
+  void commit_work() { current().works.push_back(std::exchange(current().open_work, {})); }
+  void wait_work(int pending) {
+    auto& works = current().works;
+    while (static_cast<int>(works.size()) > pending) {
+      for (const auto& work : works.front()) work();
+      works.erase(works.begin());
+    }
+  }
+  size_t shared_offset(const std::byte* at) const { return at - shared_; }
+  std::byte* shared_at(size_t offset) { return shared_ + offset; }
+
   [[noreturn]] void fail(const char* what, Where where) {
     if (!failed_) {
       const Builtins& b = current().builtins;
@@ -241,6 +297,8 @@ class Machine {
     Fiber& fiber = t_machine->current();
     if (!fiber.open.empty() || !fiber.groups.empty())
       t_machine->fail("a thread ended with copies on their way", fiber.where);
+    if (!fiber.open_work.empty() || !fiber.works.empty())
+      t_machine->fail("a thread ended with matrix products on their way", fiber.where);
     fiber.state = Fiber::State::ended;
     for (;;) t_machine->leave();
   }
@@ -274,10 +332,18 @@ class Machine {
       fiber.state = Fiber::State::ready;
       fiber.open.clear();
       fiber.groups.clear();
+      fiber.open_work.clear();
+      fiber.works.clear();
       prepare(fiber.context, stacks_ + kStackBytes * t, kStackBytes, &Machine::enter);
       ready_.push_back(t);
     }
-    while (!ready_.empty() && !failed_) {
+    phase_barriers_.clear();
+    bulk_.clear();
+    while ((!ready_.empty() || !bulk_.empty()) && !failed_) {
+      if (!bulk_.empty() && (ready_.empty() || random_.below(4) == 0)) {
+        land(random_.below(static_cast<unsigned>(bulk_.size())));
+        continue;
+      }
       const unsigned pick = random_.below(static_cast<unsigned>(ready_.size()));
       std::swap(ready_[pick], ready_.back());
       running_ = ready_.back();
@@ -302,6 +368,31 @@ class Machine {
     t_error += std::to_string(ended) + " have ended";
   }
 
+  PhaseBarrier& phase_barrier(std::byte* at, Where where) {
+    touch(at, 8, Access::atomic, where);
+    const auto found = phase_barriers_.find(at);
+    if (found == phase_barriers_.end()) fail("a barrier in shared memory that nobody initialised", where);
+    return found->second;
+  }
+  void end_phase(PhaseBarrier& b) {
+    if (b.pending != 0 || b.bytes != 0) return;
+    b.pending = b.arrivals;
+    ++b.phase;
+    b.released = std::exchange(b.gathering, {});
+    for (const int t : std::exchange(b.waiting, {})) {
+      fibers_[t].state = Fiber::State::ready;
+      ready_.push_back(t);
+    }
+  }
+  void land(size_t i) {
+    const BulkCopy copy = std::move(bulk_[i]);
+    bulk_.erase(bulk_.begin() + static_cast<std::ptrdiff_t>(i));
+    copy.fill(copy.to);
+    PhaseBarrier& b = phase_barriers_.at(copy.barrier);
+    b.bytes -= static_cast<int64_t>(copy.bytes);
+    end_phase(b);
+  }
+
   void wait() {
     current().state = Fiber::State::waiting;
     leave();
@@ -322,6 +413,8 @@ class Machine {
   std::vector<int> barriers_[kNamedBarriers];
   std::vector<Meeting> meetings_[kMaxWarps];
   std::map<std::tuple<const char*, unsigned, unsigned, size_t>, size_t> arrays_;
+  std::map<std::byte*, PhaseBarrier> phase_barriers_;
+  std::vector<BulkCopy> bulk_;
   Clocks clocks_;
   Random random_{1};
   size_t dynamic_bytes_ = 0, used_ = 0;
@@ -364,6 +457,19 @@ void copy_later(std::byte* to, const void* from, size_t bytes, bool valid, Where
 }
 void commit_copies() { t_machine->commit_copies(); }
 void wait_copies(int pending) { t_machine->wait_copies(pending); }
+void barrier_init(std::byte* at, uint32_t arrivals, Where where) { t_machine->barrier_init(at, arrivals, where); }
+void barrier_arrive(std::byte* at, uint32_t expected_bytes, Where where) {
+  t_machine->barrier_arrive(at, expected_bytes, where);
+}
+void barrier_wait(std::byte* at, uint32_t parity, Where where) { t_machine->barrier_wait(at, parity, where); }
+void copy_bulk(std::byte* to, size_t bytes, std::byte* barrier, std::function<void(std::byte*)> fill, Where where) {
+  t_machine->copy_bulk({to, barrier, bytes, std::move(fill)}, where);
+}
+void queue_work(std::function<void()> work) { t_machine->queue_work(std::move(work)); }
+void commit_work() { t_machine->commit_work(); }
+void wait_work(int pending) { t_machine->wait_work(pending); }
+size_t shared_offset(const std::byte* at) { return t_machine->shared_offset(at); }
+std::byte* shared_at(size_t offset) { return t_machine->shared_at(offset); }
 void fail(const char* what, Where where) { t_machine->fail(what, where); }
 
 }  // namespace fastcv::emulator

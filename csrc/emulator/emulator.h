@@ -1,8 +1,9 @@
 // Runs CUDA kernels on the CPU, one fiber per CUDA thread, so that a machine without a GPU can test their logic.
 //
 // What it models: the grid (one block after another, in a seeded random order), barriers, warp collectives, shared
-// memory poisoned with NaN bytes, and copies that land late. The threads of a block run in a seeded random order and
-// change over only where they wait, so nothing may lean on lock-step. What it reports, as an error of the launch:
+// memory poisoned with NaN bytes, barriers in shared memory, and copies and matrix products that end late. The threads
+// of a block run in a seeded random order and change over only where they wait, so nothing may lean on lock-step. What
+// it reports, as an error of the launch:
 //   - a barrier or collective that some of its threads never reach, or reach at another line,
 //   - a read of shared memory that nobody wrote, an access outside of it, and two accesses of which one writes and
 //     which no barrier orders (happens-before by vector clocks, one per warp; see order.h).
@@ -63,6 +64,26 @@ void copy_later(std::byte* to, const void* from, size_t bytes, bool valid, Where
 void commit_copies();
 // Waits until at most `pending` committed groups of this thread have not landed.
 void wait_copies(int pending);
+
+// Barriers in shared memory (mbarrier), and copies that report to them
+// -------------------------------------------------
+
+// A barrier whose phases end when `arrivals` have come and as many bytes have landed as were announced.
+void barrier_init(std::byte* at, uint32_t arrivals, Where where);
+void barrier_arrive(std::byte* at, uint32_t expected_bytes, Where where);
+// Waits for the end of the phase of this parity: the first has parity 0, and the one before it, 1, counts as ended.
+void barrier_wait(std::byte* at, uint32_t parity, Where where);
+// At some later time fill(to) writes `bytes` bytes, which then count at the barrier. Until then they hold NaN.
+void copy_bulk(std::byte* to, size_t bytes, std::byte* barrier, std::function<void(std::byte*)> fill, Where where);
+
+// Work of the calling thread that runs no sooner than when it waits for its group (wgmma)
+// ------------------------------
+void queue_work(std::function<void()> work);
+void commit_work();
+void wait_work(int pending);
+// Where a pointer into shared memory lies in the block's: what the low bits of its address are on a GPU.
+size_t shared_offset(const std::byte* at);
+std::byte* shared_at(size_t offset);
 
 [[noreturn]] void fail(const char* what, Where where);
 

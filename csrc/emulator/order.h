@@ -25,6 +25,15 @@ class Clocks {
     return earlier == thread || known_[thread / kWarp][earlier / kWarp] > tick;
   }
   void tick(int warp) { ++known_[warp][warp]; }
+  // What a warp knows handed over through a barrier in shared memory: `known` gains it, and gives it to who waited.
+  using Known = std::array<uint32_t, kMaxWarps>;
+  void release(int warp, Known& known) {
+    tick(warp);
+    for (int i = 0; i < kMaxWarps; ++i) known[i] = std::max(known[i], known_[warp][i]);
+  }
+  void acquire(int warp, const Known& known) {
+    for (int i = 0; i < kMaxWarps; ++i) known_[warp][i] = std::max(known_[warp][i], known[i]);
+  }
   // The warps meet: each knows afterwards all that any knew, and that all came here.
   void join(const std::vector<int>& warps) {
     std::array<uint32_t, kMaxWarps> all{};

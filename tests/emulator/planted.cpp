@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "common/ptx.cuh"
+#include "common/ptx_sm90.cuh"
 #include "common/reduce.cuh"
 
 namespace fastcv::emulated {
@@ -123,6 +123,152 @@ __global__ void matrix_product(const float*, float* y, bool) {
   y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
 }
 
+// The same from a transposed A: what lies column by column comes out of the transposing load.
+__global__ void transposed_product(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  FASTCV_SHARED(f16, a, 16 * 16);  // [k][row]
+  FASTCV_SHARED(f16, b, 16 * 16);  // [k][col], columns 8 to 15 another product's
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  for (int i = lane; i < 256; i += 32) a[i] = narrow<f16>(at(i % 16, i / 16)), b[i] = narrow<f16>(bt(i / 16, i % 16));
+  __syncwarp();
+  const int tile = lane / 8;
+  const Fragment4 fa = load_matrix_x4_transposed(a + ((lane % 8 + tile / 2 * 8) * 16 + tile % 2 * 8));
+  const Fragment4 fb = load_matrix_x4_transposed(b + ((lane % 8 + tile % 2 * 8) * 16 + tile / 2 * 8));
+  bool right = true;
+  for (int n = 0; n < 2; ++n) {
+    const uint32_t columns[2] = {fb.at[2 * n], fb.at[2 * n + 1]};
+    float d[4] = {};
+    multiply_add<f16>(d, fa.at, columns);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * (i / 2), col = 8 * n + lane % 4 * 2 + i % 2;
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(k, col);
+      right = right && sum == d[i];
+    }
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
+// D (16x8) = A (16x8) B (8x8) of tf32 numbers: what float has beyond ten bits of mantissa is rounded away.
+__global__ void tf32_product(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5) + 0x1p-9f; };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const uint32_t a[4] = {to_tf32(at(g, t)), to_tf32(at(g + 8, t)), to_tf32(at(g, t + 4)), to_tf32(at(g + 8, t + 4))};
+  const uint32_t b[2] = {to_tf32(bt(t, g)), to_tf32(bt(t + 4, g))};
+  float d[4] = {};
+  multiply_add_tf32(d, a, b);
+  const auto rounded = [](float x) { return __uint_as_float(to_tf32(x)); };
+  bool right = rounded(5 + 0x1p-9f) == 5 + 0x1p-8f && rounded(1 + 0x1p-9f) == 1 + 0x1p-9f && rounded(-0.0f) == 0;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i / 2), col = 2 * t + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 8; ++k) sum += rounded(at(row, k)) * bt(k, col);
+    right = right && sum == d[i];
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
+enum class Pipeline { full_not_awaited, empty_not_awaited, bytes_miscounted };
+
+// One thread copies four tiles through two places in shared memory; a warp adds up what it reads of each.
+template <Pipeline bug>
+__global__ void pipeline(const float* x, float* y, bool right) {
+  constexpr int kTile = 512, kSteps = 4;  // 8 rows of 64 16-bit elements
+  FASTCV_SHARED(bf16, tiles, 2 * kTile);
+  FASTCV_SHARED(uint64_t, full, 2);
+  FASTCV_SHARED(uint64_t, empty, 2);
+  const int t = threadIdx.x;
+  TensorTile rows{};  // x as bfloat16: 0, 1, 0, 1, ...
+  rows.base = x;
+  rows.size[0] = 64, rows.size[1] = 1, rows.size[2] = 8;
+  rows.stride[0] = rows.stride[1] = 128;
+  rows.box[0] = 64, rows.box[1] = 1, rows.box[2] = 8;
+  if (t == 0)
+    for (int i = 0; i < 2; ++i) barrier_init(full + i, 1), barrier_init(empty + i, 32);
+  __syncthreads();
+  float sum = 0;
+  const int row = t % 8, column = t % 32 / 8 * 8 + 1;
+  if (t == 0) {
+    for (int step = 0; step < kSteps; ++step) {
+      if (right || bug != Pipeline::empty_not_awaited) barrier_wait(empty + step % 2, (step / 2 & 1) ^ 1);
+      barrier_expect(full + step % 2, right || bug != Pipeline::bytes_miscounted ? 1024 : 512);
+      copy_tile_3d(tiles + step % 2 * kTile, rows, 0, 0, step, full + step % 2);
+    }
+  } else if (t >= 32) {
+    for (int step = 0; step < kSteps; ++step) {
+      if (right || bug != Pipeline::full_not_awaited) barrier_wait(full + step % 2, step / 2 & 1);
+      sum += widen(tiles[step % 2 * kTile + row * 64 + (column ^ row * 8)]);
+      barrier_arrive(empty + step % 2);
+    }
+  }
+  const int inside = 8 - row < kSteps ? 8 - row : kSteps;  // the last rows of later tiles lie beyond the tensor
+  y[t] = t < 32 || sum == static_cast<float>(inside) ? 1.0f : -1.0f;
+}
+
+// D = A B' of a warpgroup's first two warps: 32 of 64 rows, 128 columns, 16 of 64 elements along k.
+template <bool overwrites>
+__global__ void group_product(const float*, float* y, bool right) {
+  FASTCV_SHARED(bf16, a, 64 * 64);
+  FASTCV_SHARED(bf16, b, 128 * 64);
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const auto place = [](int row, int k) { return row * 64 + (k ^ row % 8 * 8); };
+  for (int i = t; i < 64 * 64; i += kThreads) a[place(i / 64, i % 64)] = narrow<bf16>(at(i / 64, i % 64));
+  for (int i = t; i < 128 * 64; i += kThreads) b[place(i / 64, i % 64)] = narrow<bf16>(bt(i % 64, i / 64));
+  __syncthreads();
+  float d[64] = {};
+  group_begin();
+  multiply_group<bf16, 128>(d, operand(a) + 2, operand(b) + 2, false);  // k from 16 to 31
+  group_commit();
+  if (overwrites && !right) b[place(2 * t, 20)] = narrow<bf16>(0.0f);
+  if (overwrites || right) group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 64; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 16; k < 32; ++k) sum += at(row, k) * bt(k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// Six pixels of a 5 x 4 image with stride 2, at the tap (1, 2) of a 3 x 3 kernel with padding 1.
+__global__ void im2col_copy(const float*, float* y, bool) {
+  FASTCV_SHARED(bf16, tile, 8 * 64);
+  FASTCV_SHARED(uint64_t, full, 1);
+  FASTCV_SHARED(bf16, image, 1);  // keeps the tile first and aligned
+  static_cast<void>(image);
+  static bf16 pixels[2 * 5 * 4 * 8];  // two images of eight channels
+  const auto value = [](int n, int h, int w) { return static_cast<float>(n * 100 + h * 10 + w + 1); };
+  for (int i = 0; i < 2 * 5 * 4 * 8; ++i) pixels[i] = narrow<bf16>(value(i / 160, i / 32 % 5, i / 8 % 4));
+  TensorTile map{};
+  map.base = pixels;
+  map.size[0] = 8, map.size[1] = 4, map.size[2] = 5, map.size[3] = 2;
+  map.stride[0] = 16, map.stride[1] = 64, map.stride[2] = 320;
+  map.pixels = 8;
+  map.lower[0] = map.lower[1] = -1;
+  map.step[0] = map.step[1] = 2;
+  map.upper[0] = 1 - 2, map.upper[1] = 1 - 2;  // padding 1 behind, less the kernel's reach
+  const int t = threadIdx.x;
+  if (t == 0) barrier_init(full, 1);
+  __syncthreads();
+  if (t == 0) {
+    barrier_expect(full, 8 * 128);
+    copy_im2col_4d(tile, map, 0, -1, 1, 0, 2, 1, full);  // from output (1, 0) of the first image on
+  }
+  barrier_wait(full, 0);
+  // Outputs are 3 x 2: (1, 0) (1, 1) (2, 0) (2, 1) of the first image, then (0, 0) ... of the second.
+  const int pixel = t % 8, n = (pixel + 2) / 6, h = (pixel + 2) % 6 / 2 * 2 - 1 + 1, w = (pixel + 2) % 2 * 2 - 1 + 2;
+  const float expected = w < 4 && h < 5 && n < 2 ? value(n, h, w) : 0, got = widen(tile[pixel * 64 + (3 ^ pixel * 8)]);
+  const float beyond = widen(tile[pixel * 64 + (8 ^ pixel * 8)]);  // there is no ninth channel
+  y[t] = got == widen(narrow<bf16>(expected)) && beyond == 0 ? 1.0f : -1.0f;
+}
+
 using Kernel = void (*)(const float*, float*, bool);
 void show(const char* name, Kernel kernel, bool right) {
   for (uint64_t seed = 1; seed <= 8; ++seed) {
@@ -154,5 +300,14 @@ int main() {
   SHOW(copy_not_awaited);
   SHOW(stays_in_flight);
   SHOW(too_many_threads);
+#define SHOW_AS(name, kernel) show(name, kernel, true), show(name, kernel, false)
+  SHOW_AS("full_not_awaited", pipeline<Pipeline::full_not_awaited>);
+  SHOW_AS("empty_not_awaited", pipeline<Pipeline::empty_not_awaited>);
+  SHOW_AS("bytes_miscounted", pipeline<Pipeline::bytes_miscounted>);
+  SHOW_AS("product_not_awaited", group_product<false>);
+  SHOW_AS("operand_overwritten", group_product<true>);
+  show("im2col_copy", im2col_copy, true);
   show("matrix_product", matrix_product, true);
+  show("transposed_product", transposed_product, true);
+  show("tf32_product", tf32_product, true);
 }

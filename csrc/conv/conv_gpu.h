@@ -1,0 +1,139 @@
+// Host arithmetic on shapes that the CUDA rows of this family and their tables share.
+#pragma once
+#include <algorithm>
+
+#include "conv/conv.h"
+#include "conv/conv_bias_grad.h"
+#include "conv/conv_wgrad.h"
+
+namespace fastcv {
+
+// `terms` terms of each of `sums` independent groups of sums, cut into segments: enough to fill a GPU, none of them
+// empty, none too long to be added in float. Their number depends on the shape alone.
+struct Segments {
+  int64_t length, count;
+  Segments(int64_t terms, int64_t sums, int64_t granule) {
+    constexpr int64_t kBlocks = 1024, kShortest = 512, kLongest = 1 << 16;
+    int64_t wanted = (kBlocks + sums - 1) / std::max<int64_t>(sums, 1);
+    wanted = std::min(wanted, (terms + kShortest - 1) / kShortest);
+    wanted = std::max({wanted, (terms + kLongest - 1) / kLongest, int64_t{1}});
+    length = ((terms + wanted - 1) / wanted + granule - 1) / granule * granule;
+    count = terms == 0 ? 1 : (terms + length - 1) / length;
+  }
+};
+
+// Segments of one pixel sum per output channel, added up by 32 channels (channels_last) or by one to a block.
+inline Segments bias_grad_segments(const ConvBiasGradParams& p) {
+  const int64_t wide = p.channels_last ? 32 : 1;
+  return {p.batch * p.inner, (p.channels + wide - 1) / wide, 1};
+}
+inline size_t bias_grad_gpu_workspace(const ConvBiasGradParams& p) {
+  return static_cast<size_t>(bias_grad_segments(p).count * p.channels) * sizeof(double);
+}
+
+inline int64_t taps_of(const int64_t (&kernel)[3]) { return kernel[0] * kernel[1] * kernel[2]; }
+inline int64_t pixels_of(const ConvWgradParams& p) { return p.batch * p.out[0] * p.out[1] * p.out[2]; }
+inline int64_t weight_size(const ConvWgradParams& p) {
+  return p.out_channels * (p.in_channels / p.groups) * taps_of(p.kernel);
+}
+
+// Weight gradient as a product: tiles of 64 (taps and input channels) x 64 (output channels).
+inline constexpr int64_t kWgradTile = 64, kWgradStep = 32;
+inline Segments wgrad_segments(const ConvWgradParams& p) {
+  const auto tiles = [](int64_t n) { return (n + kWgradTile - 1) / kWgradTile; };
+  const int64_t kg = p.out_channels / p.groups, rows = p.in_channels / p.groups * taps_of(p.kernel);
+  return {pixels_of(p), p.groups * tiles(rows) * tiles(kg), kWgradStep};
+}
+inline size_t wgrad_gpu_workspace(const ConvWgradParams& p) {
+  const Segments s = wgrad_segments(p);
+  return s.count > 1 ? static_cast<size_t>(s.count * weight_size(p)) * (p.dtype == DType::f64 ? 8 : 4) : 0;
+}
+
+// Weight gradient on tensor cores: both tensors in chunks of channels, as IgemmPlan has them, and the sums of every
+// segment in float.
+struct WgradPlan {
+  int64_t cg, kg, taps, element, chunk, padded_c, padded_k;
+  bool convert_x, convert_y;
+  size_t x_bytes, y_bytes, partial_bytes;
+  Segments segments;
+
+  explicit WgradPlan(const ConvWgradParams& p)
+      : cg(p.in_channels / p.groups),
+        kg(p.out_channels / p.groups),
+        taps(taps_of(p.kernel)),
+        element(p.dtype == DType::f32 ? 4 : 2),
+        chunk(16 / element),
+        padded_c((cg + chunk - 1) / chunk * chunk),
+        padded_k((kg + chunk - 1) / chunk * chunk),
+        segments(wgrad_segments(p)) {
+    const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+    convert_x = !p.input_channels_last || padded_c != cg || !aligned(p.input);
+    convert_y = !p.grad_channels_last || padded_k != kg || !aligned(p.grad_output);
+    const auto bytes = [&](bool convert, int64_t elements) {
+      return convert ? (static_cast<size_t>(elements * element) + 255) / 256 * 256 : 0;
+    };
+    x_bytes = bytes(convert_x, p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * padded_c);
+    y_bytes = bytes(convert_y, pixels_of(p) * p.groups * padded_k);
+    partial_bytes = static_cast<size_t>(segments.count * weight_size(p)) * sizeof(float);
+  }
+};
+inline size_t wgrad_igemm_gpu_workspace(const ConvWgradParams& p) {
+  const WgradPlan plan(p);
+  return plan.x_bytes + plan.y_bytes + plan.partial_bytes;
+}
+
+// Weight gradient with one input channel per group: kDepthwiseTaps taps of 32 (channels_last) or one channel.
+inline constexpr int64_t kDepthwiseTaps = 9;
+inline Segments wgrad_depthwise_segments(const ConvWgradParams& p) {
+  const int64_t wide = p.input_channels_last ? 32 : 1;
+  const int64_t parts = (taps_of(p.kernel) + kDepthwiseTaps - 1) / kDepthwiseTaps;
+  return {pixels_of(p), (p.out_channels + wide - 1) / wide * parts, 1};
+}
+inline size_t wgrad_depthwise_gpu_workspace(const ConvWgradParams& p) {
+  return static_cast<size_t>(wgrad_depthwise_segments(p).count * weight_size(p)) * sizeof(double);
+}
+
+// Convolution on tensor cores reads images as channels_last with a whole number of 16-byte chunks of channels per
+// group, and weights as [output channel][tap][channel], padded alike. What is not so yet is converted into the
+// workspace.
+struct IgemmPlan {
+  int64_t cg, kg, taps, element, chunk, padded;  // bytes of an element, channels of a chunk, of a padded group
+  bool convert_x, convert_w;
+  size_t x_bytes, w_bytes;
+
+  explicit IgemmPlan(const ConvParams& p)
+      : cg(p.c / p.groups),
+        kg(p.k / p.groups),
+        taps(taps_of(p.kernel)),
+        element(p.dtype == DType::f32 ? 4 : 2),
+        chunk(16 / element),
+        padded((cg + chunk - 1) / chunk * chunk) {
+    const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+    convert_x = !p.channels_last || padded != cg || !aligned(p.x);
+    convert_w = p.transposed || !p.weight_channels_last || padded != cg || !aligned(p.w);
+    const auto bytes = [&](bool convert, int64_t elements) {
+      return convert ? (static_cast<size_t>(elements * element) + 255) / 256 * 256 : 0;
+    };
+    x_bytes = bytes(convert_x, p.n * p.in[0] * p.in[1] * p.in[2] * p.groups * padded);
+    w_bytes = bytes(convert_w, p.k * taps * padded);
+  }
+};
+// An input gradient of stride 1 as a convolution: its padding.
+inline int64_t sm90_pad(const ConvParams& p, int dim) {
+  return p.transposed ? (p.kernel[dim] - 1) * p.dilation[dim] - p.pad[dim] : p.pad[dim];
+}
+// The last position of a window in the padded image, counted from the last of the image; what TMA calls a corner.
+inline int64_t sm90_upper_corner(const ConvParams& p, int dim) {
+  return (p.out[dim] - 1) * p.stride[dim] + 1 - p.in[dim] - sm90_pad(p, dim);
+}
+inline size_t igemm_gpu_workspace(const ConvParams& p) {
+  const IgemmPlan plan(p);
+  return plan.x_bytes + plan.w_bytes;
+}
+
+// Depthwise convolution of channels_last images: the weights, tap by tap.
+inline size_t depthwise_gpu_workspace(const ConvParams& p) {
+  return p.channels_last ? static_cast<size_t>(p.k * taps_of(p.kernel)) * (p.dtype == DType::f64 ? 8 : 4) : 0;
+}
+
+}  // namespace fastcv

@@ -1,0 +1,21 @@
+// Tensor-core convolution of bfloat16 and float16, and of float32 rounded to tf32.
+#include "conv/conv.h"
+
+#include "conv/conv_igemm.cuh"
+
+namespace fastcv::FASTCV_GPU {
+
+int conv_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
+  switch (p.dtype) {
+    case DType::bf16:
+      return launch_igemm<Halves<bf16>>(p, workspace, stream);
+    case DType::f16:
+      return launch_igemm<Halves<f16>>(p, workspace, stream);
+    case DType::f32:
+      return launch_igemm<Tf32>(p, workspace, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace fastcv::FASTCV_GPU

@@ -1,0 +1,301 @@
+// Convolution and its input gradient on tensor cores: an implicit product of gathered pixels and weights, by cp.async,
+// ldmatrix and mma.sync. Rows are the pixels of a phase, columns the output channels of a group, and the sum runs over
+// taps, then channels. Both operands come in 16-byte chunks of channels of one tap; a step along k takes four chunks,
+// so that few channels fill it with several taps.
+//
+// In shared memory a row of a step is 64 bytes; its chunk c lies at c ^ (row / 2 % 4), so that the eight rows of an
+// ldmatrix tile fall into different banks. Four steps are in flight.
+#pragma once
+#include "conv/conv_axis.cuh"
+#include "conv/conv_chunks.cuh"
+#include "conv/conv_gpu.h"
+#include "conv/conv_operands.cuh"
+#include "conv/conv_store.cuh"
+
+namespace fastcv::FASTCV_GPU {
+
+struct Igemm {
+  ConvParams p;
+  Axis d, h, w;
+  Steps y;
+  const void *x, *weights;
+  int64_t cg, kg, taps, padded, step_x[3], step_n, rows, tiles_m, tiles_n, tiles;
+  int chunks;  // of a tap
+  Divider by_cells_d, by_cells_h, by_cells_w, by_phases_d, by_phases_h, by_phases_w, by_tiles_m, by_tiles_n;
+  bool packs;  // y is channels_last and can be written 16 bytes at a time
+
+  Igemm(const ConvParams& params, const IgemmPlan& plan, const void* from, const void* packed, int tile_m, int tile_n)
+      : p(params),
+        d(p, 0),
+        h(p, 1),
+        w(p, 2),
+        y(p.k, p.out, p.channels_last),
+        x(from),
+        weights(packed),
+        cg(plan.cg),
+        kg(plan.kg),
+        taps(plan.taps),
+        padded(plan.padded),
+        rows(p.n * d.cells * h.cells * w.cells),
+        tiles_m((rows + tile_m - 1) / tile_m),
+        tiles_n((kg + tile_n - 1) / tile_n),
+        tiles(tiles_m * tiles_n * d.phases * h.phases * w.phases * p.groups),
+        chunks(static_cast<int>(padded / plan.chunk)),
+        by_cells_d(d.cells),
+        by_cells_h(h.cells),
+        by_cells_w(w.cells),
+        by_phases_d(d.phases),
+        by_phases_h(h.phases),
+        by_phases_w(w.phases),
+        by_tiles_m(tiles_m),
+        by_tiles_n(tiles_n),
+        packs(p.channels_last && kg % plan.chunk == 0 && aligned_to(p.y, 16) && aligned_to(p.residual, 16)) {
+    step_x[2] = p.groups * padded;
+    step_x[1] = step_x[2] * p.in[2];
+    step_x[0] = step_x[1] * p.in[1];
+    step_n = step_x[0] * p.in[0];
+  }
+
+  // The image and cells of a row.
+  __device__ __forceinline__ int64_t split(int64_t row, int64_t& cd, int64_t& ch, int64_t& cw) const {
+    cw = row;
+    ch = by_cells_w.split(cw);
+    cd = by_cells_h.split(ch);
+    return by_cells_d.split(cd);
+  }
+};
+
+// Goes through the chunks of a phase's taps, four at a time from a thread's first.
+struct ChunkWalk {
+  const Igemm& g;
+  const TapTable taps;
+  int chunk = 0, left = 0;     // of the tap; chunks until the end
+  int id = 0, ih = 0, iw = 0;  // numbers of the tap
+  int d = 0, h = 0, w = 0;     // its place
+  int64_t x = 0, weight = 0;   // offsets of its first channel
+
+  __device__ __forceinline__ void place() {
+    d = static_cast<int>(taps.shift(0, id));
+    h = static_cast<int>(taps.shift(1, ih));
+    w = static_cast<int>(taps.shift(2, iw));
+    x = d * g.step_x[0] + h * g.step_x[1] + w * g.step_x[2];
+    weight = ((taps.index(0, id) * g.h.kernel + taps.index(1, ih)) * g.w.kernel + taps.index(2, iw)) * g.padded;
+  }
+  __device__ __forceinline__ void forward(int n) {
+    chunk += n;
+    left -= n;
+    if (chunk < g.chunks || left <= 0) return;
+    do {
+      chunk -= g.chunks;
+      if (++iw < taps.count(2)) continue;
+      iw = 0;
+      if (++ih < taps.count(1)) continue;
+      ih = 0;
+      ++id;
+    } while (chunk >= g.chunks);
+    place();
+  }
+};
+
+constexpr int kChunksPerStep = 4, kStages = 4;
+
+template <int tile_m, int tile_n>
+constexpr size_t igemm_shared_bytes() {
+  const size_t stages = size_t{kStages} * (tile_m + tile_n) * 64, sums = size_t{tile_m} * (tile_n + 4) * 4;
+  return stages > sums ? stages : sums;
+}
+
+// warps_m x warps_n warps make a tile_m x tile_n tile.
+template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
+__global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Igemm g) {
+  using S = typename Kind::S;
+  using Half = uint16_t;  // shared memory is addressed in 16-bit elements, whatever they hold
+  constexpr int threads = warps_m * warps_n * 32, per_chunk = 16 / sizeof(S);
+  constexpr int rows_apart = threads / kChunksPerStep, rows_m = tile_m / rows_apart, rows_n = tile_n / rows_apart;
+  constexpr int stage = (tile_m + tile_n) * 32;  // in 16-bit elements
+  constexpr int subs_m = tile_m / warps_m / 16, subs_n = tile_n / warps_n / 8;
+  static_assert(rows_m > 0 && rows_n > 0 && subs_n % 2 == 0);
+  constexpr int kOutside = -(1 << 30);
+  FASTCV_DYNAMIC_SHARED(Half, shared);
+  FASTCV_SHARED(int64_t, tap_numbers, TapTable::kNumbers);
+  const TapTable taps{tap_numbers};
+  const ConvParams& p = g.p;
+  const S* x = static_cast<const S*>(g.x);
+  const S* weights = static_cast<const S*>(g.weights);
+  const int t = threadIdx.x, lane = t % 32, warp_m = t / 32 / warps_n * (tile_m / warps_m),
+            warp_n = t / 32 % warps_n * (tile_n / warps_n);
+  const int my_chunk = t % kChunksPerStep, my_row = t / kChunksPerStep;
+  const auto place = [](int row, int chunk) { return row * 32 + (chunk ^ row / 2 % 4) * 8; };
+
+  for (int64_t tile = blockIdx.x; tile < g.tiles; tile += gridDim.x) {
+    int64_t n0, m0, pd, ph, pw, group = tile;
+    n0 = group, group = g.by_tiles_n.split(n0);  // first, so that blocks which read the same pixels run together
+    m0 = group, group = g.by_tiles_m.split(m0);
+    pw = group, group = g.by_phases_w.split(pw);
+    ph = group, group = g.by_phases_h.split(ph);
+    pd = group, group = g.by_phases_d.split(pd);
+    n0 *= tile_n;
+    m0 *= tile_m;
+    if (t == 0) taps.set(0, g.d.taps(pd));
+    if (t == 1) taps.set(1, g.h.taps(ph));
+    if (t == 2) taps.set(2, g.w.taps(pw));
+    __syncthreads();
+    const int chunks = static_cast<int>(taps.count(0) * taps.count(1) * taps.count(2)) * g.chunks;
+    const int steps = (chunks + kChunksPerStep - 1) / kChunksPerStep;
+
+    // The rows of either operand that this thread copies.
+    int64_t row_at[rows_m], column_at[rows_n];
+    int row_d[rows_m], row_h[rows_m], row_w[rows_m];
+#pragma unroll
+    for (int j = 0; j < rows_m; ++j) {
+      int64_t cd, ch, cw;
+      const int64_t row = m0 + my_row + j * rows_apart, n = g.split(row, cd, ch, cw);
+      row_d[j] = row < g.rows ? static_cast<int>(cd * g.d.in_step + taps.offset(0)) : kOutside;
+      row_h[j] = static_cast<int>(ch * g.h.in_step + taps.offset(1));
+      row_w[j] = static_cast<int>(cw * g.w.in_step + taps.offset(2));
+      row_at[j] =
+          n * g.step_n + group * g.padded + row_d[j] * g.step_x[0] + row_h[j] * g.step_x[1] + row_w[j] * g.step_x[2];
+    }
+#pragma unroll
+    for (int j = 0; j < rows_n; ++j) {
+      const int64_t n = n0 + my_row + j * rows_apart;
+      column_at[j] = n < g.kg ? (group * g.kg + n) * g.taps * g.padded : -1;
+    }
+    ChunkWalk walk{g, taps};
+    walk.left = chunks;
+    if (chunks > 0) walk.place();
+    walk.forward(my_chunk);
+
+    const auto fetch = [&](int step) {
+      if (step < steps) {
+        const Shared<Half> a = shared + step % kStages * stage, b = a + tile_m * 32;
+        const bool any = walk.left > 0;
+        const int64_t channel = walk.chunk * per_chunk;
+#pragma unroll
+        for (int j = 0; j < rows_m; ++j) {
+          const int row = my_row + j * rows_apart;
+          const bool valid = any && static_cast<unsigned>(row_d[j] + walk.d) < static_cast<unsigned>(p.in[0]) &&
+                             static_cast<unsigned>(row_h[j] + walk.h) < static_cast<unsigned>(p.in[1]) &&
+                             static_cast<unsigned>(row_w[j] + walk.w) < static_cast<unsigned>(p.in[2]);
+          const S* from = valid ? x + row_at[j] + walk.x + channel : x;
+          copy_async(a + place(row, my_chunk), reinterpret_cast<const Half*>(from), valid);
+        }
+#pragma unroll
+        for (int j = 0; j < rows_n; ++j) {
+          const int row = my_row + j * rows_apart;
+          const bool valid = any && column_at[j] >= 0;
+          const S* from = valid ? weights + column_at[j] + walk.weight + channel : weights;
+          copy_async(b + place(row, my_chunk), reinterpret_cast<const Half*>(from), valid);
+        }
+        walk.forward(kChunksPerStep);
+      }
+      commit_async();
+    };
+
+    float sum[subs_m][subs_n][4] = {};
+    const bool busy = m0 + warp_m < g.rows && n0 + warp_n < g.kg;  // this warp has sums to make
+#pragma unroll
+    for (int step = 0; step < kStages - 1; ++step) fetch(step);
+    for (int step = 0; step < steps; ++step) {
+      wait_async<kStages - 2>();
+      __syncthreads();
+      fetch(step + kStages - 1);
+      const Shared<Half> a = shared + step % kStages * stage, b = a + tile_m * 32;
+      if (!busy) continue;
+      float fresh[Kind::chunked ? subs_m : 1][Kind::chunked ? subs_n : 1][4] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        typename Kind::template Operand<4> fa[subs_m];
+        typename Kind::template Operand<2> fb[subs_n];
+#pragma unroll
+        for (int m = 0; m < subs_m; ++m) {
+          const Fragment4 f =
+              load_matrix_x4(a + place(warp_m + m * 16 + lane % 8 + lane / 8 % 2 * 8, half * 2 + lane / 16));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) fa[m].set(i, f.at[i]);
+        }
+#pragma unroll
+        for (int n = 0; n < subs_n; n += 2) {
+          const Fragment4 f =
+              load_matrix_x4(b + place(warp_n + n * 8 + lane % 8 + lane / 16 * 8, half * 2 + lane / 8 % 2));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) fb[n + i / 2].set(i % 2, f.at[i]);
+        }
+#pragma unroll
+        for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+          for (int n = 0; n < subs_n; ++n) {
+            if constexpr (Kind::chunked) Kind::multiply(fresh[m][n], fa[m], fb[n]);
+            else Kind::multiply(sum[m][n], fa[m], fb[n]);
+          }
+      }
+      if constexpr (Kind::chunked) {
+#pragma unroll
+        for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+          for (int n = 0; n < subs_n; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[m][n][i] += fresh[m][n][i];
+      }
+    }
+    wait_async<0>();
+    __syncthreads();
+
+    // Through shared memory, so that neighbouring threads write neighbouring elements.
+    const int pitch = p.channels_last ? tile_n + 4 : tile_n + 1;
+    const Shared<float> sums = shared_cast<float>(shared);
+#pragma unroll
+    for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+      for (int n = 0; n < subs_n; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          sums[(warp_m + m * 16 + lane / 4 + i / 2 * 8) * pitch + warp_n + n * 8 + lane % 4 * 2 + i % 2] = sum[m][n][i];
+    __syncthreads();
+    const int width = g.packs ? per_chunk : 1, columns = tile_n / width;
+    for (int i = t; i < tile_m * columns; i += threads) {
+      const int m = p.channels_last ? i / columns : i % tile_m,
+                n = (p.channels_last ? i % columns : i / tile_m) * width;
+      if (m0 + m >= g.rows || n0 + n >= g.kg) continue;
+      int64_t cd, ch, cw;
+      const int64_t image = g.split(m0 + m, cd, ch, cw);
+      const int64_t od = cd * g.d.out_step + pd, oh = ch * g.h.out_step + ph, ow = cw * g.w.out_step + pw;
+      if (od >= g.d.out || oh >= g.h.out || ow >= g.w.out) continue;
+      const int64_t k = group * g.kg + n0 + n;
+      const int64_t to = image * g.y.n + k * g.y.c + od * g.y.at[0] + oh * g.y.at[1] + ow * g.y.at[2];
+      if (!g.packs) {
+        static_cast<S*>(p.y)[to] = finished<S>(p, sums[m * pitch + n], k, to);
+        continue;
+      }
+      float pack[per_chunk];
+#pragma unroll
+      for (int e = 0; e < per_chunk; ++e) pack[e] = sums[m * pitch + n + e];
+      store_channels<S, per_chunk>(p, pack, k, to);
+    }
+    __syncthreads();  // the next tile's copies go where the sums were
+  }
+}
+
+template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
+int launch_igemm_tile(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, CUstream_st* stream) {
+  const Igemm g(p, plan, x, w, tile_m, tile_n);
+  return launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n>, grid_for(g.tiles, 1), warps_m * warps_n * 32,
+                igemm_shared_bytes<tile_m, tile_n>(), stream, g);
+}
+
+// The tile decides the speed and nothing else: every sum is made by the same instructions in any.
+template <class Kind>
+int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
+  using S = typename Kind::S;
+  const IgemmPlan plan(p);
+  const void *x, *w;
+  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
+  if constexpr (!Kind::chunked) {
+    constexpr int64_t kMultiprocessors = 128;  // tiles enough to keep a large GPU busy
+    if (plan.kg > 64 && Igemm(p, plan, x, w, 128, 128).tiles >= kMultiprocessors)
+      return launch_igemm_tile<Kind, 128, 128, 2, 4>(p, plan, x, w, stream);
+  }
+  return launch_igemm_tile<Kind, 64, 64, 2, 2>(p, plan, x, w, stream);
+}
+
+}  // namespace fastcv::FASTCV_GPU

@@ -1,0 +1,200 @@
+"""The CUDA kernels behind convolution and its gradients, on the emulator: equal to the plain loops, bit for bit.
+
+Small integers make every sum exact in any order and in every number format, so that one wrong address shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fastcv
+from fastcv.testing import max_error
+
+pytestmark = pytest.mark.skipif(
+    not (fastcv.is_built() and fastcv.build_info()["emulator"]), reason="needs a build with FASTCV_EMULATOR=ON, which `make test` makes"
+)
+
+OPS = torch.ops.fastcv
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+HIGH = 1  # csrc/conv/conv.h: enum Precision
+
+# input, output channels, kernel, stride, padding, dilation, groups
+LAYERS = {
+    "pointwise": ((2, 17, 5, 3), 33, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "3x3": ((2, 16, 7, 6), 24, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "many channels": ((1, 40, 3, 4), 70, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "stem": ((2, 3, 13, 11), 16, (7, 7), (2, 2), (3, 3), (1, 1), 1),
+    "stride over kernel": ((1, 8, 9, 11), 8, (2, 3), (5, 4), (0, 0), (1, 1), 1),
+    "dilated": ((1, 8, 9, 10), 12, (3, 2), (1, 1), (4, 2), (3, 2), 1),
+    "stride and dilation share a factor": ((1, 4, 13, 12), 5, (3, 3), (4, 6), (2, 3), (6, 4), 1),
+    "uneven": ((2, 5, 10, 7), 7, (4, 2), (3, 1), (2, 0), (1, 2), 1),
+    "padding over kernel": ((1, 4, 3, 2), 6, (3, 3), (1, 1), (6, 5), (1, 1), 1),
+    "groups": ((1, 24, 6, 5), 48, (3, 3), (2, 1), (1, 1), (1, 1), 3),
+    "small groups": ((1, 12, 6, 5), 8, (3, 3), (1, 1), (1, 1), (1, 1), 4),
+    "depthwise": ((2, 19, 6, 9), 19, (3, 3), (1, 1), (1, 1), (1, 1), 19),
+    "depthwise in packs": ((1, 16, 7, 6), 16, (5, 3), (2, 2), (2, 1), (1, 1), 16),
+    "depthwise of 12 taps": ((1, 8, 9, 7), 8, (3, 4), (1, 3), (4, 3), (4, 1), 8),
+    "two outputs per input": ((1, 5, 6, 4), 10, (3, 3), (1, 1), (1, 1), (1, 1), 5),
+    "long rows": ((2, 3, 150), 4, (5,), (2,), (2,), (1,), 1),
+    "volume": ((1, 4, 4, 3, 5), 9, (3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 2, 1), 1),
+    "volume depthwise": ((1, 8, 3, 4, 5), 8, (3, 3, 3), (1, 2, 1), (1, 1, 1), (1, 1, 1), 8),
+}  # fmt: skip
+# What a kernel is tried in: dtype, precision. Each has an order of threads of its own.
+NUMBERS = {"f32": (F32, 0), "f64": (F64, 0), "bf16": (BF16, 0), "f16": (F16, 0), "tf32": (F32, HIGH)}
+
+
+def rows(op: str) -> list[str]:
+    return [name for name, needs in fastcv.variants(op) if needs.startswith("sm")] if fastcv.is_built() else []
+
+
+def integers(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, seed: int) -> torch.Tensor:
+    t = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return t.to(memory_format=FORMATS[t.dim()]) if channels_last and t.dim() in FORMATS else t
+
+
+def run(op: str, variant: str, *args: object) -> torch.Tensor:
+    with fastcv.use(**{op: variant}):
+        return getattr(OPS, op)(*args)
+
+
+def check(op: str, variant: str, *args: object) -> bool:
+    """Whether the variant serves these arguments; asserts that it then gives what the plain loops give."""
+    try:
+        y = run(op, variant, *args)
+    except ValueError as refusal:
+        assert "cannot run this call" in str(refusal)
+        return False
+    expected = run(op, "ref", *args)
+    assert torch.equal(y, expected), f"{op} {variant}: {(y != expected).sum()} of {y.numel()} differ"
+    assert y.stride() == expected.stride()
+    return True
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_plain_loops(name: str, numbers: str) -> None:
+    from fastcv import _C
+
+    input, outputs, kernel, stride, padding, dilation, groups = LAYERS[name]
+    dtype, precision = NUMBERS[numbers]
+    _C.seed_emulator(list(NUMBERS).index(numbers))
+    geometry = [list(stride), list(padding), list(dilation), groups]
+    for last in (False, True) if len(kernel) > 1 else (False,):
+        x = integers(input, dtype, last, 0)
+        w = integers((outputs, input[1] // groups, *kernel), dtype, last, 1)
+        bias = integers((outputs,), dtype, False, 2)
+        y = run("conv", "ref", x, w, bias, *geometry, None, 0, precision)
+        residual, back = integers(tuple(y.shape), dtype, last, 3), integers((input[1],), dtype, False, 4)
+        ran = {"conv": [], "conv_dgrad": [], "conv_wgrad": []}
+        for op, names in ran.items():
+            for variant in rows(op):
+                if precision and not variant.startswith("igemm"):
+                    continue  # nothing else knows of it
+                args = {
+                    "conv": (x, w, bias, *geometry, residual, 1, precision),
+                    "conv_dgrad": (residual, w, back, list(input[2:]), *geometry, precision),
+                    "conv_wgrad": (x, residual, list(kernel), *geometry, precision),
+                }[op]
+                if check(op, variant, *args):
+                    names.append(variant)
+        if not precision:
+            assert {"direct_sm80", "tiled_sm80"} <= {*ran["conv"]} and "tiled_sm80" in ran["conv_wgrad"]
+        if not precision and groups == input[1]:
+            assert "depthwise_sm80" in ran["conv"] and "depthwise_sm80" in ran["conv_wgrad"]
+
+
+@pytest.mark.parametrize("activation", range(5))
+@pytest.mark.parametrize("variant", rows("conv"))
+def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
+    """Bias, residual and activation on numbers that cross every bend."""
+    depthwise = "depthwise" in variant
+    dtype = BF16 if variant in ("igemm_sm80", "igemm_sm90a") else F32
+    for last in (False, True):
+        x = integers((1, 8, 5, 4), dtype, last, 0)
+        w = integers((8, 1 if depthwise else 8, 3, 3), dtype, last, 1)
+        args = (
+            x,
+            w,
+            integers((8,), dtype, False, 2),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            8 if depthwise else 1,
+            integers((1, 8, 5, 4), dtype, last, 3),
+        )
+        y, exact = run("conv", variant, *args, activation, 0), run("conv", "ref", *args, activation, 0)
+        assert max_error(y, exact.double()) <= 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_output_sizes_beyond_the_taps(numbers: str) -> None:
+    """An input gradient may be larger than its taps reach: the rest is bias. Strides may be larger than the output."""
+    dtype, precision = NUMBERS[numbers]
+    grad, w = integers((1, 8, 2, 3), dtype, True, 0), integers((8, 16, 2, 2), dtype, True, 1)
+    bias = integers((16,), dtype, False, 2)
+    for variant in rows("conv_dgrad"):
+        for size, stride in (([7, 9], [3, 4]), ([2, 1], [5, 6]), ([1, 11], [1, 1])):
+            check("conv_dgrad", variant, grad, w, bias, size, stride, [0, 1], [1, 2], 1, precision)
+
+
+@pytest.mark.parametrize("variant", rows("conv"))
+def test_what_is_not_finite_reaches_only_who_reads_it(variant: str) -> None:
+    groups = 6 if "depthwise" in variant else 1
+    dtype = F32 if "tf32" in variant or groups > 1 else BF16
+    for last in (False, True):
+        x = integers((2, 6, 7, 6), dtype, last, 0)
+        x[0, 1, 0, 5], x[1, 2, 3, 3] = float("inf"), float("nan")
+        args = (x, integers((6, 6 // groups, 3, 3), dtype, last, 1) + 3, None, [2, 1], [1, 1], [1, 1], groups, None, 0, 0)
+        y, expected = run("conv", variant, *args), run("conv", "ref", *args)
+        finite = expected.isfinite()
+        assert torch.equal(y.isfinite(), finite) and torch.equal(y[finite], expected[finite])
+
+
+@pytest.mark.parametrize("variant", rows("conv"))
+def test_misaligned_tensors(variant: str) -> None:
+    """Tensors that start anywhere in memory."""
+    groups = 16 if "depthwise" in variant else 1
+    dtype = F32 if "tf32" in variant else F16
+
+    def shifted(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        t = integers(shape, dtype, True, seed)
+        memory = torch.empty(t.numel() + 1, dtype=dtype)[1:]
+        return memory.as_strided(t.shape, t.stride()).copy_(t)
+
+    weight, residual = shifted((16, 16 // groups, 3, 3), 1), shifted((1, 16, 4, 5), 3)
+    assert check("conv", variant, shifted((1, 16, 4, 5), 0), weight, None, [1, 1], [1, 1], [1, 1], groups, residual, 0, 0)
+
+
+def test_long_sums_are_cut_into_the_same_segments_everywhere() -> None:
+    """Bias and weight gradients over more pixels than a segment holds, in three orders of threads: the same bits."""
+    from fastcv import _C
+
+    for last in (False, True):
+        x, grad = (torch.randn(2, c, 30, 31, generator=torch.Generator().manual_seed(c)) for c in (2, 3))
+        deep = torch.randn(2, 2, 30, 31, generator=torch.Generator().manual_seed(5))
+        if last:
+            x, grad, deep = (t.to(memory_format=torch.channels_last) for t in (x, grad, deep))
+        calls = {
+            ("conv_bias_grad", "sum_sm80"): (grad,),
+            ("conv_wgrad", "tiled_sm80"): (x, grad, [2, 1], [1, 1], [1, 0, 0, 0], [1, 1], 1, 0),
+            ("conv_wgrad", "depthwise_sm80"): (x, deep, [2, 1], [1, 1], [1, 0, 0, 0], [1, 1], 2, 0),
+        }
+        for (op, variant), args in calls.items():
+            results = []
+            for seed in range(3):
+                _C.seed_emulator(seed)
+                results.append(run(op, variant, *args))
+            assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+            exact = run(op, "ref", *(a.double() if isinstance(a, torch.Tensor) else a for a in args))
+            assert max_error(results[0], exact) < 1e-6  # a float's eps is 1.2e-7, and parts are added in double
