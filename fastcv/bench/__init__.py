@@ -1,5 +1,9 @@
-"""Measuring kernels honestly: contenders take turns in random order, medians with intervals, verified before timed."""
+"""Measuring kernels honestly: random turns, fresh values, verified results, intervals, and no verdict where the machine is noisy."""
 
-from .measure import Sample, geometric_mean, interleave
+from ..testing import Case
+from .contender import Contender, contender
+from .measure import Sample, interleave, measure
+from .rows import Row
+from .statistics import geometric_mean
 
-__all__ = ["Sample", "geometric_mean", "interleave"]
+__all__ = ["Case", "Contender", "Row", "Sample", "contender", "geometric_mean", "interleave", "measure"]
