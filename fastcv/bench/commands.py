@@ -268,3 +268,130 @@ def roofs_command(
     for kind, values in found.items():
         for name, value in values.items():
             console.print(f"{kind} {name}: {value / 1e9:.1f} G{'B' if kind == 'copy' else 'FLOP'}/s", highlight=False)
+
+
+@app.command("model")
+def model_command(
+    name: str = typer.Argument(help="A model's name, or package.module:function."),
+    train: bool = typer.Option(False, help="Forward and backward, in training mode."),
+    size: str = typer.Option("1x3x224x224", help="The input's size."),
+    compiled: bool = typer.Option(False, "--compile", help="Race torch.compile too."),
+    seconds: float = typer.Option(10.0, min=0.0, help="About this long in all."),
+    json_file: str = typer.Option("", "--json", help="Append results here."),
+) -> None:
+    """Images per second and memory of a whole model, on torch and after fastcv.optimize."""
+    with one_sentence("model"):
+        from ..cli import parse_size
+        from . import models
+
+        _ext.module()
+        shape = parse_size(size)
+        facts = machine.describe()
+        results = store.Results(json_file or None, facts, command=" ".join(sys.argv[1:]))
+        network = models.build(name)
+        try:
+            rows = models.race(name, network, torch.randn(shape, generator=torch.Generator().manual_seed(1)), train, compiled, seconds)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"{name} does not run on {size}: {str(error).partition(chr(10))[0]}") from None
+        for row in rows:
+            results.add(row)
+        console.print(machine.sentence(facts), highlight=False, soft_wrap=True)
+    table = Table("contender", "images/s", "median", "95% interval", "peak memory", "error", "torch/this", "")
+    for row in rows:
+        low, high = row.interval
+        ratio = tables.speedup(rows, row)
+        cells = [row.contender, f"{models.images_per_second(row):.3g}", tables.time_text(row.median)]
+        cells += [f"{tables.time_text(low)} - {tables.time_text(high)}", tables.size_text(row.peak)]
+        cells += [
+            f"{row.error:.1e}" if row.error is not None else "",
+            f"{ratio:.2f}" if ratio else "",
+            row.status if row.status != OK else "",
+        ]
+        table.add_row(*cells)
+    console.print(table)
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        console.print(reason, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("overhead")
+def overhead_command(
+    functions: Annotated[list[str] | None, typer.Argument(help="Functions; all if none is named.")] = None,
+    seconds: float = typer.Option(1.0, min=0.0, help="About this long per function."),
+    markdown: str = typer.Option("", help="Write the table as markdown."),
+) -> None:
+    """What a call costs beside its arithmetic, in microseconds, against the budget of 3 without and 10 with gradients."""
+    with one_sentence("overhead"):
+        from . import overhead
+
+        _ext.module()
+        known = overhead.tiny()
+        unknown = [f for f in functions or [] if f not in known]
+        if unknown:
+            raise ValueError(f"no function {unknown[0]!r}; there are {', '.join(known)}")
+        if markdown:
+            _writable(markdown)
+        rows = []
+        head = f"Microseconds per call on tensors of a few elements, one thread. {machine.sentence(machine.describe())}."
+        with plan.threads(1), progress(len(functions or known), "overhead") as (begin, end):
+            for name in functions or known:
+                begin(name)
+                rows.append(overhead.measure(name, *known[name], seconds))
+                row = rows[-1]
+                marks = [k for k, budget in overhead.BUDGET.items() if row[k] > budget]
+                numbers = "  ".join(f"{t} {row[k]:.1f}" for k, t in zip(overhead.KEYS, overhead.TITLES, strict=True) if k in row)
+                end(f"{name:22} {numbers}{'  over budget' if marks else ''}")
+        if markdown:
+            Path(markdown).write_text(overhead.markdown(rows, head))
+
+
+@app.command("ladder")
+def ladder_command(
+    op: str = typer.Argument(help="A function such as conv2d."),
+    case_name: str = typer.Option("", "--case", help="The timed case to climb, by its name; the first of the op if not given."),
+    dtype: str = typer.Option("f32", help="f32, f64, bf16, f16."),
+    layout: str = typer.Option("nhwc", help="nchw or nhwc."),
+    seconds: float = typer.Option(2.0, min=0.0, help="About this long in all."),
+    output: str = typer.Option("ladder", help="A folder for the picture and the page."),
+) -> None:
+    """Every variant of an op from the plain-loop reference to the best: percent of the roof, and a page that explains each rung."""
+    with one_sentence("ladder"):
+        _ext.module()
+        from ..testing import cases_of
+        from . import ladder
+
+        timed = cases_of(plan.known_op(op), bench=True)
+        cases = [c for c in timed if case_name in ("", c.name)]
+        if not cases:
+            raise ValueError(f"{op} has no timed case {case_name!r}; there are {', '.join(c.name for c in timed)}")
+        kind = roofs.DTYPES[plan.choice(dtype, list(roofs.DTYPES), "dtype")[0]]
+        wanted = plan.LAYOUT_NAMES[plan.choice(layout, list(plan.LAYOUT_NAMES), "layout")[0]]
+        if kind not in cases[0].dtypes:
+            raise ValueError(f"{cases[0].id} is not defined for {dtype}")
+        facts = machine.describe()
+        rungs = ladder.climb(cases[0], kind, wanted if wanted in cases[0].layouts else "contiguous", seconds)
+        console.print(f"{cases[0].id} {dtype}. {machine.sentence(facts)}", highlight=False, soft_wrap=True)
+        for rung in rungs:
+            text = rung.why_not if rung.row is None else tables.race_lines([rung.row])[0] if rung.row.timed else rung.row.reason
+            console.print(
+                text if rung.row is not None and rung.row.timed else f"{rung.variant}: {text}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        for path in ladder.write(Path(output), cases[0], rungs, facts):
+            console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command("trend")
+def trend_command(
+    results: Annotated[list[str], typer.Argument(help="Files of results, or folders of .jsonl files.")],
+    html: str = typer.Option("trend.html", help="The page to write."),
+) -> None:
+    """One page with the history of every row over the runs in these files."""
+    with one_sentence("trend"):
+        from . import history
+
+        _writable(html)
+        runs = history.gather(results)
+        history.write(Path(html), runs)
+        console.print(f"{html}: {len(runs)} runs", highlight=False, soft_wrap=True)
