@@ -127,9 +127,9 @@ class Pass:
         return prepare
 
     def start(self, arguments: Any) -> Any:
-        """The first call, which settles the layout of the output's gradient; returns what the timed part returns."""
+        """The first call on copies, which settles the layout of the output's gradient; returns what the timed part returns."""
         if self.mode != "fwd":
-            args, kwargs = arguments
+            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, arguments)
             leaves = [a.detach().requires_grad_() if i in self.case.grad else a for i, a in enumerate(args)]
             self._gradient(first(self.function(*leaves, **kwargs)))
         return self.on(arguments)()()
