@@ -18,7 +18,7 @@ import torch  # noqa: F401  first: it loads OpenMP
 
 from fastcv.bench import machine, plan, roofs, store, tables
 from fastcv.bench.machine import processor as cpu_name
-from fastcv.bench.measure import CACHES
+from fastcv.bench.race import CACHES
 from fastcv.bench.rows import Row
 from fastcv.bench.values import MODES
 

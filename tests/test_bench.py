@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import fastcv
 from fastcv.bench import Case, Contender, contender, guard, interleave, measure, roofs
-from fastcv.bench.contender import _registered, load_file, registered
+from fastcv.bench.contenders import _registered, load_file, registered
 from fastcv.bench.guard import Guard, Limits, Noise, unreliable
 from fastcv.bench.plan import Job, Options, run_job
 from fastcv.bench.timers import CpuTimer, CudaTimer

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import fastcv
-from fastcv.bench import Row, geometric_mean, plan, roofs, statistics, store, tables
-from fastcv.bench import compare as comparing
+from fastcv.bench import Row, geometric_mean, plan, roofs, statistics, store, tables, verdicts
 from fastcv.bench.machine import describe
 from fastcv.testing.cases.networks import NETWORKS, case_of, flops_of, model_cases, network_cases
 
@@ -98,15 +97,15 @@ def a_run(*rows: Row, **facts: Any) -> store.Run:
     ("factor", "verdict", "code"), [(1.0, "SAME", 0), (1.01, "SAME", 0), (1.1, "SLOW", 1), (0.9, "FAST", 0), (2.0, "SLOW", 1)]
 )
 def test_planted_changes_are_found(factor: float, verdict: str, code: int) -> None:
-    result = comparing.compare(a_run(row(around(1e-3, seed=1))), a_run(row(around(factor * 1e-3, seed=2))))
+    result = verdicts.compare(a_run(row(around(1e-3, seed=1))), a_run(row(around(factor * 1e-3, seed=2))))
     assert [c.verdict for c in result.changes] == [verdict] and result.exit_code() == code
     assert result.changes[0].low <= factor <= result.changes[0].high
-    assert verdict in comparing.markdown(result, a_run(), a_run())
+    assert verdict in verdicts.markdown(result, a_run(), a_run())
 
 
 def test_noise_is_unsure_not_slow() -> None:
     """Where the spread is far larger than the change there is no verdict, whatever the medians say."""
-    result = comparing.compare(a_run(row(around(1e-3, 12, 0.5, 1))), a_run(row(around(1.1e-3, 12, 0.5, 2))))
+    result = verdicts.compare(a_run(row(around(1e-3, 12, 0.5, 1))), a_run(row(around(1.1e-3, 12, 0.5, 2))))
     assert result.changes[0].verdict == "UNSURE" and result.exit_code() == 0 and result.exit_code(strict=True) == 2
     assert "more rounds would tell" in result.changes[0].reason
 
@@ -114,34 +113,34 @@ def test_noise_is_unsure_not_slow() -> None:
 def test_no_false_alarms_in_many_rows() -> None:
     """300 rows of the same program, twice: not one SLOW."""
     runs = [a_run(*(row(around(1e-3, 30, 0.05, 1000 * k + i), case=f"c{i}") for i in range(300))) for k in (1, 2)]
-    result = comparing.compare(*runs, gate=0.0)
+    result = verdicts.compare(*runs, gate=0.0)
     assert result.count("SLOW") == result.count("FAST") == 0
 
 
 def test_the_gate_decides() -> None:
     old, new = a_run(row(around(1e-3, seed=1))), a_run(row(around(1.05e-3, seed=2)))
-    assert [comparing.compare(old, new, gate).changes[0].verdict for gate in (0.0, 0.02, 0.1)] == ["SLOW", "SLOW", "SAME"]
+    assert [verdicts.compare(old, new, gate).changes[0].verdict for gate in (0.0, 0.02, 0.1)] == ["SLOW", "SLOW", "SAME"]
     with pytest.raises(ValueError, match="gate"):
-        comparing.compare(old, new, 1.5)
+        verdicts.compare(old, new, 1.5)
 
 
 def test_doubtful_rows_get_no_verdict_and_broken_ones_fail() -> None:
     fine = row(around(1e-3))
     noisy = replace(row(around(2e-3)), status="UNRELIABLE", reason="load")
     wrong = replace(row(()), status="WRONG", reason="off")
-    assert comparing.compare(a_run(fine), a_run(noisy)).changes[0].verdict == "UNSURE"
-    assert "UNRELIABLE then" in comparing.compare(a_run(noisy), a_run(fine)).changes[0].reason
-    broken = comparing.compare(a_run(fine), a_run(wrong))
+    assert verdicts.compare(a_run(fine), a_run(noisy)).changes[0].verdict == "UNSURE"
+    assert "UNRELIABLE then" in verdicts.compare(a_run(noisy), a_run(fine)).changes[0].reason
+    broken = verdicts.compare(a_run(fine), a_run(wrong))
     assert broken.changes[0].verdict == "WRONG" and broken.exit_code() == 1
-    assert comparing.compare(a_run(wrong), a_run(wrong)).exit_code() == 0
+    assert verdicts.compare(a_run(wrong), a_run(wrong)).exit_code() == 0
 
 
 def test_rows_of_one_run_alone_and_other_machines_are_told() -> None:
-    result = comparing.compare(a_run(row(around(1.0)), row(around(1.0), case="gone")), a_run(row(around(1.0)), processor="Q"))
+    result = verdicts.compare(a_run(row(around(1.0)), row(around(1.0), case="gone")), a_run(row(around(1.0)), processor="Q"))
     assert len(result.only_old) == 1 and not result.only_new and result.warnings == ["processor: 'P' then, 'Q' now"]
     assert result.exit_code(strict=True) == 2
     with pytest.raises(ValueError, match="no row in common"):
-        comparing.compare(a_run(row(around(1.0))), a_run(row(around(1.0), case="other")))
+        verdicts.compare(a_run(row(around(1.0))), a_run(row(around(1.0), case="other")))
 
 
 # ---- files
@@ -373,7 +372,7 @@ def test_a_folder_is_no_file(tmp_path: Path, shapes: str) -> None:
 
 
 def test_a_contender_that_is_wrong_or_raises_is_a_row(tmp_path: Path, shapes: str) -> None:
-    from fastcv.bench.contender import _registered
+    from fastcv.bench.contenders import _registered
 
     file = tmp_path / "mine.py"
     file.write_text(

@@ -16,9 +16,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .. import _ext
-from . import compare as comparing
-from . import machine, peers, plan, roofs, store, tables
-from .contender import load_file
+from . import machine, peers, plan, roofs, store, tables, verdicts
+from .contenders import load_file
 from .rows import OK, UNRELIABLE, Row
 
 console = Console()
@@ -221,10 +220,10 @@ def compare_command(
     """FAST, SLOW, SAME or UNSURE for every row; exit code 1 if a row became SLOW or WRONG."""
     with one_sentence("compare"):
         a, b = store.last_run(old), store.last_run(new)
-        result = comparing.compare(a, b, _share(gate, "gate"))
+        result = verdicts.compare(a, b, _share(gate, "gate"))
         if markdown:
             _writable(markdown)
-            Path(markdown).write_text(comparing.markdown(result, a, b))
+            Path(markdown).write_text(verdicts.markdown(result, a, b))
     for warning in result.warnings:
         console.print(f"not the same: {warning}", markup=False, highlight=False, soft_wrap=True)
     colours = {"SLOW": "red", "WRONG": "red", "FAST": "green", "UNSURE": "yellow", "SAME": "dim"}
@@ -232,9 +231,9 @@ def compare_command(
     for c in result.changes:
         numbers = [tables.time_text(c.old_ms / 1e3), tables.time_text(c.new_ms / 1e3), f"{c.ratio:.3f}", f"{c.low:.3f} - {c.high:.3f}"]
         row = [*(numbers if c.old_ms else [""] * 4), c.reason]
-        table.add_row(comparing.label(c.key), f"[{colours[c.verdict]}]{c.verdict}", *row)
+        table.add_row(verdicts.label(c.key), f"[{colours[c.verdict]}]{c.verdict}", *row)
         if not console.is_terminal:
-            text = "  ".join(filter(None, [f"{c.verdict:6}", comparing.label(c.key), *row]))
+            text = "  ".join(filter(None, [f"{c.verdict:6}", verdicts.label(c.key), *row]))
             console.print(text, markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:
         console.print(table)
@@ -242,7 +241,7 @@ def compare_command(
     console.print(f"{counts}; geometric mean of new/old {result.geometric_mean:.3f}; gate {result.gate:.1%}", highlight=False)
     for title, keys in (("old", result.only_old), ("new", result.only_new)):
         if keys:
-            console.print(f"{len(keys)} rows only in the {title} run, such as {comparing.label(keys[0])}", highlight=False, soft_wrap=True)
+            console.print(f"{len(keys)} rows only in the {title} run, such as {verdicts.label(keys[0])}", highlight=False, soft_wrap=True)
     raise typer.Exit(result.exit_code(strict))
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from . import pictures, tables
-from .compare import label
 from .machine import sentence
 from .page import _write, figure, fill, totals
 from .rows import OK, Row
 from .statistics import geometric_mean
 from .store import Run, read_runs
+from .verdicts import label
 
 PER_PICTURE = 6
 
@@ -41,7 +41,7 @@ def series(runs: Sequence[Run], who: str = "fastcv") -> dict[tuple[Any, ...], li
 
 def picture(runs: Sequence[Run], members: Sequence[tuple[tuple[Any, ...], list[tuple[int, Row]]]]) -> Any:
     """Median with its interval over the runs, relative to the first run that has the row."""
-    drawn, ((axes,),) = pictures._figure(max(7.0, 2.5 + 0.5 * len(runs)), 4)
+    drawn, ((axes,),) = pictures._figure(max(11.0, 6.0 + 0.5 * len(runs)), 4)
     for i, (key, points) in enumerate(members):
         base = points[0][1].median
         xs = [n for n, _ in points]
@@ -55,9 +55,8 @@ def picture(runs: Sequence[Run], members: Sequence[tuple[tuple[Any, ...], list[t
         if doubtful:
             axes.scatter(*zip(*doubtful, strict=True), s=90, facecolors="none", edgecolors="#b3261e", linewidths=1)
     axes.axhline(1, color="#222222", lw=0.8)
-    axes.set(ylabel="time / first run's", yscale="log")
+    axes.set(ylabel="time / first run's")
     axes.set_xticks(range(len(runs)), [run.head["machine"]["commit"] or "?" for run in runs], rotation=45, ha="right", fontsize=8)
-    pictures._logarithmic(axes.yaxis)
     pictures._legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     return drawn
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..testing import Case, max_error
-from .contender import Contender
+from .contenders import Contender
 from .values import Pass, Values, first, tensors
 
 ROUNDING = 20  # eps added to the allowance: sums of outputs that the plain function happens to get exactly

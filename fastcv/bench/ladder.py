@@ -16,11 +16,11 @@ from .. import _ext, functional
 from .._variants import use, variants
 from ..testing import Case
 from . import pictures, tables
-from .contender import Contender
+from .contenders import Contender
 from .lessons import ALGORITHMS, ISAS
 from .machine import sentence
-from .measure import measure
 from .page import READING, _write, figure, fill, rows_table, totals
+from .race import measure
 from .rows import OK, Row
 from .timers import CpuTimer
 

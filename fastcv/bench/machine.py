@@ -108,5 +108,7 @@ def sentence(facts: dict[str, Any]) -> str:
         f"torch {facts['torch']}, fastcv {facts['fastcv']} ({facts['commit']}{' changed' if facts['changed'] else ''})",
         facts["compiler"],
     ]
+    if facts.get("built_from") and facts["built_from"] != facts["commit"]:
+        what.append(f"compiled from {facts['built_from']}")
     policy = f", OMP_WAIT_POLICY={facts['wait_policy']}" if facts.get("wait_policy") else ""
     return "; ".join(w for w in what if w) + policy

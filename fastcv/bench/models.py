@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .. import optimize
 from ..testing import max_error
 from .guard import LIMITS, Guard, unreliable
-from .measure import interleave
 from .memory import peak
+from .race import interleave
 from .rows import UNRELIABLE, WRONG, Row
 from .values import first
 

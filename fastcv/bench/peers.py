@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import functional
 from ..testing import Case
-from .contender import Contender, registered
+from .contenders import Contender, registered
 from .values import tensors
 
 PEERS = ("torch", "compile", "onnxruntime", "openvino", "faiss", "sklearn")

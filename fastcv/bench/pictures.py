@@ -150,13 +150,20 @@ def speedups(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
+def _extent(row: Row) -> float:
+    """How large a call is: millions of operations, or MiB where it has none to speak of."""
+    return row.flops / 1e6 if row.flops else row.bytes / 2**20
+
+
 def sizes(rows: Sequence[Row]) -> Figure | None:
-    """Time over the size of the call, with bands of the 95 % intervals; a panel for each op, pass and state of the caches."""
+    """Time over the size of the call (its operations, else its bytes), with bands of the 95 % intervals; a panel for each op,
+    dtype, pass and state of the caches.
+    """
     panels: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row.timed and row.bytes:
             panels.setdefault((row.op, row.dtype, row.mode, row.cache), []).append(row)
-    panels = {k: v for k, v in panels.items() if len({r.bytes for r in v}) > 2}
+    panels = {k: v for k, v in panels.items() if len({_extent(r) for r in v}) > 2}
     if not panels:
         return None
     columns = min(2, len(panels))
@@ -165,15 +172,16 @@ def sizes(rows: Sequence[Row]) -> Figure | None:
     looks = _contenders([r for v in panels.values() for r in v])
     for panel, (key, members) in zip(axes.flat, panels.items(), strict=False):
         for name, (colour, marker) in looks.items():
-            points = sorted((r for r in members if r.contender == name), key=lambda r: r.bytes)
+            points = sorted((r for r in members if r.contender == name), key=_extent)
             if points:
-                xs = [r.bytes / 2**20 for r in points]
+                xs = [_extent(r) for r in points]
                 style = "-" if points[0].layout == "contiguous" else "--"
                 panel.plot(xs, [r.median * 1e3 for r in points], style, marker=marker, ms=4, color=colour, lw=1.2, label=name)
                 panel.fill_between(
                     xs, *zip(*[(r.interval[0] * 1e3, r.interval[1] * 1e3) for r in points], strict=True), color=colour, alpha=0.18
                 )
-        panel.set(xscale="log", yscale="log", xlabel="MiB that the algorithm moves", ylabel="ms", title=" ".join(key))
+        what = "million operations" if members[0].flops else "MiB that the algorithm moves"
+        panel.set(xscale="log", yscale="log", xlabel=what, ylabel="ms", title=" ".join(key))
         _logarithmic(panel.xaxis)
         _logarithmic(panel.yaxis)
         _legend(panel)

@@ -14,8 +14,8 @@ import torch
 from ..testing import CASES, Case
 from ..testing.cases.networks import NETWORKS, case_of, model_cases, network_cases
 from . import peers
-from .contender import Contender
-from .measure import CACHES, measure
+from .contenders import Contender
+from .race import CACHES, measure
 from .roofs import DTYPES
 from .rows import Row
 from .store import Results

@@ -28,7 +28,7 @@ from torch import Tensor
 from .. import _ext
 from ..testing import Case
 from . import roofs
-from .contender import Contender
+from .contenders import Contender
 from .cost import Cost, cost
 from .guard import LIMITS, Guard, Limits, unreliable
 from .judge import Judge, Verdict, plain_tensors, same_bits
