@@ -2,10 +2,12 @@
 
 import itertools
 import random
+import re
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -449,6 +451,9 @@ class FakeCuda:
 
         return SimpleNamespace(L2_cache_size=1 << 20)
 
+    def _sleep(self, cycles: int) -> None:
+        self.stream += cycles / 2e9
+
     def synchronize(self) -> None:
         self.now = self.stream = max(self.now, self.stream, self.others)
 
@@ -562,3 +567,19 @@ def test_peers_give_right_answers(peer: str) -> None:
         rows = run_job(Job(case, "f32", "fwd", 1), Options(vs=(peer,), layouts=("contiguous",), cache=("hot",), seconds=0.0, rounds=(2, 2)))
         theirs = [r for r in rows if r.who == peer]
         assert theirs and all(r.status in ("OK", "UNRELIABLE") for r in theirs), [(r.contender, r.status, r.reason) for r in rows]
+
+
+def test_the_examples_of_the_docs_run(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "bench.md").read_text()
+    mine, own = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "mine.py").write_text(mine)
+    try:
+        load_file(tmp_path / "mine.py")
+        assert only(registered("softmax")[0].function).status == "OK"
+    finally:
+        _registered.clear()
+    exec(compile(own.replace("seconds=0.5", "seconds=0.0"), "bench.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"^plain (OK|UNRELIABLE|IMPOSSIBLE) ", printed, re.M) and re.search(r"^fused WRONG output 0 is ", printed, re.M), (
+        printed
+    )

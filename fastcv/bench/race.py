@@ -468,6 +468,8 @@ class _Cold:
         self._each = max(1, min(BUFFERS, wanted) // max(1, len(runners)))
         self._buffers = {id(r): [_Buffer(r, race.values) for _ in range(self._each)] for r in runners}
         self._spare = {id(r): _Buffer(r, race.values) for r in runners}
+        for spare in self._spare.values():
+            race.values.fill(spare.arguments, race.values.key(race.number))
 
     def __call__(self, state: str, check: bool) -> None:
         race = self._race

@@ -11,6 +11,7 @@ import torch
 from .machine import last_level_cache
 
 _clock = time.perf_counter  # taken now: a contender that replaces time.perf_counter later does not reach it
+BUSY = 1_000_000  # GPU cycles in which the CPU gets ahead, about half a millisecond
 MULTIPLE = 3  # how many times the last-level cache is rotated through or overwritten
 
 
@@ -43,8 +44,8 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """Times one call by two events on the current stream; the CPU runs ahead of a kernel that keeps the GPU busy, so that launch
-    costs are hidden as they are in a network. Work on other streams is not between the events: a second, device-wide clock
+    """Times one call by two events on the current stream; a kernel that waits keeps the GPU busy while the CPU gets ahead, so that
+    launch costs are hidden as they are in a network. Work on other streams is not between the events: a second, device-wide clock
     sees it.
 
     graph: the call is captured once and replayed, so that only kernels are timed. cuda: the module torch.cuda, or a
@@ -58,18 +59,21 @@ class CudaTimer:
         self._scratch: Any = None
         self.nothing = 0.0
         self._wall = 0.0
+        self._captured: Any = None  # owns the memory of its result
         self.nothing = min(self.time(lambda: None)[0] for _ in range(20))
 
     def time(self, call: Callable[[], Any]) -> tuple[float, Any]:
         """(seconds between the events, what the call returned)."""
         cuda = self._cuda
         if self.graph:
-            captured = cuda.CUDAGraph()
-            with cuda.graph(captured):
+            self._captured = cuda.CUDAGraph()
+            with cuda.graph(self._captured):
                 result = call()
-            call = captured.replay
+            call = self._captured.replay
         start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         cuda.synchronize()
+        if not self.graph:
+            cuda._sleep(BUSY)
         start.record()
         returned = call()
         stop.record()

@@ -49,14 +49,14 @@ class Values:
     def __init__(self, case: Case, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> None:
         self.case, self.dtype, self.device = case, dtype, device
         self._masters = [tensors(case.arguments(dtype, "contiguous", seed + i)) for i in range(2)]
+        self._templates: dict[str, Any] = {}
 
     def key(self, number: random.Random) -> int:
         return number.randrange(1 << 30)
 
     def new(self, layout: str) -> Any:
-        """(args, kwargs) in memory of their own; their values are not set yet."""
-        args, kwargs = self.case.arguments(self.dtype, layout)
-        return pytree.tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
+        """(args, kwargs) in memory of their own, not written yet: ``fill`` comes before any call."""
+        return pytree.tree_map_only(Tensor, lambda t: torch.empty_like(t, device=self.device), self._template(layout))
 
     def fill(self, arguments: Any, key: int) -> None:
         """Writes the values of ``key``, whatever a call left there."""
@@ -76,9 +76,14 @@ class Values:
         """(args, kwargs) with the values of ``key`` in float64 on the CPU, row-major."""
         return self.plain(key, torch.float64)
 
+    def _template(self, layout: str) -> Any:
+        if layout not in self._templates:
+            self._templates[layout] = self.case.arguments(self.dtype, layout)
+        return self._templates[layout]
+
     def plain(self, key: int, dtype: torch.dtype, layout: str = "contiguous") -> Any:
         """(args, kwargs) on the CPU with the values of ``key`` as the timed dtype holds them, cast to ``dtype``."""
-        arguments = self.case.arguments(self.dtype, layout)
+        arguments = pytree.tree_map_only(Tensor, torch.empty_like, self._template(layout))
         self.fill(arguments, key)
         return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, arguments)
 
