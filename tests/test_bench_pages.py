@@ -94,7 +94,7 @@ def test_a_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
 
 
-@pytest.mark.parametrize("made", [rows(), rows(1), rows(flops=0), rows(30), [], rows(1)[1:2]])
+@pytest.mark.parametrize("made", [rows(), rows(1), rows(flops=0), rows(13), [], rows(1)[1:2]])
 def test_pictures_of_any_rows(made: list[Row], tmp_path: Path) -> None:
     written = {p.stem for p in pictures.write_all(tmp_path / "p", made)}
     assert all((tmp_path / "p" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in written)
@@ -115,8 +115,9 @@ def test_every_variant_has_a_lesson() -> None:
 
     for op, every in fastcv.variants().items():
         for name, isa in every:
-            text = ladder.explanation(name, isa)
-            assert text and all(len(t) > 20 for t in text), f"{op}: {name} has no explanation in fastcv/bench/lessons.py"
+            words = name.split("_")
+            assert {"_".join(words[:2]), words[0]} & set(lessons.ALGORITHMS), f"{op}: {name} has no explanation in fastcv/bench/lessons.py"
+            assert len(ladder.explanation(name, isa)) >= 1
     assert set(lessons.ISAS) >= {"portable", "avx2", "avx512", "avx512bf16", "amx"}
 
 
