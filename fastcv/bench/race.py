@@ -388,9 +388,10 @@ class _Race:
             row.status, row.reason = runner.status, runner.reason
             return row
         row.noise["switched"] = runner.switched[state] / len(times)
+        impossible = self._impossible(row, state)
         row.roof = self.cost.attainable(state) if row.device == "cpu" else 0.0
-        if reason := self._impossible(row, state):
-            row.status, row.reason = IMPOSSIBLE, reason
+        if impossible:
+            row.status, row.reason = IMPOSSIBLE, impossible
         elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(runner, state):
             row.status, row.reason = UNRELIABLE, reason
         return row
@@ -399,7 +400,10 @@ class _Race:
         """Why nobody can have been this fast; "" if it is possible."""
         if row.median <= self.timer.nothing:
             return f"took no longer than a call of nothing ({self.timer.nothing * 1e9:.0f} ns)"
-        if row.device != "cpu" or row.median >= (least := self.cost.possible(state)):
+        if row.device != "cpu" or row.median >= self.cost.possible(state):
+            return ""
+        roofs.look_again()
+        if row.median >= (least := self.cost.possible(state)):
             return ""
         return f"{row.median * 1e6:.3g} us; no known algorithm needs less than {least * 1e6:.3g} us on this machine"
 
