@@ -361,6 +361,7 @@ def test_a_planted_regression_exits_with_1(tmp_path: Path) -> None:
         (("softmax", "--with", "none.py"), "none.py is no Python file"),
         (("softmax", "--resume"), "--resume needs the file"),
         (("softmax", "--html", "/none/x.html"), "/none is no folder"),
+        (("softmax", "--plot", "/dev/null/x"), "/dev/null"),
         (("compare", "/none/a", "/none/b"), "cannot be read"),
         (("softmax", "--device", "cuda"), "torch sees no GPU"),
     ],

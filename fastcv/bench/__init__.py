@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..testing import Case
     from .contenders import Contender, contender
-    from .race import Sample, interleave, measure
-    from .rows import Row
+    from .race import interleave, measure
+    from .rows import Row, Sample
     from .statistics import geometric_mean
     from .store import last_run
     from .verdicts import compare
@@ -21,7 +21,7 @@ _HOME = {
     "Case": "fastcv.testing",
     "Contender": "fastcv.bench.contenders",
     "Row": "fastcv.bench.rows",
-    "Sample": "fastcv.bench.race",
+    "Sample": "fastcv.bench.rows",
     "compare": "fastcv.bench.verdicts",
     "contender": "fastcv.bench.contenders",
     "geometric_mean": "fastcv.bench.statistics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -159,6 +160,10 @@ def run(
             return
         for path in filter(None, (html, markdown)):
             _writable(path)
+        if html or plot:
+            importlib.import_module(".pictures", __package__)  # without matplotlib it says so now, not after hours
+        if plot:
+            Path(plot).mkdir(parents=True, exist_ok=True)
         facts = machine.describe(device)
         results = store.Results(json_file or None, facts, resume, " ".join(sys.argv[1:]))
         console.print(machine.sentence(facts), highlight=False, soft_wrap=True)

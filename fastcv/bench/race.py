@@ -19,7 +19,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,8 +32,7 @@ from .cost import Cost, cost
 from .guard import LIMITS, Guard, Limits, unreliable
 from .judge import Judge, Verdict, plain_tensors, same_bits
 from .memory import peak
-from .rows import FAILED, IMPOSSIBLE, UNRELIABLE, WRONG, Row
-from .statistics import median_interval, quantile
+from .rows import FAILED, IMPOSSIBLE, UNRELIABLE, WRONG, Row, Sample
 from .timers import MULTIPLE, CpuTimer, CudaTimer
 from .values import Pass, Values, tensors
 
@@ -43,30 +41,6 @@ LONG = 5e-3  # a call this long fills the caches by itself: it needs no call bef
 CHECKING = 0.2  # at most this share of the time goes into checks beyond the first two
 BUFFERS = 256  # at most so many sets of arguments
 DTYPE_NAMES = {dtype: name for name, dtype in roofs.DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Times of one contender in seconds per call, one per round."""
-
-    times: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return median(self.times)
-
-    @property
-    def best(self) -> float:
-        return min(self.times)
-
-    @property
-    def p10_p90(self) -> tuple[float, float]:
-        return quantile(self.times, 0.1), quantile(self.times, 0.9)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the median."""
-        return median_interval(self.times)
 
 
 def interleave(

@@ -12,8 +12,38 @@ from .statistics import median_interval, quantile
 OK, UNRELIABLE, IMPOSSIBLE, WRONG, FAILED = "OK", "UNRELIABLE", "IMPOSSIBLE", "WRONG", "FAILED"
 
 
+class _Times:
+    """Statistics of ``times``, seconds per call."""
+
+    times: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.times)
+
+    @property
+    def best(self) -> float:
+        return min(self.times)
+
+    @property
+    def p10_p90(self) -> tuple[float, float]:
+        return quantile(self.times, 0.1), quantile(self.times, 0.9)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the median."""
+        return median_interval(self.times)
+
+
+@dataclass(frozen=True)
+class Sample(_Times):
+    """Times of one contender in seconds per call, one per round."""
+
+    times: tuple[float, ...]
+
+
 @dataclass
-class Row:
+class Row(_Times):
     """times: seconds per call, in the order they were taken. roof: seconds that the machine's roof allows. error, mean_error:
     against float64, relative to the largest output; peer_*: of the case's plain torch function in the same dtype.
     workspace, peak: bytes asked of the allocator. repeatable: the same bits from two calls on the same values. checked: how many
@@ -61,23 +91,6 @@ class Row:
     def sound(self) -> bool:
         """May be compared."""
         return self.status == OK
-
-    @property
-    def median(self) -> float:
-        return median(self.times)
-
-    @property
-    def best(self) -> float:
-        return min(self.times)
-
-    @property
-    def p10_p90(self) -> tuple[float, float]:
-        return quantile(self.times, 0.1), quantile(self.times, 0.9)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the median."""
-        return median_interval(self.times)
 
     @property
     def gflops(self) -> float:
