@@ -1,4 +1,4 @@
-"""Writes the README's table of measurements from benchmarks/results/ops.csv and .md: ``python benchmarks/readme.py``.
+"""Writes the README's table of measurements (hot caches) from benchmarks/results/ops.csv and .md: ``benchmarks/readme.py``.
 
 It replaces what stands between the lines ``<!-- measured: begin -->`` and ``<!-- measured: end -->`` and nothing else; ``--check``
 says by its exit code whether the README is up to date, and writes nothing.
@@ -57,7 +57,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         with open(f"{given.results}.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if row.get("cache", "hot") == "hot"]
         lines = Path(f"{given.results}.md").read_text().split("\n")
         old = given.readme.read_text()
         new = replaced(old, table(rows, lines[0], lines[2]))

@@ -266,8 +266,11 @@ def model_cases(name: str, model: nn.Module, *inputs: torch.Tensor) -> list[Case
     """The cases of the convolutions, pooling layers and norms that a model calls on these inputs. The model is run once."""
     walk = _Walk(name, 0)
 
-    def keep(module: nn.Module, args: Any, _: Any) -> None:
-        walk.shape = tuple(args[0].shape)
+    def keep(module: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
+        given = next((t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)), None)
+        if given is None or given.dim() != 4:
+            return
+        walk.shape = tuple(given.shape)
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
             options = {k: getattr(module, k) for k in ("stride", "padding", "dilation", "groups")}
             label = f"{module.out_channels}-k{'x'.join(map(str, module.kernel_size))}-s{module.stride[0]}"
@@ -280,7 +283,7 @@ def model_cases(name: str, model: nn.Module, *inputs: torch.Tensor) -> list[Case
         elif isinstance(module, nn.AdaptiveAvgPool2d):
             walk._keep("adaptive_avg_pool2d", f"to-{module.output_size}", module.output_size)
 
-    handles = [m.register_forward_hook(keep) for m in model.modules() if next(m.children(), None) is None]
+    handles = [m.register_forward_hook(keep, with_kwargs=True) for m in model.modules() if next(m.children(), None) is None]
     try:
         with torch.no_grad():
             model(*inputs)
