@@ -60,6 +60,11 @@ def climb(case: Case, dtype: torch.dtype, layout: str, seconds: float = 1.0, rou
     function = getattr(functional, case.op)
     entered, refused = [], []
     for name, isa in variants(op):
+        if "amxmodel" in name:
+            refused.append(
+                Rung(name, isa, None, "AMX's tiles as a program in software: it tests the kernel and is no measure of its speed")
+            )
+            continue
         args, kwargs = case.arguments(dtype, layout)
         try:
             with use(**{op: name}):
@@ -86,15 +91,17 @@ def explanation(variant: str, isa: str) -> list[str]:
     words = variant.split("_")
     heads = ("_".join(words[:2]), words[0])
     text = [next((ALGORITHMS[h] for h in heads if h in ALGORITHMS), "")]
-    if "amxmodel" in variant:
-        text.append("AMX's tiles as a program in software: it tests the kernel on CPUs without them, and is no measure of its speed.")
-    elif variant != "ref":
+    if variant != "ref":
         text.append(ISAS.get(isa, ""))
     if any(w in ("bf16x3", "bf16x6") for w in words):
         text.append("Float32 numbers as sums of bfloat16 numbers: three or six 16-bit products stand for one product of float32.")
     if "nchw" in words or "nhwc" in words:
         text.append("For row-major tensors." if "nchw" in words else "For channels-last tensors.")
     return [t for t in text if t]
+
+
+def _percent(row: Row) -> str:
+    return f"{row.percent:.0f}%" if row.percent >= 10 else f"{row.percent:.2g}%"
 
 
 def picture(rungs: Sequence[Rung]) -> Any:
@@ -109,7 +116,7 @@ def picture(rungs: Sequence[Rung]) -> Any:
     axes.barh(range(len(shown)), values, color=colours, height=0.62, alpha=0.9)
     for i, rung in enumerate(shown):
         if rung.row is not None:
-            label = f"{rung.row.percent:.2g}%  {tables.time_text(rung.row.median)}"
+            label = f"{_percent(rung.row)}  {tables.time_text(rung.row.median)}"
             axes.annotate(label, (values[i], i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(100, color="#222222", lw=1)
     torchs = next((r.row for r in rungs if r.variant == "torch" and r.row is not None and r.row.timed), None)
@@ -159,7 +166,7 @@ def page(case: Case, rungs: Sequence[Rung], facts: dict[str, Any]) -> str:
         step = f", {below.median / row.median:.2f} times the speed of the rung below" if below is not None else ""
         doubt = f' <span class="doubt">{escape(row.status)}: {escape(row.reason)}</span>' if row.status != OK else ""
         parts.append(
-            f"<p><strong>{tables.time_text(row.median)}</strong>, {speed}, {row.percent:.2g}% of the roof{step}. "
+            f"<p><strong>{tables.time_text(row.median)}</strong>, {speed}, {_percent(row)} of the roof{step}. "
             f"Largest error {row.error:.1e} (torch's {row.peer_error:.1e}); workspace {tables.size_text(row.workspace)}.{doubt}</p>"
         )
         below = row

@@ -133,7 +133,7 @@ def speedups(rows: Sequence[Row]) -> Figure | None:
         bars = [(f"{name} ({len(v)})", min(v), geometric_mean(v), max(v), "#0072b2") for name, v in groups.items()]
         title = "torch's best time / fastcv's: geometric means, slowest and fastest row"
     else:
-        title = "torch's best time / fastcv's, 95% interval (grey: the machine was not quiet)"
+        title = "torch's best time / fastcv's, 95% interval; grey: no verdict"
     bars.reverse()
     figure, ((axes,),) = _figure(10, 1.2 + 0.28 * len(bars))
     values = [b[2] for b in bars]
