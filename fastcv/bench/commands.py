@@ -300,19 +300,18 @@ def model_command(
         for row in rows:
             results.add(row)
         console.print(machine.sentence(facts), highlight=False, soft_wrap=True)
-    table = Table("contender", "images/s", "median", "95% interval", "peak memory", "error", "torch/this", "")
     for row in rows:
         low, high = row.interval
         ratio = tables.speedup(rows, row)
-        cells = [row.contender, f"{models.images_per_second(row):.3g}", tables.time_text(row.median)]
-        cells += [f"{tables.time_text(low)} - {tables.time_text(high)}", tables.size_text(row.peak)]
-        cells += [
-            f"{row.error:.1e}" if row.error is not None else "",
-            f"{ratio:.2f}" if ratio else "",
+        parts = [
+            f"{row.contender:22} {models.images_per_second(row):7.3g} images/s",
+            f"{tables.time_text(row.median)} [{tables.time_text(low)}, {tables.time_text(high)}]",
+            f"peak {tables.size_text(row.peak)}",
+            f"error {row.error:.1e}" if row.error is not None else "",
+            f"{ratio:.2f}x torch" if ratio and row.who != "torch" else "",
             row.status if row.status != OK else "",
         ]
-        table.add_row(*cells)
-    console.print(table)
+        console.print("  ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
 
