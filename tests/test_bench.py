@@ -89,14 +89,14 @@ def test_times_are_those_of_the_clock() -> None:
 )
 def test_intervals_hold_the_median_of_known_distributions(draw: Any) -> None:
     held = 0
-    for seed in range(12):
+    for seed in range(8):
         clock, number = Clock(), random.Random(seed)
-        row = race({"it": clock.taking(F.softmax, lambda n=number: draw(n))}, clock=clock, rounds=(40, 40), cache=("hot",), seed=seed)[
+        row = race({"it": clock.taking(F.softmax, lambda n=number: draw(n))}, clock=clock, rounds=(25, 25), cache=("hot",), seed=seed)[
             "it", "hot"
         ]
-        assert len(row.times) == 40
+        assert len(row.times) == 25
         held += row.interval[0] <= 1e-3 <= row.interval[1]
-    assert held >= 10  # at 95 % each, fewer than 10 of 12 have a chance of 2 %; the seeds are fixed
+    assert held >= 6  # at 95 % each, fewer than 6 of 8 have a chance of 1 %; the seeds are fixed
 
 
 def test_outliers_do_not_move_the_median() -> None:
