@@ -1,4 +1,4 @@
-"""The command line: ``fastcv info``, ``fastcv doctor``, ``fastcv explain`` (also ``python -m fastcv``)."""
+"""The command line: ``fastcv info``, ``doctor``, ``explain``, ``bench`` (also ``python -m fastcv``)."""
 
 from __future__ import annotations
 
@@ -135,6 +135,9 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
+    from .bench.commands import app as bench
+
+    app.add_typer(bench, name="bench")
     return app
 
 
@@ -142,4 +145,8 @@ def main() -> None:
     if _missing is not None:
         print(_missing, file=sys.stderr)
         raise SystemExit(2)
+    if sys.argv[1:2] == ["bench"]:
+        from .bench.machine import wait_passively
+
+        wait_passively()
     _application()()

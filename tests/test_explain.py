@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastcv
-from fastcv.explainer import roofs, work
+from fastcv.bench import roofs
+from fastcv.explainer import work
 from fastcv.models.resnet_cifar import resnet8
 
 

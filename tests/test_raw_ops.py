@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
-import fastcv.explainer.roofs  # registers a fake kernel
+import fastcv.bench.roofs  # registers a fake kernel
 from fastcv.functional._skeleton import skeleton
 from fastcv.functional._sync_batch_norm import sync_batch_norm
 from fastcv.testing import cases_of, check_case
@@ -138,7 +138,7 @@ def test_a_spoiled_argument_never_crashes(family: str) -> None:
     assert int(done.stdout.split()[-1]) >= 2, "no op of the family was recorded"
 
 
-# Ops that no public function calls: the chain that measures a machine's arithmetic (fastcv.explainer.roofs has its fake kernel).
+# Ops that no public function calls: the chain that measures a machine's arithmetic (fastcv.bench.roofs has its fake kernel).
 NOT_IN_CASES = [(torch.ops.fastcv.fma_chain.default, (torch.rand(5), 3))]
 
 

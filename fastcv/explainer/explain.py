@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,12 +13,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import _ext
+from ..bench import roofs
+from ..bench.machine import processor
 from ..optimizer.kernels import op_of, resembles, why_left_alone
 from ..optimizer.optimize import restore
 from ..optimizer.report import Report
 from ..optimizer.report import Row as ReportRow
 from ..optimizer.trace import model_copy
-from . import roofs, work
+from . import work
 from .explanation import Choice, Explanation, Layer
 from .watch import Clock, Work, record, watched
 
@@ -205,7 +206,7 @@ def _describe(value: Any) -> str:
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "isa": _ext.cpu_isa(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -213,11 +214,3 @@ def _machine() -> dict[str, Any]:
         "fma_roof": roofs.arithmetic(torch.float32),
         "copy_roof": roofs.copy(1 << 28),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

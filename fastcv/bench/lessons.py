@@ -1,0 +1,82 @@
+"""What the parts of a variant's name mean, in a few sentences each: the text beside the rungs of a ladder (grammar: docs/naming.md)."""
+
+# What an algorithm is, where it wins and what it costs.
+ALGORITHMS = {
+    "ref": (
+        "The plain loops of the definition: one multiplication after the other, one thread, no vectors. It is what all others "
+        "are checked against, and what the compiler makes of an honest formula. Every operand is fetched from wherever it lies, "
+        "again for each use."
+    ),
+    "igemm": (
+        "Implicit matrix product: the convolution is a product of the weights with the matrix of all windows, but that matrix "
+        "is never written. Tiles of it are gathered while the product runs, so a tile of outputs stays in registers while "
+        "inputs stream by. It serves every shape."
+    ),
+    "im2col": (
+        "The matrix of windows is written out, then multiplied. The copy costs memory traffic of kernel height times kernel "
+        "width, and buys long, dense rows, which pays where rows are wide and channels few."
+    ),
+    "winograd2": (
+        "Winograd's F(2x2, 3x3): four outputs of a 3x3 window from 16 multiplications instead of 36. Inputs, weights and "
+        "outputs are transformed by additions; in between stand 16 matrix products."
+    ),
+    "winograd4": (
+        "Winograd's F(4x4, 3x3): 16 outputs from 36 multiplications instead of 144. Fewer multiplications than F(2x2), larger "
+        "transforms, and constants that cost some accuracy."
+    ),
+    "winograd4x2": (
+        "Winograd's F(4x2, 3x3): eight outputs from 24 multiplications instead of 72, a compromise between the accuracy of "
+        "F(2x2) and the speed of F(4x4)."
+    ),
+    "depthwise": (
+        "Each channel has its own small filter, so there is no sum over channels to reuse inputs in: the kernel slides along "
+        "rows and is bound by memory."
+    ),
+    "gemm": "A matrix product in tiles that stay in registers, with operands packed so that every load is a full vector.",
+    "rows": "Row by row: neighbours in a row share vectors, the work is split by rows.",
+    "channels": (
+        "Channel by channel within a pixel: in channels-last memory the channels of a pixel are one dense run, and every vector is full."
+    ),
+    "window": "One output, one window, read straight from memory.",
+    "gather": (
+        "Every place collects what belongs to it, instead of every source adding to its targets: no two threads write the same place."
+    ),
+    "scatter": "Every source writes its target.",
+    "chan": (
+        "One pass with running sums of value and square around a shift (Chan's method), merged pairwise: memory is read once, "
+        "and large means cost no digits."
+    ),
+    "two_pass": "A first pass for the statistics, a second for the result.",
+    "twopass": "A first pass for the sums, a second for the result.",
+    "threepass": "Maximum, sum of exponentials, result: three passes over a row that stays in the cache, safe for scores of any size.",
+    "onepass": "Everything in one pass over memory.",
+    "fused": "Maximum, exponentials, logarithm and loss of a row in one go: the matrix of probabilities is never written.",
+    "chunked": (
+        "The product with the classifier's weights in chunks of classes, whose losses are folded together: the matrix of scores "
+        "is never written."
+    ),
+    "tile": "Distances of a tile of rows against a tile of rows, kept in registers while coordinates stream by.",
+    "bytes": "Unsigned bytes are compared sixteen, thirty-two or sixty-four at a time, in integer arithmetic that is exact.",
+    "filter": (
+        "A first look in 16-bit arithmetic throws out whoever cannot be among the nearest, with a bound on its error; the rest "
+        "are measured exactly."
+    ),
+    "sum": "Sums along rows in vectors, then across.",
+    "elementwise": "Every element once, in vectors.",
+    "registers": "A chain of multiply-adds that never leaves the registers.",
+    "copy": "A copy, in vectors.",
+    "block": "One block of threads for each row.",
+    "column": "One thread for each column.",
+    "element": "One thread for each element.",
+    "channel": "One thread for each channel.",
+}
+
+ISAS = {
+    "portable": "Baseline instructions, which every CPU of this architecture has: vectors of 16 bytes, no fused multiply-add.",
+    "avx2": (
+        "AVX2: vectors of 32 bytes and fused multiply-add, two operations per instruction and lane; 16 registers bound the size of a tile."
+    ),
+    "avx512": "AVX-512: vectors of 64 bytes, 32 registers, and masks that take the tails of rows without a second loop.",
+    "avx512bf16": "AVX-512 with bfloat16: products of pairs of 16-bit numbers summed in float32, two multiply-adds per lane.",
+    "amx": "AMX: matrix registers of 1 KiB; one instruction multiplies tiles of 16 rows by 64 bytes.",
+}

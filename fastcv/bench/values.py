@@ -1,0 +1,149 @@
+"""Arguments that a contender has never seen: fresh values for every timed call, known to the judge, cheap to make.
+
+A pair of master sets of a case differ in every value. A key chooses one of them and a few elements of each floating tensor
+that are overwritten with others of the same tensor: what a function remembers by shape, by address or by content is wrong
+for the next call, and labels, probabilities and variances stay what they were.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..testing import Case
+
+STAMPS = 16  # elements overwritten in each tensor
+MODES = ("fwd", "bwd", "fwd+bwd")
+
+
+def first(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else value[0]
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors of nested tuples, lists and dicts, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _stamped(t: Tensor, number: random.Random) -> tuple[Tensor, Tensor] | None:
+    """Positions to write and to read, in logical (row-major) order; None for what keeps its values."""
+    if not t.numel() or not (t.is_floating_point() or t.dtype == torch.uint8):
+        return None
+    count = min(STAMPS, t.numel())
+    return tuple(torch.tensor([number.randrange(t.numel()) for _ in range(count)]) for _ in range(2))  # type: ignore[return-value]
+
+
+def _at(t: Tensor, flat: Tensor) -> tuple[Tensor, ...]:
+    """Row-major positions as an index into a tensor of any strides."""
+    return tuple(torch.unravel_index(flat, t.shape)) if t.dim() else (torch.tensor(0),)
+
+
+class Values:
+    """The values of a case in one dtype, on one device."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> None:
+        self.case, self.dtype, self.device = case, dtype, device
+        self._masters = [tensors(case.arguments(dtype, "contiguous", seed + i)) for i in range(2)]
+        self._templates: dict[str, Any] = {}
+
+    def key(self, number: random.Random) -> int:
+        return number.randrange(1 << 30)
+
+    def new(self, layout: str) -> Any:
+        """(args, kwargs) in memory of their own, not written yet: ``fill`` comes before any call."""
+        return pytree.tree_map_only(Tensor, lambda t: torch.empty_like(t, device=self.device), self._template(layout))
+
+    def fill(self, arguments: Any, key: int) -> None:
+        """Writes the values of ``key``, whatever a call left there."""
+        with torch.no_grad():
+            for target, source, stamp in self._plan(arguments, key):
+                target.copy_(source)
+                if stamp is not None and target.dim():
+                    write, read = stamp
+                    target[_at(target, write.to(target.device))] = source.reshape(-1)[read].to(target)
+
+    def _plan(self, arguments: Any, key: int) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
+        number = random.Random(key)
+        master = self._masters[number.randrange(2)]
+        return [(t, m, _stamped(m, number)) for t, m in zip(tensors(arguments), master, strict=True)]
+
+    def exact(self, key: int) -> Any:
+        """(args, kwargs) with the values of ``key`` in float64 on the CPU, row-major."""
+        return self.plain(key, torch.float64)
+
+    def _template(self, layout: str) -> Any:
+        if layout not in self._templates:
+            self._templates[layout] = self.case.arguments(self.dtype, layout)
+        return self._templates[layout]
+
+    def plain(self, key: int, dtype: torch.dtype, layout: str = "contiguous") -> Any:
+        """(args, kwargs) on the CPU with the values of ``key`` as the timed dtype holds them, cast to ``dtype``."""
+        arguments = pytree.tree_map_only(Tensor, torch.empty_like, self._template(layout))
+        self.fill(arguments, key)
+        return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, arguments)
+
+    def bytes(self) -> int:
+        """Of one set of arguments."""
+        return sum(t.numel() * t.element_size() for t in self._masters[0])
+
+
+class Pass:
+    """One pass (a mode) of a function through a case; ``on`` binds it to arguments.
+
+    fwd: the call. fwd+bwd: the call and the gradients of the case's leaves, from a fixed random gradient of the first output
+    in that output's layout, as from a network's next layer. bwd: the call is not timed, the gradients are.
+    """
+
+    def __init__(self, case: Case, function: Callable[..., Any], mode: str) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is none of {', '.join(MODES)}")
+        if mode != "fwd" and not case.grad:
+            raise ValueError(f"{case.id} has no gradients: mode {mode} does not apply")
+        self.case, self.function, self.mode = case, function, mode
+        self._upstream: Tensor | None = None
+
+    def on(self, arguments: Any) -> Callable[[], Callable[[], Any]]:
+        """Two steps: the first does what is not timed and returns the second, which is."""
+        args, kwargs = arguments
+        if self.mode == "fwd":
+            return lambda: lambda: self.function(*args, **kwargs)
+        inputs = list(args)
+        leaves = []
+        for i in self.case.grad:
+            inputs[i] = args[i].detach().requires_grad_()
+            leaves.append(inputs[i])
+
+        def forward() -> Tensor:
+            return first(self.function(*inputs, **kwargs))
+
+        def prepare() -> Callable[[], Any]:
+            if self.mode == "bwd":
+                output = forward()
+                upstream = self._gradient(output)
+                return lambda: torch.autograd.grad(output, leaves, upstream)
+            upstream = self._gradient(None)
+            return lambda: torch.autograd.grad(forward(), leaves, upstream)
+
+        return prepare
+
+    def start(self, arguments: Any) -> Any:
+        """The first call on copies, which settles the layout of the output's gradient; returns what the timed part returns."""
+        if self.mode != "fwd":
+            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, arguments)
+            leaves = [a.detach().requires_grad_() if i in self.case.grad else a for i, a in enumerate(args)]
+            self._gradient(first(self.function(*leaves, **kwargs)))
+        return self.on(arguments)()()
+
+    def _gradient(self, output: Tensor | None) -> Tensor:
+        if self._upstream is None:
+            if output is None:
+                raise RuntimeError("Pass.start comes first")
+            # Not ones: the gradient of a sum of probabilities is nothing but rounding. Halves are exact in every dtype.
+            values = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).half()
+            self._upstream = torch.empty_like(output.detach()).copy_(values)
+        return self._upstream
