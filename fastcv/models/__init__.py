@@ -6,15 +6,26 @@ the default, or torch.nn; nothing else changes, neither the parameters' names no
 
 # ruff: noqa: F403
 from ._registry import *
+from ._segmentation import as_tensor  # noqa: F401
 from .alexnet import *
+from .autoencoder import *
+from .deconvnet import *
+from .deeplabv3 import *
+from .deeplabv3plus import *
 from .densenet import *
+from .fcn import *
 from .lenet import *
 from .linear import *
 from .mlp import *
+from .mlp_mixer import *
 from .mobilenet_v1 import *
 from .mobilenet_v2 import *
 from .resnet import *
 from .resnet_cifar import *
 from .shufflenet_v2 import *
+from .swin import *
+from .unet import *
+from .upernet import *
 from .vgg import *
+from .vit import *
 from .weights import *

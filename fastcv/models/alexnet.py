@@ -28,7 +28,7 @@ def _classifier(num_classes: int, dropout: float) -> nn.Sequential:
 class AlexNet(nn.Module):
     """[N, in_chans, H, W] to logits [N, num_classes]; H and W of 63 and up, 224 in the paper. Keys and shapes are torchvision's."""
 
-    head = ("classifier.6",)
+    HEAD = ("classifier.6",)
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, dropout: float = 0.5, layers: Any = fastcv_nn) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class AlexNet2012(nn.Module):
     Weights and biases start as in the paper's section 5.
     """
 
-    head = ("classifier.6",)
+    HEAD = ("classifier.6",)
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, dropout: float = 0.5, layers: Any = fastcv_nn) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def alexnet(**config: Any) -> AlexNet:
     return AlexNet(**config)
 
 
-@register_model()
+@register_model(input_size=(3, 227, 227))
 def alexnet_2012(**config: Any) -> AlexNet2012:
     """AlexNet of 2012, with local response norms and two groups."""
     return AlexNet2012(**config)

@@ -67,7 +67,7 @@ def _transition(before: int, layers: Any) -> nn.Sequential:
 class DenseNet(nn.Module):
     """[N, in_chans, H, W] to logits [N, num_classes]; H and W of 29 and up, 224 in the paper. blocks: layers per block."""
 
-    head = ("classifier",)
+    HEAD = ("classifier",)
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ __all__ = ["LeNet5", "lenet5"]
 class LeNet5(nn.Module):
     """[N, in_chans, image_size, image_size] to logits [N, num_classes]; image_size of 16 and up."""
 
-    head = ("classifier.4",)
+    HEAD = ("classifier.4",)
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, image_size: int = 32, layers: Any = fastcv_nn) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LeNet5(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-@register_model()
+@register_model(input_size=(1, 32, 32), sized=True)
 def lenet5(**config: Any) -> LeNet5:
     """LeNet-5 with tanh and average pooling."""
     return LeNet5(**config)

@@ -15,7 +15,7 @@ __all__ = ["LinearClassifier", "linear_classifier"]
 class LinearClassifier(nn.Module):
     """[N, in_chans, image_size, image_size] to logits [N, num_classes]. ``layers`` is accepted as by all models; it has no kernel."""
 
-    head = ("fc",)
+    HEAD = ("fc",)
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, image_size: int = 32, layers: Any = fastcv_nn) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class LinearClassifier(nn.Module):
         return self.fc(self.flatten(x))
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32), sized=True)
 def linear_classifier(**config: Any) -> LinearClassifier:
     """One linear layer; 30,730 parameters on CIFAR-10."""
     return LinearClassifier(**config)

@@ -40,7 +40,7 @@ class MLP(nn.Module):
     accepted as by all models; there is no kernel in these layers. Raises ValueError for an unknown activation.
     """
 
-    head = ("fc",)
+    HEAD = ("fc",)
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class MLP(nn.Module):
         return self.fc(self.hidden(x))
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32), sized=True)
 def mlp2(hidden: int = 100, **config: Any) -> MLP:
     """Two layers: one hidden layer of ``hidden`` units."""
     return MLP((hidden,), **config)
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32), sized=True)
 def mlp3(hidden: int = 100, **config: Any) -> MLP:
     """Three layers: two hidden layers of ``hidden`` units each."""
     return MLP((hidden, hidden), **config)

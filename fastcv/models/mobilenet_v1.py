@@ -28,7 +28,7 @@ def _conv(before: int, after: int, kernel: int, stride: int, groups: int, layers
 class MobileNetV1(nn.Module):
     """[N, in_chans, H, W] to logits [N, num_classes]. width_mult: all channels are multiplied by it."""
 
-    head = ("classifier.1",)
+    HEAD = ("classifier.1",)
 
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0, dropout: float = 0.001, layers: Any = fastcv_nn

@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """[N, in_chans, H, W] to logits [N, num_classes]. width_mult: all channels are multiplied by it and rounded to 8."""
 
-    head = ("classifier.1",)
+    HEAD = ("classifier.1",)
 
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0, dropout: float = 0.2, layers: Any = fastcv_nn

@@ -118,7 +118,7 @@ class ResNet(nn.Module):
     (Bottleneck only), as segmentation needs.
     """
 
-    head = ("fc",)
+    HEAD = ("fc",)
 
     def __init__(
         self,

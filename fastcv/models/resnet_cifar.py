@@ -81,7 +81,7 @@ class ResNetCifar(nn.Module):
     the same parameters with either.
     """
 
-    head = ("fc",)
+    HEAD = ("fc",)
 
     def __init__(
         self,
@@ -138,37 +138,37 @@ class ResNetCifar(nn.Module):
         return network
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32))
 def resnet8(**config: Any) -> ResNetCifar:
     """One block per stage: the smallest of the family."""
     return ResNetCifar((1, 1, 1), **config)
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32))
 def resnet20(**config: Any) -> ResNetCifar:
     """Three blocks per stage, 0.27 M parameters."""
     return ResNetCifar((3, 3, 3), **config)
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32))
 def resnet32(**config: Any) -> ResNetCifar:
     """Five blocks per stage, 0.47 M parameters."""
     return ResNetCifar((5, 5, 5), **config)
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32))
 def resnet44(**config: Any) -> ResNetCifar:
     """Seven blocks per stage, 0.66 M parameters."""
     return ResNetCifar((7, 7, 7), **config)
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32))
 def resnet56(**config: Any) -> ResNetCifar:
     """Nine blocks per stage, 0.86 M parameters."""
     return ResNetCifar((9, 9, 9), **config)
 
 
-@register_model()
+@register_model(input_size=(3, 32, 32))
 def resnet110(**config: Any) -> ResNetCifar:
     """Eighteen blocks per stage, 1.7 M parameters."""
     return ResNetCifar((18, 18, 18), **config)

@@ -51,7 +51,7 @@ class ShuffleUnit(nn.Module):
 class ShuffleNetV2(nn.Module):
     """[N, in_chans, H, W] to logits [N, num_classes]. widths: channels of the three stages and of the last convolution."""
 
-    head = ("fc",)
+    HEAD = ("fc",)
 
     def __init__(self, widths: Sequence[int], num_classes: int = 1000, in_chans: int = 3, layers: Any = fastcv_nn) -> None:
         super().__init__()

@@ -21,9 +21,12 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """[N, in_chans, H, W] to logits [N, num_classes]; H and W of 32 and up, 224 in the paper. counts: convolutions per stage."""
+    """[N, in_chans, H, W] to logits [N, num_classes]; H and W of 32 and up, 224 in the paper. counts: convolutions per stage.
 
-    head = ("classifier.6",)
+    num_classes=0 leaves out the linear layers; the answer is then the pooled maps, [N, 25088].
+    """
+
+    HEAD = ("classifier.6",)
 
     def __init__(
         self,
@@ -49,11 +52,13 @@ class VGG(nn.Module):
             stages.append(layers.MaxPool2d(2))
         self.features = nn.Sequential(*stages)
         self.avgpool = layers.AdaptiveAvgPool2d(7)
-        self.classifier = nn.Sequential(
-            *(nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout)),
-            *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout)),
-            nn.Linear(4096, num_classes),
-        )
+        self.classifier = nn.Sequential()
+        if num_classes:
+            self.classifier = nn.Sequential(
+                *(nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+                *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+                nn.Linear(4096, num_classes),
+            )
         he_(self)
         linear_normal_(self, 0.01)
 
@@ -63,8 +68,10 @@ class VGG(nn.Module):
 
 def _vgg(counts: Sequence[int], batch_norm: bool, features_only: bool = False, **config: Any) -> nn.Module:
     """features_only: five maps, after the last ReLU of each stage, at strides 1, 2, 4, 8 and 16."""
-    network = VGG(counts, batch_norm, **config)
-    return FeatureMaps(network, [str(i) for i in network.stage_ends], WIDTHS) if features_only else network
+    if not features_only:
+        return VGG(counts, batch_norm, **config)
+    network = VGG(counts, batch_norm, **{**config, "num_classes": 0})
+    return FeatureMaps(network, [str(i) for i in network.stage_ends], WIDTHS)
 
 
 @register_model()

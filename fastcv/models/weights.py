@@ -87,15 +87,17 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | os.PathLike, strict: bool = True, ignore_unexpected: bool = False) -> WeightsReport:
     """Copies the tensors of a file into ``model``; returns the account of all keys.
 
-    A layer named in ``model.head`` whose shape differs, as for another number of classes, keeps its initial values; that is
-    no error. strict: anything else that does not fit raises WeightsError with the whole account, and the model stays as it
-    was; strict=False loads what fits. ignore_unexpected: keys that only the file has are listed and are no error.
+    A layer named in ``model.HEAD`` whose shape differs, as for another number of classes, keeps its initial values, and keys of
+    a part named in ``model.OPTIONAL`` that the model was built without are left: both are no error. strict: anything else that
+    does not fit raises WeightsError with the whole account, and the model stays as it was; strict=False loads what fits.
+    ignore_unexpected: keys that only the file has are listed and are no error.
     """
     own, state = model.state_dict(), read_state_dict(path)
     rename = getattr(model, "renamed_key", None)
     if rename is not None:
         state = {rename(key): value for key, value in state.items()}
-    heads = tuple(f"{name}." for name in getattr(model, "head", ()))
+    heads = tuple(f"{name}." for name in getattr(model, "HEAD", ()))
+    optional = tuple(f"{name}." for name in getattr(model, "OPTIONAL", ()) if getattr(model, name) is None)
     differing = [
         (key, tuple(value.shape), tuple(own[key].shape)) for key, value in state.items() if key in own and value.shape != own[key].shape
     ]
@@ -105,10 +107,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike, strict: bool = True,
         loaded=tuple(key for key in own if key in fits),
         missing=tuple(key for key in own if key not in state),
         unexpected=tuple(key for key in state if key not in own),
-        mismatched=tuple(row for row in differing if not row[0].startswith(heads or "\0")),
-        reset=tuple(row for row in differing if row[0].startswith(heads or "\0")),
+        mismatched=tuple(row for row in differing if not row[0].startswith(heads)),
+        reset=tuple(row for row in differing if row[0].startswith(heads)),
     )
-    if strict and (report.missing or report.mismatched or (report.unexpected and not ignore_unexpected)):
+    surplus = [key for key in report.unexpected if not (ignore_unexpected or key.startswith(optional))]
+    if strict and (report.missing or report.mismatched or surplus):
         raise WeightsError(f"the weights do not fit {type(model).__name__}; {report}")
     model.load_state_dict(fits, strict=False)
     return report
