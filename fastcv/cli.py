@@ -1,4 +1,4 @@
-"""The command line: ``fastcv info``, ``fastcv doctor``, ``fastcv explain`` (also ``python -m fastcv``)."""
+"""The command line: ``fastcv info``, ``doctor``, ``explain``, ``models`` and ``summary`` (also ``python -m fastcv``)."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def parse_size(text: str) -> list[int]:
 def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
+    from .models.commands import add_commands as add_models
 
     @app.command()
     def info() -> None:
@@ -135,6 +136,7 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
+    add_models(app, console)
     return app
 
 
