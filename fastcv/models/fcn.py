@@ -37,8 +37,8 @@ class FCNVGG16(SegmentationNetwork):
 
     stride: 32 upsamples the last scores at once; 16 first adds those of pool4; 8 those of pool3 too. Each upsampling is a
     transposed convolution with one bilinear filter per class to start with. code_channels: of the convolutions that stand for
-    VGG's linear layers. The paper pads the image by 100 pixels and crops; here
-    the 7x7 convolution is padded instead, with as many parameters. Score layers start at zero, as in the paper.
+    VGG's linear layers. The paper pads the image by 100 pixels and crops; here the 7x7 convolution is padded instead, with as many
+    parameters. Score layers start at zero, as in the paper.
     """
 
     HEAD = ("score", "score_pool4", "score_pool3", "upscore", "upscore_pool4", "upscore_pool3")
