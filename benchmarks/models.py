@@ -1,7 +1,7 @@
 """Throughput of fastcv.models against the same models of torch.nn and torch.compile. ``python benchmarks/models.py``.
 
-Inference and training at batches of 1, 8 and 32, float32, in each contender's better layout. Contenders take turns in one process; times are
-medians. The answers are compared before anything is timed. Writes results/models.csv and .md.
+Inference and training at batches of 1, 8 and 32, float32, in each contender's better layout. Contenders take turns in one process;
+times are medians. The answers are compared before anything is timed. Writes results/models.csv and .md.
 """
 
 from __future__ import annotations
