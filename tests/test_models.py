@@ -122,9 +122,9 @@ def test_registry() -> None:
     assert "unet" in models.list_models(task="segmentation")
     assert models.list_models(task="reconstruction") == ["autoencoder"]
     for name in names:
-        assert models.get_model is not None and callable(getattr(models, name)), name
+        assert callable(getattr(models, name)), name
         assert models.model_info(name).name == name
-    with pytest.raises(ValueError, match="no model 'resnet5O'; did you mean resnet50"):
+    with pytest.raises(ValueError, match="no model 'resnet5O'; did you mean .*resnet50"):
         models.get_model("resnet5O")
     with pytest.raises(ValueError, match=r"list_models\(\) lists the names"):
         models.get_model("/weights/model.pt")

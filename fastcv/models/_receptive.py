@@ -21,6 +21,7 @@ __all__ = ["ALL", "Field", "ReceptiveFields"]
 ALL = math.inf
 Labels = tuple[frozenset[int], ...]
 _NONE: frozenset[int] = frozenset()
+_OF_MAP: Labels = (_NONE, _NONE, frozenset((0,)), frozenset((1,)))  # of [N, C, H, W]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ def _fastcv_convolution(field: Field, args: Sequence[Any], out: Tensor) -> Field
     return _convolution(field, (*args[:6], False), out)
 
 
+def _fastcv_transposed(field: Field, args: Sequence[Any], out: Tensor) -> Field | None:
+    """A transposed convolution is fastcv's input gradient."""
+    return _convolution(field, (*args[:3], args[4], args[5], args[6], True), out)
+
+
 def _pool(field: Field, args: Sequence[Any], out: Tensor) -> Field:
     kernel = _pair(args[1])
     stride = _pair(args[2]) if len(args) > 2 and args[2] else kernel
@@ -96,6 +102,7 @@ def _unpooled(field: Field, args: Sequence[Any], out: Tensor) -> Field:
 _MAPS: dict[str, Callable[[Field, Sequence[Any], Tensor], Field | None]] = {
     "convolution": _convolution,
     "conv": _fastcv_convolution,
+    "conv_dgrad": _fastcv_transposed,
     "max_pool2d_with_indices": _pool,
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
@@ -105,12 +112,15 @@ _MAPS: dict[str, Callable[[Field, Sequence[Any], Tensor], Field | None]] = {
     "upsample_bilinear2d": _resized(True),
     "upsample_nearest2d": _resized(False),
     "max_unpool2d": _unpooled,
+    "upsample_bed_of_nails": _unpooled,
 }
 _MATMULS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
 def _regrouped(labels: Labels, before: Sequence[int], after: Sequence[int]) -> Labels:
     """Labels after a view: dimensions that are merged or split share the labels of their group."""
+    if not math.prod(before):
+        return (_NONE,) * len(after)
     old = [(size, label) for size, label in zip(before, labels, strict=True) if size != 1]
     new = [i for i, size in enumerate(after) if size != 1]
     result = [_NONE] * len(after)
@@ -168,15 +178,16 @@ _SOFTMAXES = frozenset(("_softmax", "_log_softmax", "softmax", "log_softmax"))
 
 
 class ReceptiveFields:
-    """The fields of all tensors that ``see`` has been shown; ``start`` at an image [N, C, H, W], then every op in its order."""
+    """The fields of all tensors that ``see`` has been shown: ``start`` at the input, then every op in its order.
+
+    An input that is no image [N, C, H, W] has no field, nor has what is computed from it.
+    """
 
     def __init__(self) -> None:
         self._fields = WeakTensorKeyDictionary()
 
     def start(self, image: Tensor) -> None:
-        rows, columns = image.shape[-2:]
-        labels = (*[_NONE] * (image.dim() - 2), frozenset((0,)), frozenset((1,)))
-        self._fields[image] = Field((1, 1), (1, 1), (rows, columns), labels)
+        self._fields[image] = Field((1, 1), (1, 1), tuple(image.shape[2:]), _OF_MAP) if image.dim() == 4 else None
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._fields
@@ -201,8 +212,7 @@ class ReceptiveFields:
             field = _MAPS[name](fields[0], args, out)
             if field is None:
                 return None
-            labels = (*[_NONE] * (out.dim() - 2), frozenset((0,)), frozenset((1,)))
-            return replace(field, extents=tuple(out.shape[-2:]), labels=labels)
+            return replace(field, extents=tuple(out.shape[-2:]), labels=_OF_MAP[4 - out.dim() :])
         if name in _MATMULS:
             return self._product(*(args[i] for i in _MATMULS[name]))
         if name in _MOVES:

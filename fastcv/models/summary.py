@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ __all__ = ["Layer", "Summary", "summarise"]
 class Layer:
     """One call of one module. shape: of its first output; memory: bytes of its outputs that are new, not views nor in place;
     parameters: its own and those of modules within that it uses without calling, counted at its first call; multiply_adds: of
-    its own ops; sees: rows and columns of the image that one value of the output sees, None where that is not known.
+    its own ops; sees: rows and columns of the image that one value of the output depends on, None where that is not known;
+    computes: False for one that passes its input on.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Layer:
     parameters: int = 0
     multiply_adds: int = 0
     sees: tuple[float, float] | None = None
-    ops: list[str] = field(default_factory=list)
+    computes: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Recorder(TorchDispatchMode):
             layer = self.stack[-1]
             layer.multiply_adds += work.flops(op, args, kwargs, out) // 2
             if any(isinstance(t, Tensor) and t in self.fields for t in pytree.tree_leaves(out)):
-                layer.ops.append(op._opname)
+                layer.computes = True
         return out
 
 
@@ -98,12 +99,12 @@ def _recording(model: nn.Module, recorder: _Recorder, layers: list[Layer]) -> It
             layer.shape = tuple(outputs[0].shape)
             seen = recorder.fields.of(outputs[0])
             layer.sees = None if seen is None else seen.sizes
-        if layer.ops:
+        if layer.computes:
             layer.memory = sum(t.nbytes for t in outputs if t.untyped_storage()._cdata not in storages)
         if module not in called:
             layer.parameters = sum(p.numel() for p in module.parameters(recurse=False))
         called.add(module)
-        if layer.ops or layer.parameters or not any(True for _ in module.children()):
+        if layer.computes or layer.parameters or not any(True for _ in module.children()):
             layers.append(layer)
 
     handles = [m.register_forward_pre_hook(enter) for m in names] + [m.register_forward_hook(leave) for m in names]
@@ -117,7 +118,7 @@ def _recording(model: nn.Module, recorder: _Recorder, layers: list[Layer]) -> It
 
 def _adopt(model: nn.Module, called: set[nn.Module], layers: list[Layer]) -> None:
     """Gives the parameters of modules that were not called to the module around them, where that has a row of its own."""
-    rows = {layer.name: layer for layer in reversed(layers) if layer.ops}
+    rows = {layer.name: layer for layer in reversed(layers) if layer.computes}
     for name, module in model.named_modules():
         parent = rows.get(name.rpartition(".")[0])
         if module not in called and parent is not None and isinstance(module, nn.Linear):
