@@ -48,12 +48,11 @@ SMALL = {
     "swin": (lambda layers: SwinTransformer(12, (2, 2), (2, 3), 3, 4, 5, drop_path=0.0, layers=layers), (2, 3, 45, 38)),
     "mixer": (lambda layers: MLPMixer(32, 8, 2, 24, 5, layers=layers), (2, 3, 32, 32)),
     "fcn8s": (lambda layers: FCNVGG16(8, 4, code_channels=32, layers=layers), (1, 3, 45, 39)),
-    "fcn_resnet": (lambda layers: models.fcn_resnet50(num_classes=4, aux_loss=True, layers=layers), (2, 3, 33, 40)),
     "deconvnet": (lambda layers: DeconvNet(4, 3, (8, 8, 16), (1, 2, 1), 16, 3, layers=layers), (2, 3, 27, 30)),
     "autoencoder": (lambda layers: models.autoencoder(layers=layers), (2, 3, 13, 18)),
     "unet": (lambda layers: models.unet(width=8, layers=layers), (2, 3, 37, 50)),
     "unet_no_skips": (lambda layers: models.unet_small(width=8, skips=False, layers=layers), (2, 3, 37, 50)),
-    "deeplabv3plus": (lambda layers: models.deeplabv3plus_resnet50(num_classes=4, layers=layers), (2, 3, 33, 40)),
+    "deeplabv3plus": (lambda layers: models.deeplabv3plus_resnet50(num_classes=4, aux_loss=True, layers=layers), (2, 3, 33, 40)),
     "upernet_swin": (lambda layers: models.upernet_swin_t(num_classes=4, drop_path=0.0, layers=layers), (2, 3, 33, 40)),
 }
 

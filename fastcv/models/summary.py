@@ -25,7 +25,7 @@ __all__ = ["Layer", "Summary", "summarise"]
 @dataclass
 class Layer:
     """One call of one module. shape: of its first output; memory: bytes of its outputs that are new, not views nor in place;
-    parameters: its own and those of modules within that it uses without calling, counted at its first call; multiply_adds: of
+    parameters: its own, counted at its first call, those of attention with its output projection; multiply_adds: of
     its own ops; sees: rows and columns of the image that one value of the output depends on, None where that is not known;
     computes: False for one that passes its input on.
     """
@@ -113,16 +113,15 @@ def _recording(model: nn.Module, recorder: _Recorder, layers: list[Layer]) -> It
     finally:
         for handle in handles:
             handle.remove()
-    _adopt(model, called, layers)
+    _adopt(model, layers)
 
 
-def _adopt(model: nn.Module, called: set[nn.Module], layers: list[Layer]) -> None:
-    """Gives the parameters of modules that were not called to the module around them, where that has a row of its own."""
-    rows = {layer.name: layer for layer in reversed(layers) if layer.computes}
+def _adopt(model: nn.Module, layers: list[Layer]) -> None:
+    """Gives the output projection of multi-head attention, whose weight is used without a call, to the attention's row."""
+    rows = {layer.name: layer for layer in reversed(layers)}
     for name, module in model.named_modules():
-        parent = rows.get(name.rpartition(".")[0])
-        if module not in called and parent is not None and isinstance(module, nn.Linear):
-            parent.parameters += sum(p.numel() for p in module.parameters(recurse=False))
+        if isinstance(module, nn.MultiheadAttention) and name in rows:
+            rows[name].parameters += sum(p.numel() for p in module.out_proj.parameters())
 
 
 @contextmanager
