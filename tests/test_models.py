@@ -124,7 +124,7 @@ def test_registry() -> None:
     for name in names:
         assert callable(getattr(models, name)), name
         assert models.model_info(name).name == name
-    with pytest.raises(ValueError, match="no model 'resnet5O'; did you mean .*resnet50"):
+    with pytest.raises(ValueError, match=r"no model 'resnet5O'; did you mean .*resnet50"):
         models.get_model("resnet5O")
     with pytest.raises(ValueError, match=r"list_models\(\) lists the names"):
         models.get_model("/weights/model.pt")
