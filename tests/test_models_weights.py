@@ -107,6 +107,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "code.pt").write_bytes(pickle.dumps(Surprise()))
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
+    torch.save({0: torch.zeros(2)}, tmp_path / "indices.pt")
     torch.save(small(), tmp_path / "module.pt")
     whole = tmp_path / "whole.pt"
     torch.save(small().state_dict(), whole)
@@ -114,7 +115,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     for name in ("text.pt", "empty.pt", "code.pt", "module.pt", "cut.pt"):
         with pytest.raises(WeightsError, match=rf"{name}' is not a file of tensors that torch.load\(weights_only=True\) reads"):
             read_state_dict(tmp_path / name)
-    for name in ("list.pt", "numbers.pt"):
+    for name in ("list.pt", "numbers.pt", "indices.pt"):
         with pytest.raises(WeightsError, match=f"{name}' holds no state_dict"):
             read_state_dict(tmp_path / name)
 
@@ -132,6 +133,23 @@ def test_old_keys_of_densenet(tmp_path: Path) -> None:
     other = build()
     assert load_weights(other, tmp_path / "old.pt")
     assert same(other, network)
+
+
+def test_files_without_the_counters_of_batch_norm(saved: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    network, _ = saved
+    torch.save({k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pt")
+    other = small()
+    assert load_weights(other, tmp_path / "old.pt")
+    assert same(other, network)
+
+
+def test_heads_of_segmentation_networks_are_reset_at_their_last_layer_only(tmp_path: Path) -> None:
+    for name in ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3plus_resnet50", "upernet_resnet50"):
+        with torch.device("meta"):
+            states = [models.get_model(name, num_classes=n, aux_loss=True, layers=nn) for n in (3, 5)]
+        differing = {k for k, v in states[0].state_dict().items() if v.shape != states[1].state_dict()[k].shape}
+        assert len(differing) == 4
+        assert all(key.startswith(tuple(f"{head}." for head in states[0].HEAD)) for key in differing)
 
 
 def test_weights_of_a_backbone(tmp_path: Path) -> None:

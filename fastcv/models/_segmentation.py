@@ -72,7 +72,7 @@ class BackboneWithHeads(SegmentationNetwork):
     backbone: gives a list of feature maps. last_only: the head takes the last map instead of the list.
     """
 
-    HEAD = ("classifier", "aux_classifier")
+    HEAD = ("classifier.4", "classifier.score", "aux_classifier.4")  # the last layers: of sequences, and of heads of their own class
     OPTIONAL = ("aux_classifier",)
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None, last_only: bool = True) -> None:

@@ -77,7 +77,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
             break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise WeightsError(f"{str(path)!r} holds no state_dict: a mapping of names to tensors")
     if all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): value for key, value in content.items()}
@@ -90,7 +90,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike, strict: bool = True,
     A layer named in ``model.HEAD`` whose shape differs, as for another number of classes, keeps its initial values, and keys of
     a part named in ``model.OPTIONAL`` that the model was built without are left: both are no error. strict: anything else that
     does not fit raises WeightsError with the whole account, and the model stays as it was; strict=False loads what fits.
-    ignore_unexpected: keys that only the file has are listed and are no error.
+    ignore_unexpected: keys that only the file has are listed and are no error. The counters ``num_batches_tracked`` of batch
+    norms, which files from before 2018 lack, are not counted as missing.
     """
     own, state = model.state_dict(), read_state_dict(path)
     rename = getattr(model, "renamed_key", None)
@@ -105,7 +106,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike, strict: bool = True,
     report = WeightsReport(
         os.fspath(path),
         loaded=tuple(key for key in own if key in fits),
-        missing=tuple(key for key in own if key not in state),
+        missing=tuple(key for key in own if key not in state and not key.endswith(".num_batches_tracked")),
         unexpected=tuple(key for key in state if key not in own),
         mismatched=tuple(row for row in differing if not row[0].startswith(heads)),
         reset=tuple(row for row in differing if row[0].startswith(heads)),
