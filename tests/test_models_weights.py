@@ -104,7 +104,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         small(weights=tmp_path / "nowhere.pt")
     (tmp_path / "text.pt").write_text("no tensors here")
     (tmp_path / "empty.pt").write_bytes(b"")
-    (tmp_path / "code.pt").write_bytes(pickle.dumps(Surprise()))
+    (tmp_path / "code.pt").write_bytes(pickle.dumps(Surprise(), protocol=2))
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     torch.save({0: torch.zeros(2)}, tmp_path / "indices.pt")
