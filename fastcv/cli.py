@@ -1,4 +1,4 @@
-"""The command line: ``fastcv info``, ``doctor``, ``explain``, ``bench`` (also ``python -m fastcv``)."""
+"""The command line: ``fastcv --help`` lists the commands (also ``python -m fastcv``)."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def parse_size(text: str) -> list[int]:
 def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
+    from .models.commands import add_commands as add_models
 
     @app.command()
     def info() -> None:
@@ -138,6 +139,7 @@ def _application() -> typer.Typer:
     from .bench.commands import app as bench
 
     app.add_typer(bench, name="bench")
+    add_models(app, console)
     return app
 
 
