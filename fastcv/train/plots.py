@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .loop import Epoch
 
-__all__ = ["confusion", "confusion_matrix", "curves", "filters", "misclassified", "neighbours"]
+__all__ = ["confusion", "curves", "filters", "misclassified", "neighbours"]
 
 BLUE, ORANGE, RED, GREY = "#1f5fa8", "#e07b1f", "#b3261e", "#555555"
 
@@ -47,11 +47,6 @@ def curves(file: Path, histories: Mapping[str, Sequence[Epoch]], title: str) -> 
     accuracy.legend(frameon=False, loc="lower right")
     figure.suptitle(_plain(title))
     figure.savefig(file)
-
-
-def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts [classes, classes]: row true, column predicted."""
-    return torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
 def confusion(file: Path, matrix: Tensor, classes: Sequence[str], title: str) -> None:
