@@ -90,7 +90,7 @@ class Demo:
     def network(self, name: str) -> ResNetCifar:
         """A new network with this library's layers; the same parameters each time."""
         torch.manual_seed(self.settings.recipe.seed)
-        shape = {"in_channels": self.data.images.shape[1], "num_classes": len(self.data.classes)}
+        shape = {"in_chans": self.data.images.shape[1], "num_classes": len(self.data.classes)}
         return ResNetCifar(self.settings.blocks, self.settings.widths, layers=self.layers[name], **shape)
 
     def trainer(self, name: str) -> Trainer:

@@ -73,7 +73,7 @@ def test_refuses_what_cannot_be_folded() -> None:
 
 @torch.no_grad()
 def test_a_whole_network_folds() -> None:
-    network = resnet20(in_channels=2, num_classes=7)
+    network = resnet20(in_chans=2, num_classes=7)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2)
