@@ -1,4 +1,4 @@
-"""The command line: ``fastcv info``, ``fastcv doctor``, ``fastcv explain`` (also ``python -m fastcv``)."""
+"""The command line: ``fastcv info``, ``doctor``, ``explain``, and those of ``train/commands.py`` (also ``python -m fastcv``)."""
 
 from __future__ import annotations
 
@@ -135,6 +135,9 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
+    from .train.commands import register
+
+    register(app)
     return app
 
 

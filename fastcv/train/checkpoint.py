@@ -53,23 +53,15 @@ def _replace(file: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 def load(file: str | Path) -> dict[str, Any]:
     """The checkpoint ``file``, its tensors on the CPU. Raises CheckpointError."""
-    state = load_any(file)
-    if not isinstance(state, dict) or not state.keys() >= KEYS:
-        raise CheckpointError(f"{file} is no checkpoint of fastcv train: it lacks {', '.join(sorted(KEYS - set(state)))}")
-    return state
-
-
-def load_any(file: str | Path) -> dict[str, Any]:
-    """A dict that torch.save wrote. Raises CheckpointError."""
     path = Path(file)
     if not path.is_file():
         raise CheckpointError(f"{file} {'is a folder, expected a checkpoint file' if path.is_dir() else 'does not exist'}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything
-        raise CheckpointError(
-            f"{file} is no checkpoint that can be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, expected a dict")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{file} is no checkpoint that can be read: {reason}") from None
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        lacking = f"it lacks {', '.join(sorted(KEYS - state.keys()))}" if isinstance(state, dict) else f"it holds a {type(state).__name__}"
+        raise CheckpointError(f"{file} is no checkpoint of fastcv train: {lacking}")
     return state

@@ -33,7 +33,7 @@ from .evaluation import Scores, autocast, cross_entropy, evaluate, inputs_of, lo
 from .files import ImageFiles
 from .log import Log
 from .loop import Diverged
-from .network import build, load_weights, outputs_of
+from .network import build, outputs_of
 from .optimizers import advance, optimizer_of, schedule_of
 from .options import FREE, OptionError, Options, flag, normalized
 from .processes import World
@@ -87,8 +87,8 @@ class Engine:
         self.augmentation = Augmentation(options, data.task, data.shape, data.white, data.mirrored)
         if data.task == "segmentation" and (options.mixup_alpha or options.cutmix_alpha):
             raise OptionError("--mixup-alpha and --cutmix-alpha are for classification, the data has masks")
-        network = build(options, len(data.classes), data.shape[0])
-        self.weights_left_out = load_weights(network, options.weights) if options.weights else []
+        shape = (data.shape[0], *[options.train_crop_size or side for side in data.shape[1:]])
+        network = build(options, data.task, len(data.classes), shape)
         if options.sync_bn and world.size > 1:
             network = _synchronised(network, self.device)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -138,7 +138,7 @@ class Engine:
             "epoch": self.epoch,
             "step": self.step,
             "args": self.options.as_dict(),
-            "data": self._facts(),
+            "data": self.facts(),
             "history": self.history,
             "partial": self.partial,
             "best": self.best,
@@ -149,7 +149,8 @@ class Engine:
             found |= {"model_ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
         return found
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What is known of the data and must be known to use the network."""
         return {
             "name": self.data.name,
             "task": self.data.task,
@@ -182,7 +183,7 @@ class Engine:
             )
         if state["world_size"] != self.world.size:
             raise OptionError(f"{file} was made by {state['world_size']} processes, now there are {self.world.size}")
-        for name, value in self._facts().items():
+        for name, value in self.facts().items():
             if name != "name" and state["data"].get(name) != value:
                 raise OptionError(f"the data is not what {file} was trained on: its {name} differs")
         self.network.load_state_dict(state["model"])
@@ -257,7 +258,7 @@ class Engine:
         seed = _mix(self.options.seed, self.epoch, step, self.world.rank)
         torch.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - for augmentations of others that draw from it
+        np.random.seed(seed % 2**32)
 
     def _backward(self, images: Tensor, labels: Tensor, group: int, ends: bool) -> float:
         """Forward and backward of one batch, one of ``group`` of an update; returns its mean loss."""

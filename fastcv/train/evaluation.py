@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .. import functional
-
 from .augmentation import center_crop
 from .data import IGNORED, Images, Standardiser
 from .files import ImageFiles
@@ -21,7 +20,7 @@ from .network import outputs_of
 from .options import Options
 from .processes import World
 
-__all__ = ["Scores", "answers", "autocast", "confusion_matrix", "cross_entropy", "evaluate", "inputs_of", "loader_of"]
+__all__ = ["Scores", "autocast", "batches_of", "confusion_matrix", "cross_entropy", "evaluate", "inputs_of", "loader_of"]
 
 
 class Indexed(Dataset[Any]):
@@ -103,21 +102,14 @@ class Scores:
         return found | {"accuracy": self.accuracy} | {f"top{k}": share for k, share in self.top.items()}
 
 
-def answers(
-    network: nn.Module, data: Images | ImageFiles, indices: Tensor, prepare: Standardiser, options: Options, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images, labels int64 and logits float32 of one batch after the other, all on the device; the network is in evaluation mode."""
-    network.eval()
-    with torch.no_grad():
-        for images, labels in loader_of(data, [part.tolist() for part in indices.split(options.batch_size)], options):
-            crop = options.val_crop_size or options.train_crop_size
-            images = center_crop(images, crop)
-            labels = (center_crop(labels, crop) if labels.dim() == 3 else labels).long()
-            with autocast(options, device):
-                logits, _ = outputs_of(network, inputs_of(images, prepare, options, device))
-            yield images, labels.to(device), logits.float()
+def batches_of(data: Images | ImageFiles, indices: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images uint8 and labels int64 of ``indices``, in order, cut as --val-crop-size says."""
+    crop = options.val_crop_size or options.train_crop_size
+    for images, labels in loader_of(data, [part.tolist() for part in indices.split(options.batch_size)], options):
+        yield center_crop(images, crop), (center_crop(labels, crop) if labels.dim() == 3 else labels).long()
 
 
+@torch.no_grad()
 def evaluate(
     network: nn.Module,
     data: Images | ImageFiles,
@@ -128,13 +120,19 @@ def evaluate(
     world: World,
     on_batch: Callable[[Tensor, Tensor, Tensor], None] = lambda images, labels, logits: None,
 ) -> Scores:
-    """The scores over ``indices``, each process taking its share. on_batch sees the images, labels and logits of this process."""
+    """The network's scores over ``indices``, each process taking its share; it is left in evaluation mode.
+
+    on_batch sees the images, labels and logits of this process."""
     classes = len(data.classes)
     ks = [k for k in (1, 5) if k < classes]
     matrix = torch.zeros(classes, classes, dtype=torch.long, device=device)
     hits = torch.zeros(len(ks), dtype=torch.long, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for images, labels, logits in answers(network, data, indices[world.rank :: world.size], prepare, options, device):
+    network.eval()
+    for images, labels in batches_of(data, indices[world.rank :: world.size], options):
+        with autocast(options, device):
+            logits = outputs_of(network, inputs_of(images, prepare, options, device))[0].float()
+        labels = labels.to(device)
         loss += cross_entropy(options)(logits, labels, ignore_index=IGNORED, reduction="sum")
         counted = labels != IGNORED
         matrix += confusion_matrix(logits.argmax(1)[counted], labels[counted], classes)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .data import IGNORED, DataError, Images
 
-__all__ = ["SUFFIXES", "ImageFiles", "printable", "read_picture", "visible"]
+__all__ = ["SUFFIXES", "ImageFiles", "covering", "fitting", "printable", "read_picture", "rgb", "visible"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+NEAREST, BICUBIC = 0, 3  # Pillow's Image.Resampling
 IN_MEMORY = 1 << 30  # bytes of decoded images up to which they are all kept
 
 
@@ -79,19 +80,18 @@ class ImageFiles:
         """The image, its mask where there is one, and the pixels, sum and sum of squares of its channels [3, 3]."""
         file = self.files[index]
         if isinstance(self.labels, Tensor):
-            pixels = read_picture(file, lambda image: _covering(image, self.size))
+            pixels = read_picture(file, lambda image: covering(image, (self.size, self.size)))
             return _channels_first(pixels), None, _sums(pixels)
-        whole = read_picture(file, _rgb)
+        whole = read_picture(file, rgb)
         mask = read_picture(self.labels[index], lambda image: _mask(image, whole.size))
-        fitted = [image.resize(_fitting(whole.size, self.size), method) for image, method in ((whole, 3), (mask, 0))]
-        values = np.asarray(fitted[1])
+        size = fitting(whole.size, (self.size, self.size))
+        pixels, values = np.asarray(whole.resize(size, BICUBIC)), np.asarray(mask.resize(size, NEAREST))
         known = np.unique(values)
         if any(value >= len(self.classes) and value != IGNORED for value in known.tolist()):
             wrong = next(value for value in known.tolist() if value >= len(self.classes))
             raise DataError(f"{self.labels[index]} holds the class {wrong}, there are {len(self.classes)} (and {IGNORED} for no class)")
         image, target = np.zeros((self.size, self.size, 3), np.uint8), np.full((self.size, self.size), IGNORED, np.uint8)
         height, width = values.shape
-        pixels = np.asarray(fitted[0])
         image[:height, :width], target[:height, :width] = pixels, values
         return _channels_first(image), torch.from_numpy(target), _sums(pixels)
 
@@ -169,7 +169,8 @@ def read_picture(file: Path, convert: Callable[[Any], Any]) -> Any:
         raise DataError(f"{file} cannot be read as an image: {error}") from error
 
 
-def _rgb(image: Any) -> Any:
+def rgb(image: Any) -> Any:
+    """An opened picture as RGB, upright."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -178,10 +179,11 @@ def _rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _covering(image: Any, size: int) -> np.ndarray:
+def covering(image: Any, size: tuple[int, int]) -> np.ndarray:
+    """Its RGB bytes [height, width, 3], scaled to cover ``size`` (width, height), the middle kept."""
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(rgb(image), size, Image.Resampling.BICUBIC))
 
 
 def _mask(image: Any, size: tuple[int, int]) -> Any:
@@ -195,8 +197,9 @@ def _mask(image: Any, size: tuple[int, int]) -> Any:
     return Image.fromarray(values.astype(np.uint8))
 
 
-def _fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
-    scale = side / max(size)
+def fitting(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a picture of ``size`` scaled to fit into the frame (width, height)."""
+    scale = min(frame[0] / size[0], frame[1] / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 

@@ -1,4 +1,4 @@
-"""From an option such as "resnet20" or "package.module:function" to the network, on torch's layers or fastcv's."""
+"""From an option such as "resnet20" or "package.module:function" to the network, on torch's layers or fastcv's, and its answers."""
 
 from __future__ import annotations
 
@@ -13,72 +13,61 @@ from torch import Tensor, nn
 import fastcv
 
 from .. import _ext, models
-from .checkpoint import CheckpointError, load_any
-from .options import Options, OptionError
+from .options import OptionError, Options
 
-__all__ = ["build", "features_of", "load_weights", "outputs_of"]
+__all__ = ["build", "features_of", "outputs_of"]
 
 
-def build(options: Options, classes: int, channels: int) -> nn.Module:
-    """The network, initialised from --seed. Raises OptionError, and NotBuiltError where fastcv's layers are asked for."""
+def build(options: Options, task: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """The network for images of ``shape`` (C, H, W), initialised from --seed, --weights in it.
+
+    Raises OptionError, WeightsError, and NotBuiltError where fastcv's layers are asked for and there is no compiled module.
+    """
     if options.fastcv != "off":
         _ext.module()
     torch.manual_seed(options.seed)
-    layers = fastcv.nn if options.fastcv == "nn" else nn
-    extra = {} if options.dropout < 0 else {"dropout": options.dropout}
-    if ":" in options.model:
-        function = _function(options.model)
-        accepted = inspect.signature(function).parameters
-        any_name = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        arguments = {"num_classes": classes, "in_chans": channels, "layers": layers} | extra
-        left_out = [name for name in arguments if name not in accepted and not any_name]
-        if left_out and left_out != ["layers"]:
-            raise OptionError(f"--model {options.model} does not take {left_out[0]}=")
-        network = function(**{name: value for name, value in arguments.items() if name not in left_out})
-        if not isinstance(network, nn.Module):
-            raise OptionError(f"--model {options.model} gives a {type(network).__name__}, not a torch.nn.Module")
-    else:
-        if options.model not in models.list_models():
-            raise OptionError(f"--model {options.model} is none of {', '.join(models.list_models())}")
-        try:
-            network = models.get_model(options.model, num_classes=classes, in_chans=channels, layers=layers, **extra)
-        except TypeError as error:
-            raise OptionError(f"--model {options.model} cannot be built with these options: {error}") from None
+    config = {"num_classes": classes, "layers": fastcv.nn if options.fastcv == "nn" else nn}
+    if options.dropout >= 0:
+        config["dropout"] = options.dropout
+    network = _of_user(options, config | {"in_chans": shape[0]}) if ":" in options.model else _of_zoo(options, task, config, shape)
+    if options.weights:
+        report = models.load_weights(network, options.weights)
+        if report.reset:
+            names = ", ".join(key for key, _, _ in report.reset)
+            print(f"--weights {options.weights}: {names} are for other classes and start anew", file=sys.stderr)
     return fastcv.optimize(network, mode="training", inplace=True) if options.fastcv == "optimize" else network
 
 
-def _function(spec: str) -> Any:
-    package, _, function = spec.partition(":")
+def _of_zoo(options: Options, task: str, config: dict[str, Any], shape: tuple[int, int, int]) -> nn.Module:
+    try:
+        info = models.model_info(options.model)
+        if info.task != task:
+            raise ValueError(f"{options.model} is a model for {info.task}, the data is for {task}")
+        return models.get_model(options.model, **config, **info.config_for(*shape))
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"--model {options.model}: {error}") from error
+
+
+def _of_user(options: Options, config: dict[str, Any]) -> nn.Module:
+    package, _, name = options.model.partition(":")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(package), function)
+        function = getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"--model {spec}: {error}") from error
+        raise OptionError(f"--model {options.model}: {error}") from error
     finally:
         sys.path.remove("")
-
-
-def load_weights(network: nn.Module, file: str) -> list[str]:
-    """Parameters from a checkpoint or a state_dict, those that fit by name and shape. Returns what did not, one line each.
-
-    Raises CheckpointError if the file cannot be read or nothing in it fits.
-    """
-    state = load_any(file)
-    state = state.get("model_ema") or state.get("model") or state
-    own = network.state_dict()
-    fitting, lines = {}, []
-    for name, value in state.items():
-        if name not in own:
-            lines.append(f"{name}: the model has no such parameter")
-        elif not isinstance(value, Tensor) or value.shape != own[name].shape:
-            lines.append(f"{name}: {list(getattr(value, 'shape', []))} in the file, {list(own[name].shape)} in the model")
-        else:
-            fitting[name] = value
-    if not fitting:
-        raise CheckpointError(f"{file} holds no parameter of this model (the first: {lines[0] if lines else 'it is empty'})")
-    lines += [f"{name}: not in the file" for name in own if name not in state]
-    network.load_state_dict(fitting, strict=False)
-    return lines
+    accepted = inspect.signature(function).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        if "layers" not in accepted:
+            config.pop("layers")
+        missing = [name for name in config if name not in accepted]
+        if missing:
+            raise OptionError(f"--model {options.model} does not take {missing[0]}=")
+    network = function(**config)
+    if not isinstance(network, nn.Module):
+        raise OptionError(f"--model {options.model} gives a {type(network).__name__}, not a torch.nn.Module")
+    return network
 
 
 def outputs_of(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -91,7 +80,7 @@ def outputs_of(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | Non
 
 @torch.no_grad()
 def features_of(network: nn.Module, images: Tensor) -> Tensor:
-    """What the last linear layer is given, [B, D]. Raises OptionError if the network has none."""
+    """What the last linear layer is given, float32 [B, D]. Raises OptionError if the network has none."""
     last = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not last:
         raise OptionError("this model has no linear layer whose input could serve as features")

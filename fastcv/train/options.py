@@ -94,9 +94,10 @@ class Options:
 
 
 # What may differ between a run and its continuation without changing a bit of the result.
-FREE = frozenset(
-    "output_dir workers threads weights resume test_only recovery_interval checkpoint_hist print_freq tensorboard skip_corrupt".split()
-)
+FREE = {
+    "output_dir", "workers", "threads", "weights", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
+    "tensorboard", "skip_corrupt",
+}  # fmt: skip
 
 
 def flag(name: str) -> str:
