@@ -59,7 +59,9 @@ def load(file: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        refused = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])  # of torch's long advice
+        reason = refused.strip().removeprefix("WeightsUnpickler error: ").split(". ")[0]
         raise CheckpointError(f"{file} is no checkpoint that can be read: {reason}") from None
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         lacking = f"it lacks {', '.join(sorted(KEYS - state.keys()))}" if isinstance(state, dict) else f"it holds a {type(state).__name__}"

@@ -143,7 +143,7 @@ class Engine:
             "partial": self.partial,
             "best": self.best,
             "world_size": self.world.size,
-            "versions": {"fastcv": fastcv.__version__, "torch": torch.__version__},
+            "versions": {"fastcv": fastcv.__version__, "torch": str(torch.__version__)},
         }
         if self.ema is not None:
             found |= {"model_ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
@@ -213,8 +213,9 @@ class Engine:
                 if log is not None:
                     log.add(self.history, scores, self.data)
                 progress.line(self._line(row))
-                if received:
-                    raise Interrupted(received[0])
+                number = self.world.any(received[0] if received else 0, self.device)
+                if number:
+                    raise Interrupted(number)
             if log is not None:
                 log.close()
 
@@ -289,7 +290,8 @@ class Engine:
 
     def _stop_if_lost(self, loss: float) -> None:
         if self.world.any(int(not math.isfinite(loss)), self.device):
-            raise Diverged(f"the training loss became {loss} in epoch {self.epoch + 1}; a smaller --lr may help")
+            value = f"{loss}" if not math.isfinite(loss) else "NaN or infinite in another process"
+            raise Diverged(f"the training loss became {value} in epoch {self.epoch + 1}; a smaller --lr may help")
 
     def _update(self) -> None:
         if self.options.clip_grad_norm:

@@ -16,6 +16,7 @@ from .data import DataError, Images, Standardiser, split
 from .engine import BEST, LAST, Engine
 from .evaluation import Scores, batches_of, evaluate, inputs_of
 from .files import ImageFiles
+from .log import FILES as LOG_FILES
 from .network import build, features_of
 from .options import OptionError, Options, check, normalized
 from .output import OutputError
@@ -48,8 +49,11 @@ def _check_output(options: Options) -> None:
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--output-dir {folder} is a file, expected a folder")
-    if options.resume != "auto":
-        held = [name for name in (LAST, BEST, RESULTS, "log.csv", "log.jsonl", *REPORT_FILES) if (folder / name).exists()]
+    goes_on = options.resume == "auto" and (folder / LAST).exists()
+    if not goes_on:
+        # The first BEST is written before the first LAST: a run killed in between begins anew.
+        ours = (*LOG_FILES, RESULTS, *REPORT_FILES, LAST, *([] if options.resume == "auto" else [BEST]))
+        held = [name for name in ours if (folder / name).exists()]
         own = options.resume and Path(options.resume).resolve().parent == folder.resolve()
         if held and not own:
             raise OutputError(f"{folder} holds {held[0]} of an earlier run; go on with it by --resume auto, or choose another --output-dir")
