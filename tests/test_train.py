@@ -198,6 +198,29 @@ def test_amp_channels_last_tensorboard_and_colour(tmp_path: Path) -> None:
     assert state["data"]["shape"] == [3, 14, 14] and len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
+def test_files_read_by_workers_train_as_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_data import _image_folder
+
+    from fastcv.train import files
+
+    folder = _image_folder(tmp_path / "pets", 9, (24, 18))
+    (folder / "dog" / "5.png").write_bytes(b"")
+    arguments = _words("--model train_models:net --epochs 2 --batch-size 4 --lr 0.01 --val-resize-size 16 --skip-corrupt")
+    memory = _train(folder, tmp_path / "memory", *arguments)
+    monkeypatch.setattr(files, "IN_MEMORY", 0)
+    _same(memory, _train(folder, tmp_path / "here", *arguments))
+    _same(memory, _train(folder, tmp_path / "workers", *arguments, "-j", 2))
+    assert "1 corrupt images left out" in (tmp_path / "workers" / "report.html").read_text()
+
+
+def test_without_matplotlib_there_is_no_report_but_a_result(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcv.train import run
+
+    monkeypatch.setattr(run, "_can_draw", lambda: False)
+    _train(digits, tmp_path / "run", "--model", "train_models:net", "--epochs", 1)
+    assert (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "report.html").exists()
+
+
 def test_segmentation(tmp_path: Path) -> None:
     """The auxiliary head trains, the report has IoU, and masks come back in the size of the pictures."""
     from test_train_data import _voc

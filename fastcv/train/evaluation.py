@@ -43,7 +43,9 @@ def _whole(batch: Any) -> Any:
 def loader_of(data: Images | ImageFiles, batches: list[list[int]], options: Options) -> DataLoader[Any]:
     """These batches of indices, in order. Decoding is not random: the result is the same for any number of workers."""
     workers = options.workers if isinstance(data, ImageFiles) else 0
-    return DataLoader(Indexed(data), batch_sampler=batches, num_workers=workers, collate_fn=_whole, pin_memory=options.device != "cpu")
+    return DataLoader(
+        Indexed(data), batch_sampler=batches, num_workers=workers, collate_fn=_whole, pin_memory=options.device.startswith("cuda")
+    )
 
 
 def autocast(options: Options, device: torch.device) -> AbstractContextManager[Any]:

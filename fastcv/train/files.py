@@ -95,12 +95,13 @@ class ImageFiles:
         image[:height, :width], target[:height, :width] = pixels, values
         return _channels_first(image), torch.from_numpy(target), _sums(pixels)
 
-    def checked(self, skip_corrupt: bool = False, limit: int = IN_MEMORY) -> Images | ImageFiles:
-        """Decodes every file once. Returns Images if they need no more than ``limit`` bytes, else these files, with their sums.
+    def checked(self, skip_corrupt: bool = False, limit: int | None = None) -> Images | ImageFiles:
+        """Decodes every file once. Returns Images if they need no more than ``limit`` bytes (by default IN_MEMORY), else these
+        files, with their sums.
 
         A file that cannot be read raises DataError; with ``skip_corrupt`` it is left out and named in ``skipped``.
         """
-        keep = len(self) * self.size**2 * (3 if self.task == "classification" else 4) <= limit
+        keep = len(self) * self.size**2 * (3 if self.task == "classification" else 4) <= (IN_MEMORY if limit is None else limit)
 
         def one(index: int) -> tuple[Any, ...] | DataError:
             try:

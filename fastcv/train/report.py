@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import write
-from .data import DataError, Images
+from .data import Images
 from .evaluation import Scores
 from .files import ImageFiles
 from .options import Options, defaults, flag
@@ -55,11 +55,9 @@ def write_report(
     examples: Examples,
     results: dict[str, Any],
 ) -> None:
-    """Writes FILES into ``folder``, each whole. Without matplotlib it raises DataError, which names the extra."""
-    try:
-        from . import plots
-    except ImportError as error:
-        raise DataError(f"the pictures and the report need matplotlib ({error}): pip install 'fastcv[plots]'") from error
+    """Writes FILES into ``folder``, each whole. Needs matplotlib."""
+    from . import plots
+
     title = f"{options.model} on {data.name}"
     classes, n = data.classes, int(scores.matrix.sum())
     with tempfile.TemporaryDirectory() as made:

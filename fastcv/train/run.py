@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -83,6 +84,10 @@ def train_and_report(options: Options, console: Any) -> None:
         else:
             console.quiet = True
         world.wait()
+        if not _can_draw():
+            console.print(
+                "matplotlib is missing: the run will have no pictures and no report; pip install 'fastcv[plots]'", highlight=False
+            )
         start = time.perf_counter()
         engine = Engine(options, _data(options, console), world, console)
         if world.first:
@@ -94,6 +99,10 @@ def train_and_report(options: Options, console: Any) -> None:
         if world.first:
             _finish(engine, time.perf_counter() - start)
         world.wait()
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _finish(engine: Engine, seconds: float) -> None:
@@ -112,9 +121,12 @@ def _finish(engine: Engine, seconds: float) -> None:
         "versions": best["versions"],
     }
     checkpoint.write(output / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
-    write_report(output, options, data, engine.history, scores, examples, results)
+    if _can_draw():
+        write_report(output, options, data, engine.history, scores, examples, results)
     engine.console.print(table(scores, data, f"Test part, {len(engine.parts.test):,} images, epoch {best['best']['epoch']}"))
-    engine.console.print(f"{output}/report.html; {seconds:.0f} s in all", markup=False, highlight=False, soft_wrap=True)
+    engine.console.print(
+        f"{output}/{'report.html' if _can_draw() else RESULTS}; {seconds:.0f} s in all", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def table(scores: Scores, data: Images | ImageFiles, title: str, more: dict[str, float] | None = None) -> Any:
