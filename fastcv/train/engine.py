@@ -284,9 +284,12 @@ class Engine:
         return value
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if not targets.is_floating_point() and not (targets != IGNORED).any():
-            return logits.sum() * 0.0  # torch's mean over no pixel is NaN
-        return cross_entropy(self.options)(logits, targets, ignore_index=IGNORED, label_smoothing=self.options.label_smoothing)
+        loss, smoothing = cross_entropy(self.options), self.options.label_smoothing
+        if targets.is_floating_point():  # of mixup: probabilities
+            return loss(logits, targets, label_smoothing=smoothing)
+        if not (targets != IGNORED).any():
+            return logits.sum() * 0.0  # the mean over no pixel is NaN
+        return loss(logits, targets, ignore_index=IGNORED, label_smoothing=smoothing)
 
     def _stop_if_lost(self, loss: float) -> None:
         if self.world.any(int(not math.isfinite(loss)), self.device):
