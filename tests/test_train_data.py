@@ -179,10 +179,10 @@ def test_files_read_lazily_are_those_in_memory(tmp_path: Path) -> None:
 def test_composed_set_is_exact_and_repeatable() -> None:
     pytest.importorskip("sklearn")
     first = composed.load()
-    assert first.task == "segmentation" and first.images.shape == (1900, 3, 64, 64) and first.labels.dtype == torch.uint8
+    assert first.task == "segmentation" and first.images.shape == (2200, 3, 48, 48) and first.labels.dtype == torch.uint8
     assert first.labels.unique().tolist() == list(range(11)) and len(first.classes) == 11
     parts = split(first, 0)
-    assert [len(part) for part in vars(parts).values()] == [1400, 200, 300]
+    assert [len(part) for part in vars(parts).values()] == [1600, 200, 400]
     for part in vars(parts).values():
         assert first.labels[part].unique().tolist() == list(range(11))
     again = composed.load()

@@ -1,8 +1,8 @@
 """A segmentation set without a download: scikit-learn's handwritten digits on pieces of its two photographs, with exact masks.
 
-Each image is a 64x64 piece of a photograph with one to three digits of 20 to 36 pixels in a colour of their own; the mask holds
-0 for the photograph and digit + 1 where ink covers at least half of a pixel. The parts share neither a digit's scan nor
-a region of a photograph: each photograph is cut into three strips. Needs scikit-learn and Pillow.
+Each image is a 48x48 piece of a photograph with one or two digits of 20 to 32 pixels in colours of their own; the mask holds
+0 for the photograph and digit + 1 where ink covers at least half of a pixel. The parts share neither a digit's scan nor a
+region of a photograph: each photograph is cut into three strips. Needs scikit-learn and Pillow.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .data import DataError, Images, load_digits
 
 __all__ = ["load"]
 
-SIDE = 64
+SIDE = 48
 CLASSES = ("photograph", *(str(digit) for digit in range(10)))
 SHARPNESS = 3.0  # how steeply ink fades at its edge: scaled up from 8x8, it would fade over four pixels
 CONTRAST = 80
-PARTS = (("train", 1400, 0.0, 0.6), ("validation", 200, 0.6, 0.8), ("test", 300, 0.8, 1.0))  # images, and the strip of a photograph
+PARTS = (("train", 1600, 0.0, 0.6), ("validation", 200, 0.6, 0.8), ("test", 400, 0.8, 1.0))  # images, and the strip of a photograph
 
 
 def load(seed: int = 0) -> Images:
-    """1,400 images to train, 200 to validate and 300 to test; the same ones for the same seed. Raises DataError."""
+    """1,600 images to train, 200 to validate and 400 to test; the same ones for the same seed. Raises DataError."""
     try:
         from sklearn.datasets import load_sample_images
 
@@ -61,20 +61,30 @@ def _piece(photographs: list[np.ndarray], start: float, end: float, random: np.r
 def _compose(piece: Tensor, digits: Images, scans: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     mask = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
     taken = torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    for _ in range(random.integers(1, 4)):
+    for _ in range(random.integers(1, 3)):
         scan = int(random.choice(scans))
-        side = int(random.integers(20, 37))
-        top, left = random.integers(0, SIDE - side + 1, 2)
-        place = (slice(top, top + side), slice(left, left + side))
-        if taken[place].any():  # digits do not overlap: a later one that would is left out
+        place = _free_place(taken, random)
+        if place is None:
             continue
         taken[place] = True
+        side = place[0].stop - place[0].start
         ink = F.interpolate(digits.images[scan, None].float() / digits.white, (side, side), mode="bilinear", align_corners=False)[0, 0]
         ink = (SHARPNESS * (ink - 0.5) + 0.5).clamp(0, 1)
         paper = piece[:, place[0], place[1]]
         paper += ink * (_colour(paper, random) - paper)
         mask[place] = torch.where(ink >= 0.5, int(digits.labels[scan]) + 1, 0).to(torch.uint8)
     return piece.round().clamp(0, 255).to(torch.uint8), mask
+
+
+def _free_place(taken: Tensor, random: np.random.Generator) -> tuple[slice, slice] | None:
+    """A square of some size at some place where nothing stands yet; None if chance finds none."""
+    for _ in range(20):
+        side = int(random.integers(20, 33))
+        top, left = random.integers(0, SIDE - side + 1, 2)
+        place = (slice(int(top), int(top) + side), slice(int(left), int(left) + side))
+        if not taken[place].any():
+            return place
+    return None
 
 
 def _colour(paper: Tensor, random: np.random.Generator) -> Tensor:

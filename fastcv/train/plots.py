@@ -245,7 +245,7 @@ def segmentations(file: Path, images: Tensor, masks: Tensor, predictions: Tensor
     for axes in grid.flat:
         axes.axis("off")
     for i in range(count):
-        row = grid[i // 2][4 * (i % 2) :]
+        row = grid[i // 2][4 * (i % 2) :][:4]
         wrong = (masks[i] != predictions[i]) & (masks[i] != 255)
         _show(row[0], images[i], white)
         row[1].imshow(painted(masks[i], len(classes)))
