@@ -1,4 +1,5 @@
-"""The command line: ``fastcv info``, ``doctor``, ``explain``, and those of ``train/commands.py`` (also ``python -m fastcv``)."""
+"""The command line: ``fastcv info``, ``doctor``, ``explain``, ``models``, ``summary``, ``train``, ``evaluate`` and ``predict``
+(also ``python -m fastcv``)."""
 
 from __future__ import annotations
 
@@ -75,6 +76,7 @@ def parse_size(text: str) -> list[int]:
 def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
+    from .models.commands import add_commands as add_models
 
     @app.command()
     def info() -> None:
@@ -135,9 +137,8 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
-    from .train.commands import register
-
-    register(app)
+    add_models(app, console)
+    add_training(app)
     return app
 
 

@@ -36,28 +36,37 @@ class FCNVGG16(SegmentationNetwork):
     """[N, in_chans, H, W] to logits [N, num_classes, H, W], any H and W of 32 and up.
 
     stride: 32 upsamples the last scores at once; 16 first adds those of pool4; 8 those of pool3 too. Each upsampling is a
-    transposed convolution with one bilinear filter per class to start with. The paper pads the image by 100 pixels and crops; here
-    the 7x7 convolution is padded instead, with as many parameters. Score layers start at zero, as in the paper.
+    transposed convolution with one bilinear filter per class to start with. code_channels: of the convolutions that stand for
+    VGG's linear layers. The paper pads the image by 100 pixels and crops; here the 7x7 convolution is padded instead, with as many
+    parameters. Score layers start at zero, as in the paper.
     """
 
     HEAD = ("score", "score_pool4", "score_pool3", "upscore", "upscore_pool4", "upscore_pool3")
 
-    def __init__(self, stride: int, num_classes: int = 21, in_chans: int = 3, dropout: float = 0.5, layers: Any = fastcv_nn) -> None:
+    def __init__(
+        self,
+        stride: int,
+        num_classes: int = 21,
+        in_chans: int = 3,
+        code_channels: int = 4096,
+        dropout: float = 0.5,
+        layers: Any = fastcv_nn,
+    ) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
             raise ValueError(f"stride must be 8, 16 or 32, got {stride}")
         network = vgg16(num_classes=0, in_chans=in_chans, layers=layers)
         self.backbone = FeatureMaps(network, ("16", "23", "30"), (256, 512, 512))
         self.classifier = nn.Sequential(
-            *(layers.Conv2d(512, 4096, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout(dropout)),
-            *(layers.Conv2d(4096, 4096, 1), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+            *(layers.Conv2d(512, code_channels, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+            *(layers.Conv2d(code_channels, code_channels, 1), nn.ReLU(inplace=True), nn.Dropout(dropout)),
         )
         he_(self)
 
         def upsampling(factor: int) -> nn.Module:
             return layers.ConvTranspose2d(num_classes, num_classes, 2 * factor, factor, factor // 2, bias=False)
 
-        self.score = layers.Conv2d(4096, num_classes, 1)
+        self.score = layers.Conv2d(code_channels, num_classes, 1)
         self.score_pool4 = layers.Conv2d(512, num_classes, 1) if stride <= 16 else None
         self.score_pool3 = layers.Conv2d(256, num_classes, 1) if stride == 8 else None
         self.upscore_pool4 = upsampling(2) if stride <= 16 else None

@@ -24,13 +24,13 @@ from .loop import Diverged
 from .options import OptionError, Options, check, flag, normalized
 from .output import OutputError
 
-__all__ = ["register"]
+__all__ = ["add_training"]
 
 BAD_INPUT = (DataError, OptionError, CheckpointError, WeightsError, OutputError, fastcv.NotBuiltError)
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the three commands."""
+def add_training(app: typer.Typer) -> None:
+    """Adds ``fastcv train``, ``fastcv evaluate`` and ``fastcv predict``."""
     app.command("train")(_with_options(train))
     app.command("evaluate")(evaluate)
     app.command("predict")(predict)
