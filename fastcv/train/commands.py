@@ -24,12 +24,12 @@ from .loop import Diverged
 from .options import OptionError, Options, check, flag, normalized
 from .output import OutputError
 
-__all__ = ["add_training"]
+__all__ = ["add_commands"]
 
 BAD_INPUT = (DataError, OptionError, CheckpointError, WeightsError, OutputError, fastcv.NotBuiltError)
 
 
-def add_training(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Adds ``fastcv train``, ``fastcv evaluate`` and ``fastcv predict``."""
     app.command("train")(_with_options(train))
     app.command("evaluate")(evaluate)
