@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -379,6 +380,7 @@ def test_two_processes_and_a_killed_worker(digits: Path, tmp_path: Path) -> None
             try:
                 state = checkpoint.load(killed / "last.pt")
             except checkpoint.CheckpointError:
+                time.sleep(0.05)
                 continue
             if state["epoch"] >= 1:
                 victim = max(_children(process.pid))
