@@ -93,7 +93,7 @@ class Options:
         return asdict(self)
 
 
-# What may differ between a run and its continuation without changing a bit of the result.
+# What may differ between a run and its continuation. None of it changes a bit of the result, but for the threads of torch's own ops.
 FREE = {
     "output_dir", "workers", "threads", "weights", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
     "tensorboard", "skip_corrupt",
