@@ -230,9 +230,7 @@ def test_segmentation(tmp_path: Path) -> None:
     output = tmp_path / "run"
     arguments = _words("--model train_models:masks --epochs 6 --batch-size 2 --lr 0.1 --shift 0 --hflip-prob 0 --val-resize-size 16")
     state = _train(root, output, *arguments)
-    assert (
-        state["history"][-1]["val_mean_iou"] == max(row["val_mean_iou"] for row in state["history"]) and (output / "report.html").exists()
-    )
+    assert state["history"][-1]["train_loss"] < 0.5 * state["history"][0]["train_loss"] and (output / "report.html").exists()
     test = json.loads((output / "results.json").read_text())["test"]
     assert test["iou"]["c5"] is None and test["pixel_accuracy"] > 0.5
     status, _, error = _run("evaluate", output / "best.pt", "-o", tmp_path / "scores.json")
