@@ -204,12 +204,12 @@ def test_norms_and_biases_have_a_decay_of_their_own() -> None:
 
 def test_scores() -> None:
     truth, answers = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 0, 2])
-    scores = Scores(confusion_matrix(answers, truth, 4), 0.5, {1: 4 / 6})
+    scores = Scores(confusion_matrix(answers, truth, 4), 0.5, {1: 4 / 6, 5: 0.9})
     assert scores.accuracy == pytest.approx(4 / 6)
     assert scores.iou.tolist()[:3] == pytest.approx([2 / 4, 1 / 3, 1.0]) and math.isnan(scores.iou[3])
     assert scores.mean_iou == pytest.approx((2 / 4 + 1 / 3 + 1) / 3)
     assert scores.as_dict("segmentation", ("a", "b", "c", "d"))["iou"]["d"] is None
-    assert scores.as_dict("classification", ("a", "b", "c", "d")) == {"loss": 0.5, "accuracy": scores.accuracy, "top1": 4 / 6}
+    assert scores.as_dict("classification", ("a", "b", "c", "d")) == {"loss": 0.5, "accuracy": scores.accuracy, "top5": 0.9}
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ class Scores:
         if task == "segmentation":
             iou = {name: None if value != value else value for name, value in zip(classes, self.iou.tolist(), strict=True)}
             return found | {"pixel_accuracy": self.accuracy, "mean_iou": self.mean_iou, "iou": iou}
-        return found | {"accuracy": self.accuracy} | {f"top{k}": share for k, share in self.top.items()}
+        return found | {"accuracy": self.accuracy} | {f"top{k}": share for k, share in self.top.items() if k > 1}
 
 
 def batches_of(data: Images | ImageFiles, indices: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:

@@ -204,15 +204,17 @@ def class_bars(file: Path, values: Tensor, classes: Sequence[str], label: str, t
     figure, ((axes,),) = _figure(7.5, min(30.0, 1.4 + 0.3 * n))
     shares = 100 * values.double()
     axes.barh(range(n), shares.nan_to_num().numpy(), color=BLUE, height=0.65)
+    axes.axvline(float(shares.nanmean()), color=ORANGE, linewidth=1.4)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     for i, share in enumerate(shares.tolist()):
-        axes.text((share if share == share else 0) + 0.7, i, f"{share:.1f}" if share == share else "absent", va="center", fontsize=9)
-    mean = float(shares.nanmean())
-    axes.axvline(mean, color=ORANGE, linewidth=1.4, label=f"mean {mean:.1f} %")
+        there = share == share
+        axes.text(share + 0.9 if there else 0.9, i, f"{share:.1f}" if there else "absent", va="center", fontsize=9, bbox=paper)
     axes.set_yticks(range(n), [_short(name, 18) for name in classes])
-    axes.set(xlim=(0, 108), ylim=(n - 0.4, -0.6), xlabel=f"{label} (%)", title=_plain(title))
+    axes.set(
+        xlim=(0, 108), ylim=(n - 0.4, -0.6), xlabel=f"{label} (%)", title=_plain(f"{title}, mean {float(shares.nanmean()):.1f} % (line)")
+    )
     axes.tick_params(axis="y", length=0)
     _tidy(axes)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.9 / max(1.4, 0.3 * n)))
     figure.savefig(file)
 
 
