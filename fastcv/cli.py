@@ -76,6 +76,7 @@ def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
     from .models.commands import add_commands as add_models
+    from .train.commands import add_commands as add_training
 
     @app.command()
     def info() -> None:
@@ -140,6 +141,7 @@ def _application() -> typer.Typer:
 
     app.add_typer(bench, name="bench")
     add_models(app, console)
+    add_training(app)
     return app
 
 

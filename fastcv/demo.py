@@ -252,6 +252,7 @@ class Demo:
 
     def draw(self, folder: Path) -> None:
         from .train import plots
+        from .train.evaluation import confusion_matrix
 
         name, classes = self.data.name, self.data.classes
         test_images, test_labels = self.part(self.split.test)
@@ -259,7 +260,7 @@ class Demo:
         predictions = logits.argmax(1)
         wrong = int((predictions != test_labels).sum())
         plots.curves(folder / PICTURES[0], self.histories, f"ResNet on {name}")
-        matrix = plots.confusion_matrix(predictions, test_labels, len(classes))
+        matrix = confusion_matrix(predictions, test_labels, len(classes))
         plots.confusion(folder / PICTURES[1], matrix, classes, f"ResNet on {name}: {wrong} of {len(test_labels):,} test images wrong")
         title = f"{wrong} wrong (red, true → predicted), then the right answers of least confidence (grey)"
         plots.misclassified(folder / PICTURES[2], test_images, test_labels, logits, classes, self.data.white, title)

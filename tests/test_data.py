@@ -143,7 +143,7 @@ class _Attack:
 
 def test_cifar_pickles_run_no_code(tmp_path: Path) -> None:
     folder = _cifar_python(tmp_path / "py", labels=_Attack(tmp_path / "attacked"))
-    with pytest.raises(DataError, match=r"test_batch is not a pickled CIFAR-10 batch: it asks for (posix|nt)\.mkdir"):
+    with pytest.raises(DataError, match=r"test_batch is not a pickled CIFAR batch: it asks for (posix|nt)\.mkdir"):
         load(folder)
     assert not (tmp_path / "attacked").exists()
 

@@ -222,7 +222,7 @@ def test_training_stops_when_the_loss_is_gone() -> None:
 
 
 def test_confusion_matrix_counts() -> None:
-    from fastcv.train.plots import confusion_matrix
+    from fastcv.train.evaluation import confusion_matrix
 
     matrix = confusion_matrix(torch.tensor([0, 2, 2, 1]), torch.tensor([0, 1, 2, 1]), 3)
     assert matrix.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
@@ -231,13 +231,14 @@ def test_confusion_matrix_counts() -> None:
 @pytest.mark.parametrize("classes", [2, 30])
 def test_pictures_of_colour_images_and_many_classes(tmp_path: Path, classes: int) -> None:
     from fastcv.train import plots
+    from fastcv.train.evaluation import confusion_matrix
 
     n = 40
     labels = torch.arange(n) % classes
     logits = torch.randn(n, classes)
     names = [f"{i} $ a rather $ long class name" for i in range(classes)]
     images = torch.randint(0, 256, (n, 3, 9, 9), dtype=torch.uint8)
-    plots.confusion(tmp_path / "c.png", plots.confusion_matrix(logits.argmax(1), labels, classes), names, "a $ and a $")
+    plots.confusion(tmp_path / "c.png", confusion_matrix(logits.argmax(1), labels, classes), names, "a $ and a $")
     plots.misclassified(tmp_path / "m.png", images[:3], labels[:3], logits[:3], names, 255, "title")
     plots.filters(tmp_path / "f.png", torch.randn(5, 3, 3, 3), "title")
     assert len(list(tmp_path.glob("*.png"))) == 3

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from .loop import Epoch
 
-__all__ = ["confusion", "confusion_matrix", "curves", "filters", "misclassified", "neighbours"]
+__all__ = ["class_bars", "confusion", "curves", "filters", "misclassified", "neighbours", "pictures", "run_curves", "segmentations"]
 
 BLUE, ORANGE, RED, GREY = "#1f5fa8", "#e07b1f", "#b3261e", "#555555"
 
@@ -47,11 +48,6 @@ def curves(file: Path, histories: Mapping[str, Sequence[Epoch]], title: str) -> 
     accuracy.legend(frameon=False, loc="lower right")
     figure.suptitle(_plain(title))
     figure.savefig(file)
-
-
-def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts [classes, classes]: row true, column predicted."""
-    return torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
 def confusion(file: Path, matrix: Tensor, classes: Sequence[str], title: str) -> None:
@@ -120,6 +116,19 @@ def misclassified(
     figure.savefig(file)
 
 
+def pictures(file: Path, images: Sequence[Tensor], titles: Sequence[str], white: int) -> None:
+    """uint8 images [C, H, W] with a title of two lines each."""
+    columns = min(6, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure, grid = _figure(1.9 * columns + 0.4, 2.3 * rows, nrows=rows, ncols=columns)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        _show(axes, image, white)
+        axes.set_title("\n".join(_short(line, 22) for line in title.splitlines()), fontsize=9, color=GREY)
+    figure.savefig(file)
+
+
 def neighbours(file: Path, ks: Sequence[int], accuracies: Mapping[str, Tensor], chosen: Mapping[str, int], title: str) -> None:
     """Cross-validated accuracy against k for each distance: mean and standard deviation over the folds [len(ks), folds]."""
     figure, ((axes,),) = _figure(7.5, 4.5)
@@ -157,5 +166,104 @@ def filters(file: Path, weight: Tensor, title: str) -> None:
     if weight.shape[1] != 3:
         bar = figure.colorbar(image, ax=grid, shrink=0.8, label="weight")
         bar.outline.set_visible(False)
+    figure.suptitle(_plain(title))
+    figure.savefig(file)
+
+
+def run_curves(file: Path, history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> None:
+    """Loss, quality, learning rate and throughput over the epochs of one run; a dotted line marks the best epoch."""
+    figure, grid = _figure(10, 6.5, nrows=2, ncols=2)
+    epochs = [row["epoch"] for row in history]
+    panels = [
+        ("cross-entropy loss", 1, {"train": "train_loss", "validation": "val_loss"}),
+        ("accuracy (%)", 100, {"train": "train_accuracy", "validation": "val_accuracy", "validation, mean IoU": "val_mean_iou"}),
+        ("learning rate", 1, {"": "lr"}),
+        ("training images per second", 1, {"": "images_per_second"}),
+    ]
+    for axes, (label, scale, lines) in zip(grid.flat, panels, strict=True):
+        for (name, key), color in zip(lines.items(), (BLUE, ORANGE, RED), strict=False):
+            if key in history[0]:
+                axes.plot(epochs, [scale * row[key] for row in history], color=color, label=name, marker="o" if len(history) < 3 else None)
+        axes.axvline(best_epoch, color=GREY, linewidth=0.9, linestyle=":", label=f"best epoch, {best_epoch}" if "loss" in label else None)
+        axes.set(ylabel=label, xlabel="epoch")
+        if "loss" in label:
+            axes.set_yscale("log")
+        elif scale == 1:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _tidy(axes)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+    figure.suptitle(_plain(title))
+    figure.savefig(file)
+
+
+def class_bars(file: Path, values: Tensor, classes: Sequence[str], label: str, title: str) -> None:
+    """One bar per class of a share of 0 to 1, its mean as a line; a class with NaN has no bar."""
+    n = len(classes)
+    figure, ((axes,),) = _figure(7.5, min(30.0, 1.4 + 0.3 * n))
+    shares = 100 * values.double()
+    axes.barh(range(n), shares.nan_to_num().numpy(), color=BLUE, height=0.65)
+    axes.axvline(float(shares.nanmean()), color=ORANGE, linewidth=1.4)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    for i, share in enumerate(shares.tolist()):
+        there = share == share
+        axes.text(share + 0.9 if there else 0.9, i, f"{share:.1f}" if there else "absent", va="center", fontsize=9, bbox=paper)
+    axes.set_yticks(range(n), [_short(name, 18) for name in classes])
+    axes.set(
+        xlim=(0, 108), ylim=(n - 0.4, -0.6), xlabel=f"{label} (%)", title=_plain(f"{title}, mean {float(shares.nanmean()):.1f} % (line)")
+    )
+    axes.tick_params(axis="y", length=0)
+    _tidy(axes)
+    figure.savefig(file)
+
+
+def palette(classes: int) -> np.ndarray:
+    """A colour per class, uint8 [classes, 3]: grey for the first, the others around the colour circle."""
+    from matplotlib import colormaps
+    from matplotlib.colors import hsv_to_rgb
+
+    if classes <= 11:
+        colors = np.array([(0.25, 0.25, 0.25), *colormaps["tab10"].colors])[:classes]
+    else:
+        hues = np.arange(classes) * 0.618034 % 1.0
+        colors = hsv_to_rgb(np.stack([hues, 0.65 + 0.35 * (np.arange(classes) % 2), 0.75 + 0.25 * (np.arange(classes) % 3 == 0)], 1))
+        colors[0] = 0.25
+    return (255 * colors).round().astype(np.uint8)
+
+
+def painted(mask: Tensor, classes: int) -> np.ndarray:
+    """A mask [H, W] as uint8 colours [H, W, 3]; IGNORED is white."""
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[:classes] = palette(classes)
+    return colors[mask.numpy().astype(np.uint8)]
+
+
+def segmentations(file: Path, images: Tensor, masks: Tensor, predictions: Tensor, classes: Sequence[str], white: int, title: str) -> None:
+    """Image, true mask, predicted mask and what is wrong (red), one row of four for each two images."""
+    count = len(images)
+    rows = math.ceil(count / 2)
+    figure, grid = _figure(12, 1.55 * rows + 1.1, nrows=rows, ncols=8)
+    for axes in grid.flat:
+        axes.axis("off")
+    for i in range(count):
+        row = grid[i // 2][4 * (i % 2) :][:4]
+        wrong = (masks[i] != predictions[i]) & (masks[i] != 255)
+        _show(row[0], images[i], white)
+        row[1].imshow(painted(masks[i], len(classes)))
+        row[2].imshow(painted(predictions[i], len(classes)))
+        _show(row[3], images[i], white)
+        overlay = np.zeros((*wrong.shape, 4))
+        overlay[wrong.numpy()] = (0.9, 0.0, 0.0, 1.0)
+        row[3].imshow(0.6 * np.ones_like(overlay), alpha=0.6)
+        row[3].imshow(overlay)
+        for axes, name in zip(row, ("image", "truth", "answer", f"wrong: {int(wrong.sum()):,} px"), strict=True):
+            axes.set_title(name, fontsize=9, color=GREY)
+    colors = palette(len(classes)) / 255
+    shown = sorted(set(torch.cat([masks.flatten(), predictions.flatten()]).unique().tolist()) - {255})[:24]
+    handles = [Rectangle((0, 0), 1, 1, color=colors[int(c)]) for c in shown]
+    figure.legend(
+        handles, [_short(classes[int(c)], 14) for c in shown], loc="outside lower center", ncols=min(12, len(shown)), frameon=False
+    )
     figure.suptitle(_plain(title))
     figure.savefig(file)
