@@ -135,6 +135,9 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
+    from .vision import commands as vision_commands
+
+    vision_commands.register(app)
     return app
 
 
