@@ -36,11 +36,11 @@ def lesson() -> Lesson:
     error = float((product - F.conv2d(image, sobel, padding=1)[0, 0]).abs().max())
     twice = float((back - small.T).abs().max()), float((up - strided.T).abs().max())
     made, axes = figure(13, 6.4, nrows=2, ncols=4)
-    shown(axes[0][0], small, "conv1d, 4 to 2: kernel (1, 2, 3), stride 2, pad 1")
+    shown(axes[0][0], small, "conv1d of (1, 2, 3), 4 to 2")
     shown(axes[1][0], back, "conv_transpose1d, 2 to 4")
     for cell, m in ((axes[0][0], small), (axes[1][0], back)):
         for (i, j), value in zip(((i, j) for i in range(m.shape[0]) for j in range(m.shape[1])), m.flatten().tolist(), strict=True):
-            cell.text(j, i, f"{value:g}", ha="center", va="center")
+            cell.text(j, i, f"{value:g}", ha="center", va="center", color="white" if abs(value) > 2 else "black")
     shown(axes[0][1], wide, "Sobel 3x3 on 8x8: 64x64")
     shown(axes[0][2], strided, "stride 2: 16x64")
     shown(axes[1][2], up, "its conv_transpose2d: 64x16")

@@ -62,7 +62,7 @@ def lesson() -> Lesson:
     Right: the multiclass hinge loss of 6 samples and 4 classes; each point is an entry of W. What check_gradients says of each:
     mean forgotten: {advice["mean forgotten"]}
     sign: {advice["sign"]}
-    zero: {advice["zero"].split(" (")[0]}
+    zero: {advice["zero"].split(":")[0]}.
     one entry: {advice["one entry"]}
     a term forgotten: {advice["a term forgotten"]}
     At a corner of the hinge the slopes on both sides differ; the report calls such an entry a kink and does not count it.
