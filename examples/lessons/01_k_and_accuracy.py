@@ -23,9 +23,9 @@ def lesson() -> Lesson:
     axes.legend(frameon=False)
     text = f"""
     Each grey point is one fold: four fifths of the {len(y):,} development digits vote on the remaining fifth.
-    The mean is best at k = {model.best_k_} ({100 * folds.mean(1).max():.2f} %); the bars overlap for small k, so 1 and
-    {model.best_k_} cannot be told apart here.
-    At k = 100 some classes have hardly more members in the neighbourhood than others: {100 * folds[-1].mean():.1f} %.
+    The mean is best at k = {model.best_k_} ({100 * folds.mean(1).max():.2f} %), but the bars of all k up to 10 overlap: among them the
+    choice is nearly a draw, and the smallest of the best is taken.
+    At k = 100 most of a class, some 115 images, would have to be near to win the vote: {100 * folds[-1].mean():.1f} %.
     On its own training images k = 1 is right in {100 * training:.0f} % of the cases, always: each image is its own neighbour.
     That is why k is never chosen on the training images, and why the test images are read once, at the end:
     {100 * test:.2f} % with the k that cross-validation chose.

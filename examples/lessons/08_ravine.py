@@ -1,5 +1,6 @@
 """SGD, momentum and Adam in a ravine: two weights of a logistic regression on real digits."""
 
+import numpy as np
 import torch
 from common import BLUE, GREEN, ORANGE, Lesson, digits, figure, main, tidy
 from matplotlib.colors import LogNorm
@@ -23,11 +24,25 @@ def lesson() -> Lesson:
         scores = (features * w[..., None, :]).sum(-1)
         pair = torch.stack([torch.zeros_like(scores), scores], -1)
         each = F.cross_entropy(pair.reshape(-1, 2), target.expand(scores.shape).reshape(-1), reduction="none")
-        return each.reshape(scores.shape).mean(-1) + 2e-3 * w.square().sum(-1)
+        return each.reshape(scores.shape).mean(-1) + 3e-4 * w.square().sum(-1)
 
+    best = torch.tensor([0.0, 0.0], requires_grad=True)
+    newton = torch.optim.LBFGS([best], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        newton.zero_grad()
+        value = loss(best)
+        value.backward()
+        return value
+
+    newton.step(closure)
+    least = float(loss(best.detach()))
+    hessian = torch.autograd.functional.hessian(loss, best.detach())
+    curvatures = torch.linalg.eigvalsh(hessian)
+    steep = float(curvatures[1])  # plain SGD diverges from a rate of 2 / steep
     optimisers = {
-        "SGD": lambda p: torch.optim.SGD(p, 2.2),
-        "momentum 0.9": lambda p: torch.optim.SGD(p, 0.6, momentum=0.9),
+        "SGD": lambda p: torch.optim.SGD(p, 1.9 / steep),
+        "momentum 0.7": lambda p: torch.optim.SGD(p, 1.2 / steep, momentum=0.7),
         "Adam": lambda p: torch.optim.Adam(p, 0.5),
     }
     paths, losses = {}, {}
@@ -47,21 +62,8 @@ def lesson() -> Lesson:
     margin = 0.15 * (high - low)
     a, b = (torch.linspace(float(low[i] - margin[i]), float(high[i] + margin[i]), 90) for i in range(2))
     surface = loss(torch.stack(torch.meshgrid(a, b, indexing="xy"), -1))
-    best = torch.tensor([0.0, 0.0], requires_grad=True)
-    newton = torch.optim.LBFGS([best], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        newton.zero_grad()
-        value = loss(best)
-        value.backward()
-        return value
-
-    newton.step(closure)
-    least = float(loss(best.detach()))
-    hessian = torch.autograd.functional.hessian(loss, best.detach())
-    curvatures = torch.linalg.eigvalsh(hessian)
     made, ((plane, curve),) = figure(11.5, 4.4, ncols=2, width_ratios=(1.4, 1))
-    plane.contour(a, b, surface - least + 1e-4, levels=18, norm=LogNorm(), cmap="Greys_r", linewidths=0.7)
+    plane.contour(a, b, surface - least + 1e-4, levels=np.geomspace(1e-3, 3, 15), norm=LogNorm(), cmap="Greys_r", linewidths=0.7)
     for (name, path), color in zip(paths.items(), (BLUE, ORANGE, GREEN), strict=True):
         plane.plot(*path.T, color=color, marker=".", markersize=4, linewidth=1, label=name)
         curve.plot([v - least for v in losses[name]], color=color, label=name)
@@ -75,7 +77,7 @@ def lesson() -> Lesson:
     Its curvatures at the minimum (star) are {curvatures[1]:.2g} and {curvatures[0]:.2g}, a ratio of
     {curvatures[1] / curvatures[0]:.0f}: the steep one bounds the learning rate,
     and along the flat one SGD then creeps; {ends["SGD"]:.1g} above the minimum after {STEPS} steps.
-    Momentum averages the zigzag away and gathers speed along the floor ({ends["momentum 0.9"]:.1g}); it overshoots, as a ball would.
+    Momentum averages the zigzag away and gathers speed along the floor ({ends["momentum 0.7"]:.1g}); it overshoots, as a ball would.
     Adam divides each weight's step by the size of its own gradients, so both directions move at one speed ({ends["Adam"]:.1g});
     with a constant rate it then circles the minimum, and the rate has to fall.
     Standardising the two features would have made the ravine a bowl: look at the data before the optimiser.
