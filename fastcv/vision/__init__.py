@@ -12,14 +12,14 @@ from typing import Any
 _HOMES = {
     "kmeans": ("KMeans", "MiniBatchKMeans", "kmeans_sharded"),
     "mean_shift": ("MeanShift", "estimate_bandwidth"),
-    "normalized_cut": ("cut_cost", "image_graph", "normalized_cut"),
+    "graph_cut": ("cut_cost", "image_graph", "normalized_cut"),
     "linear": ("LinearSVM", "SoftmaxClassifier"),
     "knn_classifier": ("KNNImageClassifier",),
     "features": ("BagOfVisualWords", "ColorHistogram", "HOG", "color_histogram", "hog"),
     "edges": ("canny",),
     "losses": ("hinge_loss", "kl_divergence", "label_smoothing_loss", "soft_iou_loss", "softmax"),
     "gradient_check": ("GradientReport", "check_gradients"),
-    "segment": ("mean_colors", "pixel_features", "segment", "superpixels"),
+    "segmentation": ("mean_colors", "pixel_features", "segment", "superpixels"),
     "search": ("search_architecture",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

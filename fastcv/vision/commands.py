@@ -79,7 +79,7 @@ def segmentation_figure(image: Any, labels: Any, title: str) -> bytes:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from .segment import mean_colors
+    from .segmentation import mean_colors
 
     height, width = labels.shape
     border = np.zeros((height, width), bool)
@@ -133,8 +133,8 @@ def segment(
         if method == "unet":
             found = _network_labels(pixels, checkpoint)
         else:
-            from .segment import METHODS
-            from .segment import segment as segment_image
+            from .segmentation import METHODS
+            from .segmentation import segment as segment_image
 
             if method not in METHODS:
                 raise ValueError(f"--method must be one of {', '.join(METHODS)}, unet, got {method!r}")

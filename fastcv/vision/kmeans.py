@@ -91,7 +91,8 @@ def plus_plus(x: Tensor, k: int, random: np.random.RandomState, weights: Tensor 
 
 def random_rows(x: Tensor, k: int, random: np.random.RandomState, weights: Tensor | None) -> Tensor:
     """k different rows of x, drawn in proportion to their weights."""
-    p = None if weights is None else (weights.double() / weights.double().sum()).numpy()
+    mass = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double()
+    p = (mass / mass.sum()).numpy()
     return x[torch.from_numpy(random.choice(len(x), k, replace=False, p=p))]
 
 

@@ -9,9 +9,9 @@ from scipy import sparse
 
 from .. import functional
 from ._common import at_least, nearest_centres, tensor
+from .graph_cut import normalized_cut
 from .kmeans import KMeans
 from .mean_shift import climb, estimate_bandwidth, heaviest
-from .normalized_cut import normalized_cut
 
 __all__ = ["METHODS", "mean_colors", "pixel_features", "segment", "superpixels"]
 
@@ -109,7 +109,7 @@ def _cut(image: np.ndarray, color: bool, clusters: int, sigma: float | None, see
     distance, likeness = (functional.cdist(tensor(a), tensor(a)).numpy() for a in (centres, colors))
     near = (distance < 3 * spacing) & (distance > 0)
     if sigma is None:
-        sigma = max(float(np.median(likeness[near])) if near.any() else 0.0, 1e-3)
+        sigma = max(float(likeness[near].mean()) if near.any() else 0.0, 1e-3)
     weights = np.exp(-np.square(likeness / sigma) / 2 - np.square(distance / spacing) / 8) * near
     # Areas count: a cut of superpixels of n_i and n_j pixels is one of n_i * n_j pairs.
     return normalized_cut(sparse.csr_array(weights * np.outer(counts, counts) / counts.mean() ** 2), min(clusters, n), seed)[regions]
@@ -130,7 +130,7 @@ def segment(
 
     image: (H, W) or (H, W, 3). method: "kmeans" (``clusters`` clusters of `pixel_features`), "meanshift" (``bandwidth`` in
     the same units; None: from the data; finds the number itself) or "ncut" (a graph of superpixels cut in ``clusters`` parts;
-    sigma: the colour distance that counts as unlike, None: the median of neighbours). color, position: see `pixel_features`
+    sigma: the colour distance that counts as unlike, None: the mean of neighbours). color, position: see `pixel_features`
     ("ncut" has positions in its graph). Memory is a few copies of the features; pixels are float32.
     Raises ValueError with the name of what is wrong.
     """
