@@ -31,7 +31,7 @@ class _Linear(ClassifierMixin, BaseEstimator):
         self,
         *,
         alpha: float = 1e-3,
-        learning_rate: float = 1.0,
+        learning_rate: float = 2.0,
         momentum: float = 0.9,
         batch_size: int = 64,
         epochs: int = 30,

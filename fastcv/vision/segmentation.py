@@ -17,6 +17,7 @@ __all__ = ["METHODS", "mean_colors", "pixel_features", "segment", "superpixels"]
 
 METHODS = ("kmeans", "meanshift", "ncut")
 _MOST = 200_000  # pixels that k-means learns its centres from
+_FLOOR = 1e-2  # affinity of the most unlike neighbours among superpixels
 _CELLS = 8  # cells per bandwidth to which mean-shift rounds the pixels
 
 
@@ -110,7 +111,8 @@ def _cut(image: np.ndarray, color: bool, clusters: int, sigma: float | None, see
     near = (distance < 3 * spacing) & (distance > 0)
     if sigma is None:
         sigma = max(float(likeness[near].mean()) if near.any() else 0.0, 1e-3)
-    weights = np.exp(-np.square(likeness / sigma) / 2 - np.square(distance / spacing) / 8) * near
+    # The floor keeps a region of mixed colours from being a part of its own, cut off for nothing.
+    weights = (np.exp(-np.square(likeness / sigma) / 2) + _FLOOR) * np.exp(-np.square(distance / spacing) / 8) * near
     # Areas count: a cut of superpixels of n_i and n_j pixels is one of n_i * n_j pairs.
     return normalized_cut(sparse.csr_array(weights * np.outer(counts, counts) / counts.mean() ** 2), min(clusters, n), seed)[regions]
 
