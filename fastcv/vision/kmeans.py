@@ -132,7 +132,7 @@ class _Bounds:
         self._search(torch.arange(len(x)), centres)
 
     def _search(self, rows: Tensor, centres: Tensor) -> None:
-        for part in rows.split(CHUNK):
+        for part in rows.split(CHUNK) if len(rows) else ():
             chosen = self.x[part] if len(rows) < len(self.x) else self.x[part[0] : part[-1] + 1]
             distances, indices = functional.knn(chosen, centres, min(2, len(centres)))
             self.labels[part] = indices[:, 0]
