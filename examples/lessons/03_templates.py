@@ -23,8 +23,8 @@ def lesson() -> Lesson:
     text = f"""
     The score of a class is the inner product of the image with the class's row of W: red pixels speak for it, blue ones against.
     The top row is the mean digit; the templates below are not means: they say what tells a class from the other nine.
-    Look at 0: its hole is deep blue, for ink there makes it another digit. 1 and 8 look blurred, because one template
-    has to serve every way of writing them: a linear classifier has one template per class and no second chance.
+    Look at 0: its hole is deep blue, for ink there makes it another digit. One template has to serve every way of writing a
+    digit: a linear classifier has one per class and no second chance.
     Trained by minibatch SGD on {len(y):,} digits: {scores["SVM"]:.1f} % (multiclass SVM) and {scores["softmax"]:.1f} % (softmax) of
     the test digits are right;
     nearest neighbours reach more on these data, but read all training images for each answer, where this reads ten rows.

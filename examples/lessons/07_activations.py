@@ -49,8 +49,8 @@ def lesson() -> Lesson:
     the first layer's gradient is {ratio["sigmoid"]:.0e} of the last's, and after eight epochs the network answers
     {accuracy["sigmoid"]:.0f} % right (chance is 10 %).
     tanh is centred and has slope one at zero: a ratio of {ratio["tanh"]:.2g}, {accuracy["tanh"]:.1f} %.
-    ReLU does not saturate on the right and costs a comparison ({accuracy["ReLU"]:.1f} %); on the left it is dead: slope 0, for good
-    if no input comes back.
+    ReLU does not saturate on the right and costs a comparison; on the left it is dead: slope 0. Xavier's scale, made for tanh, is too
+    small for it by √2 per layer: {accuracy["ReLU"]:.1f} %.
     Leaky ReLU keeps a slope of 0.1 there ({accuracy["leaky ReLU"]:.1f} %); ELU bends to -1, so that the mean output is nearer to zero
     ({accuracy["ELU"]:.1f} %).
     At ReLU's corner the slope is a choice (0, as torch): a gradient check there compares nothing, and says so.
