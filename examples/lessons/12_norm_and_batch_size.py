@@ -38,7 +38,8 @@ def lesson() -> Lesson:
     mean.
     Smaller batches mean more steps, which helps both: group norm, which takes mean and variance from groups of channels of one
     image and does not know the batch, goes from {group[4]:.1f} % wrong at 32 images to {group[2]:.1f} % at 8 and {group[0]:.1f} % at 2.
-    Batch norm estimates them from the batch: {batch[4]:.1f} % at 32, {batch[2]:.1f} % at 8, and {batch[0]:.1f} % at 2, where two images estimate badly.
+    Batch norm estimates them from the batch: {batch[4]:.1f} % at 32, {batch[2]:.1f} % at 8, and
+    {batch[0]:.1f} % at 2, where two images estimate badly.
     Three epochs favour batch norm, which learns faster at first; what counts is which way the curves bend on the left.
     Group norm computes the same in training and evaluation, and an image's answer does not depend on its neighbours.
     Where a large batch fits in memory batch norm's noise is welcome; where images are large, group norm or batch norm synchronised
