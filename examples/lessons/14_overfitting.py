@@ -45,7 +45,8 @@ def lesson() -> Lesson:
     text = f"""
     {len(few)} training digits and a network of 284,000 weights, far more than it needs.
     Without a remedy the validation loss is least at epoch {best.epoch} ({best.validation_loss:.3f}) and ends at
-    {gaps["nothing"]:.3f}; early stopping keeps the state at the ring. A rate that falls to zero stops by itself, so the curve hardly turns here.
+    {gaps["nothing"]:.3f}; early stopping keeps the state at the ring. A rate that falls to zero stops by itself, so
+    the curve hardly turns here.
     Dropout silences half of the units of a layer per image, so no unit can rely on another; it trains slower, ends at
     {gaps["dropout 0.5"]:.3f}.
     Weight decay pulls all weights to zero at each step: {gaps["weight decay"]:.3f}. Shifts by a pixel are new images for free:
