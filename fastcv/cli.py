@@ -142,6 +142,9 @@ def _application() -> typer.Typer:
     app.add_typer(bench, name="bench")
     add_models(app, console)
     add_training(app)
+    from .vision import commands as vision_commands
+
+    vision_commands.register(app)
     return app
 
 
