@@ -20,13 +20,14 @@ constexpr Variant<CrossEntropyParams> kRows[] = {
 };
 
 const char* rows_only(const CrossEntropyParams& p) { return p.inner != 1 ? "needs the classes innermost" : nullptr; }
+int64_t element_bytes(const CrossEntropyParams& p) { return p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2; }
 const char* warp_why_not(const CrossEntropyParams& p) {
+  if (p.classes > 256 && p.classes * element_bytes(p) % 16 != 0) return "needs at most 256 classes or rows of 16 bytes";
   return p.classes > 1024 ? "needs at most 1024 classes" : rows_only(p);
 }
 // What a block may have on every GPU from sm_80 on, beside what it reduces in.
 const char* staged_why_not(const CrossEntropyParams& p) {
-  const int64_t bytes = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
-  return p.classes * bytes > 96 << 10 ? "needs a row of at most 96 KB" : rows_only(p);
+  return p.classes * element_bytes(p) > 96 << 10 ? "needs a row of at most 96 KB" : rows_only(p);
 }
 // Partial sums, and the loss of each sample where they are added up.
 size_t gpu_workspace(const CrossEntropyParams& p) {

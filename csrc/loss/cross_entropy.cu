@@ -59,9 +59,7 @@ int cross_entropy_warp(const CrossEntropyParams& p, void* workspace, CUstream_st
     constexpr int n = kPack<S>;
     const bool wide = aligned({p.x, p.grad});
     if (p.classes <= 16) return go(warp_kernel<S, 4, 4, 1>, 4, true);
-    if (p.classes % n != 0)
-      return p.classes <= 256 ? go(warp_kernel<S, kWarp, 8, 1>, kWarp, true)
-                              : go(warp_kernel<S, kWarp, 32, 1>, kWarp, true);
+    if (p.classes % n != 0) return go(warp_kernel<S, kWarp, 8, 1>, kWarp, true);
     return p.classes <= 256 ? go(warp_kernel<S, kWarp, 8, n>, kWarp, wide)
                             : go(warp_kernel<S, kWarp, 32, n>, kWarp, wide);
   });
