@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
     not (fastcv.is_built() and fastcv.build_info()["emulator"]), reason="needs a build with FASTCV_EMULATOR=ON, which `make test` makes"
 )
 
-KEEPERS = ("warp_sm80", "staged_sm80", "online_sm80", "column_sm80")
+KEEPERS = ("warp_sm80", "staged_sm80", "cluster_sm90", "online_sm80", "column_sm80")
 
 
 def seed_emulator(value: int) -> None:
@@ -60,12 +60,20 @@ def test_rows(keeper: str, classes: int, dtype: torch.dtype, kind: str) -> None:
             check(f"{keeper} {reduction}", F.cross_entropy, torch.nn.functional.cross_entropy, x, target, reduction=reduction, **options)
 
 
-@pytest.mark.parametrize("keeper", ["staged_sm80", "online_sm80"])
+@pytest.mark.parametrize("keeper", ["staged_sm80", "cluster_sm90", "online_sm80"])
 @pytest.mark.parametrize("classes", [4099, 8192])
 def test_long_rows(keeper: str, classes: int) -> None:
     x = 3 * torch.randn(2, classes, generator=torch.Generator().manual_seed(0))
     with fastcv.use(cross_entropy=keeper):
         check(keeper, F.cross_entropy, torch.nn.functional.cross_entropy, x, torch.tensor([5, classes - 1]))
+
+
+def test_a_row_of_eight_blocks() -> None:
+    """384 KB of scores, of which each block of the cluster keeps a part."""
+    x = 3 * torch.randn(1, 98_309, generator=torch.Generator().manual_seed(0))
+    x[0, 5] = -torch.inf
+    with fastcv.use(cross_entropy="cluster_sm90"):
+        check("cluster", F.cross_entropy, torch.nn.functional.cross_entropy, x, torch.tensor([98_308]))
 
 
 def test_a_map_of_many_classes_is_read_again() -> None:

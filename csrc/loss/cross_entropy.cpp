@@ -1,5 +1,6 @@
 #include "loss/cross_entropy.h"
 
+#include "loss/cluster_slices.h"
 #include "loss/loss_sums.h"
 
 namespace fastcv {
@@ -29,6 +30,10 @@ const char* warp_why_not(const CrossEntropyParams& p) {
 const char* staged_why_not(const CrossEntropyParams& p) {
   return p.classes * element_bytes(p) > 96 << 10 ? "needs a row of at most 96 KB" : rows_only(p);
 }
+const char* cluster_why_not(const CrossEntropyParams& p) {
+  return ClusterSlices(p.classes, element_bytes(p)).fits(element_bytes(p)) ? rows_only(p)
+                                                                           : "needs a row of at most 1.7 MB";
+}
 // Partial sums, and the loss of each sample where they are added up.
 size_t gpu_workspace(const CrossEntropyParams& p) {
   const int64_t samples = p.outer * p.inner;
@@ -39,6 +44,7 @@ size_t gpu_workspace(const CrossEntropyParams& p) {
 constexpr GpuVariant<CrossEntropyParams> kGpuRows[] = {
     {"warp_sm80", "sm80", &warp_why_not, &gpu_workspace, FASTCV_LAUNCHERS(cross_entropy_warp)},
     {"staged_sm80", "sm80", &staged_why_not, &gpu_workspace, FASTCV_LAUNCHERS(cross_entropy_staged)},
+    {"cluster_sm90", "sm90", &cluster_why_not, &gpu_workspace, FASTCV_LAUNCHERS(cross_entropy_cluster)},
     {"online_sm80", "sm80", &rows_only, &gpu_workspace, FASTCV_LAUNCHERS(cross_entropy_online)},
     {"column_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(cross_entropy_column)},
 };

@@ -1,7 +1,9 @@
 // Cross-entropy and its gradient on CUDA, in one pass over the scores: warp keeps a row in registers, staged in shared
-// memory, column a sample's scores in one thread; online reads them twice. Before them, where a mean divides gradients,
-// the targets are counted; after them the losses of the samples are added up in a fixed order.
+// memory, cluster in that of several blocks, column a sample's scores in one thread; online reads them twice. Before
+// them, where a mean divides gradients, the targets are counted; after them the losses of the samples are added up in a
+// fixed order.
 #include "common/divide.cuh"
+#include "loss/cluster_slices.h"
 #include "loss/cross_entropy.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -74,6 +76,24 @@ int cross_entropy_staged(const CrossEntropyParams& p, void* workspace, CUstream_
 int cross_entropy_online(const CrossEntropyParams& p, void* workspace, CUstream_st* stream) {
   return with_sums(p, workspace, stream, [&]<class S>(double* losses, const SampleCount& sample_count) {
     return cross_entropy_blocks<S, S, false>(p, losses, sample_count, stream);
+  });
+}
+
+// Where the device has no clusters, or none with that much shared memory, the rows are read twice.
+int cross_entropy_cluster(const CrossEntropyParams& p, void* workspace, CUstream_st* stream) {
+  if (!has_clusters()) return cross_entropy_online(p, workspace, stream);
+  return with_sums(p, workspace, stream, [&]<class S>(double* losses, const SampleCount& sample_count) {
+    constexpr int n = kPack<S>;
+    const ClusterSlices slices(p.classes, sizeof(S));
+    const bool packs = p.classes % n == 0;
+    const auto blocks = static_cast<unsigned>(slices.blocks);
+    const size_t bytes = static_cast<size_t>(slices.length) * sizeof(S);
+    const auto go = [&](auto kernel, bool wide) {
+      return launch_clusters(kernel, grid_for(p.outer, 1) * blocks, blocks, kRowThreads, bytes, stream, p, blocks,
+                             slices.length, losses, sample_count, wide);
+    };
+    return packs ? go(cross_entropy_cluster_kernel<S, n>, aligned({p.x, p.grad}))
+                 : go(cross_entropy_cluster_kernel<S, 1>, true);
   });
 }
 

@@ -1,5 +1,6 @@
 // The cross-entropy of one sample on CUDA, and where its scores are kept while they are looked at again: in registers
-// of one thread (Column) or of a few lanes (Lanes), in shared memory (Staged), or in the caches (Online).
+// of one thread (Column) or of a few lanes (Lanes), in the shared memory of a block (Staged) or of a cluster of blocks
+// (Spread), or in the caches (Online).
 //
 // A keeper has load(), measure(top, sum) with top = max x and sum = sum exp(x - top), each(f) with f(class, score) for
 // the scores of this thread, write(f) with the gradients f(class, score), and sum(v) over the sample's threads.
@@ -148,6 +149,96 @@ struct Running {
       sum += exp(v - top);
     }
   }
+  // Others that were seen elsewhere.
+  __device__ __forceinline__ void join(T its_top, T its_sum) {
+    if (its_top > top) {
+      sum = (sum == 0 ? T(0) : sum * exp(top - its_top)) + its_sum;
+      top = its_top;
+    } else {
+      sum += its_sum == 0 ? T(0) : its_sum * exp(its_top - top);
+    }
+  }
+};
+
+// Scores in the shared memory of a cluster of blocks, each of which takes the classes [begin, end). The blocks tell
+// each other their sums through it: `told` holds two pairs, which take turns, so that one barrier per sum is enough.
+template <class S, int n, int threads>
+struct Spread {
+  using T = acc_t<S>;
+  const S* x;
+  S* grad;
+  int64_t begin, end;
+  unsigned blocks;
+  bool wide;
+  Shared<S> stage;
+  Shared<T> scratch, told;
+  int turn = 0;
+  T most = -INFINITY;
+
+  // f(class, place in stage) for this thread's packs.
+  template <int unroll, class F>
+  __device__ __forceinline__ void mine(F&& f) const {
+    my_packs<n, unroll>(end - begin, threadIdx.x, threads, [&](int64_t i) { f(begin + i, i); });
+  }
+  __device__ __forceinline__ void load() {
+    most = -INFINITY;
+    mine<4>([&](int64_t c, int64_t i) {
+      const auto pack = load_scores<S, n>(x + c, wide);
+      store_shared(stage + i, pack);
+#pragma unroll
+      for (int k = 0; k < n; ++k) {
+        const T v = widen(pack.at[k]);
+        most = v > most ? v : most;
+      }
+    });
+  }
+  // join(first, second) of every block's pair, in the order of the blocks.
+  template <class Join>
+  __device__ __forceinline__ void tell(T first, T second, Join&& join) {
+    if (threadIdx.x == 0) {
+      told[2 * turn] = first;
+      told[2 * turn + 1] = second;
+    }
+    cluster_sync();
+    for (unsigned block = 0; block < blocks; ++block) {
+      const auto there = cluster_shared(told, block);
+      join(static_cast<T>(there[2 * turn]), static_cast<T>(there[2 * turn + 1]));
+    }
+    turn ^= 1;
+  }
+  __device__ __forceinline__ T sum(T v) {
+    T total = 0;
+    tell(reduce_block(v, scratch, Sum()), 0, [&](T part, T) { total += part; });
+    return total;
+  }
+  template <class F>
+  __device__ __forceinline__ void each(F&& f) const {
+    mine<1>([&](int64_t c, int64_t i) {
+      const auto pack = load_shared<Pack<S, n>>(stage + i);
+#pragma unroll
+      for (int k = 0; k < n; ++k) f(c + k, widen(pack.at[k]));
+    });
+  }
+  __device__ __forceinline__ void measure(T& top, T& total) {
+    const T own = reduce_block(most, scratch, Max());
+    T part = 0;
+    each([&](int64_t, T v) { part += v == -INFINITY ? T(0) : exp(v - own); });
+    part = reduce_block(part, scratch, Sum());
+    Running<T> all;
+    tell(own, part, [&](T its_top, T its_sum) { all.join(its_top, its_sum); });
+    top = all.top;
+    total = all.sum;
+  }
+  template <class F>
+  __device__ __forceinline__ void write(F&& f) const {
+    mine<1>([&](int64_t c, int64_t i) {
+      auto pack = load_shared<Pack<S, n>>(stage + i);
+#pragma unroll
+      for (int k = 0; k < n; ++k) pack.at[k] = narrow<S>(f(c + k, widen(pack.at[k])));
+      store_scores(grad + c, pack, wide);
+    });
+  }
+  __device__ bool first() const { return begin == 0 && threadIdx.x == 0; }
 };
 
 // Scores of a block that are read again from the caches; grad may be x.
@@ -312,6 +403,28 @@ __global__ void __launch_bounds__(kRowThreads)
       one_sample<Q>(p, keeper, r, at, scale, losses);
     }
   }
+}
+
+// Cluster per row.
+template <class S, int n>
+__global__ void __launch_bounds__(kRowThreads)
+    cross_entropy_cluster_kernel(const CrossEntropyParams p, unsigned blocks, int64_t length, double* losses,
+                                 const SampleCount sample_count, bool wide) {
+  using T = acc_t<S>;
+  FASTCV_DYNAMIC_SHARED(S, stage);
+  FASTCV_SHARED(T, scratch, kRowThreads / kWarp);
+  FASTCV_SHARED(double, sums, kRowThreads / kWarp);
+  FASTCV_SHARED(T, told, 4);
+  const T scale = p.grad == nullptr ? T(1) : mean_scale<T>(p, sample_count, sums);
+  const int64_t begin = cluster_rank() * length < p.classes ? cluster_rank() * length : p.classes;
+  const int64_t end = begin + length < p.classes ? begin + length : p.classes;
+  Spread<S, n, kRowThreads> keeper{nullptr, nullptr, begin, end, blocks, wide, stage, scratch, told};
+  for (int64_t r = blockIdx.x / blocks; r < p.outer; r += gridDim.x / blocks) {
+    keeper.x = static_cast<const S*>(p.x) + r * p.classes;
+    keeper.grad = static_cast<S*>(p.grad) + r * p.classes;
+    one_sample<S>(p, keeper, r, r * p.classes, scale, losses);
+  }
+  cluster_sync();  // nobody ends while others may read what it told
 }
 
 template <class S, class Q, bool staged>
