@@ -3,7 +3,8 @@
 // (Spread), or in the caches (Online).
 //
 // A keeper has load(), measure(top, sum) with top = max x and sum = sum exp(x - top), each(f) with f(class, score) for
-// the scores of this thread, write(f) with the gradients f(class, score), and sum(v) over the sample's threads.
+// the scores of this thread, write(f) with the gradients f(class, score), zero(), which writes zeros and needs no
+// load(), and sum(v) over the sample's threads.
 #pragma once
 #include "loss/loss.cuh"
 
@@ -28,6 +29,14 @@ __device__ __forceinline__ void store_scores(S* to, const Pack<S, n>& pack, bool
   if (wide) return store_pack(to, pack);
 #pragma unroll
   for (int i = 0; i < n; ++i) to[i] = pack.at[i];
+}
+
+template <class S, int n>
+__device__ __forceinline__ void store_zeros(S* to, bool wide) {
+  Pack<S, n> pack;
+#pragma unroll
+  for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(acc_t<S>(0));
+  store_scores(to, pack, wide);
 }
 
 // Scores in the registers of `lanes` lanes, up to `held` each.
@@ -84,6 +93,11 @@ struct Lanes {
       store_scores(grad + class_of(slot), pack, wide);
     }
   }
+  __device__ __forceinline__ void zero() const {
+#pragma unroll
+    for (int slot = 0; slot < held; slot += n)
+      if (class_of(slot) < classes) store_zeros<S, n>(grad + class_of(slot), wide);
+  }
   __device__ bool first() const { return lane() == 0; }
 };
 
@@ -133,6 +147,9 @@ struct Staged {
       for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(f(c + i, widen(pack.at[i])));
       store_scores(grad + c, pack, wide);
     });
+  }
+  __device__ __forceinline__ void zero() const {
+    my_packs<n, 1>(classes, threadIdx.x, threads, [&](int64_t c) { store_zeros<S, n>(grad + c, wide); });
   }
   __device__ bool first() const { return threadIdx.x == 0; }
 };
@@ -238,6 +255,9 @@ struct Spread {
       store_scores(grad + c, pack, wide);
     });
   }
+  __device__ __forceinline__ void zero() const {
+    mine<1>([&](int64_t c, int64_t) { store_zeros<S, n>(grad + c, wide); });
+  }
   __device__ bool first() const { return begin == 0 && threadIdx.x == 0; }
 };
 
@@ -275,6 +295,9 @@ struct Online {
       for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(f(c + i, widen(pack.at[i])));
       store_scores(grad + c, pack, wide);
     });
+  }
+  __device__ __forceinline__ void zero() const {
+    my_packs<n, 1>(classes, threadIdx.x, threads, [&](int64_t c) { store_zeros<S, n>(grad + c, wide); });
   }
   __device__ bool first() const { return threadIdx.x == 0; }
 };
@@ -322,6 +345,9 @@ struct Column {
   __device__ __forceinline__ void write(F&& f) const {
     each([&](int64_t c, T v) { grad[c * inner] = narrow<S>(f(c, v)); });
   }
+  __device__ __forceinline__ void zero() const {
+    for (int64_t c = 0; c < classes; ++c) grad[c * inner] = narrow<S>(T(0));
+  }
   __device__ bool first() const { return true; }
 };
 
@@ -344,7 +370,7 @@ __device__ __forceinline__ void one_sample(const CrossEntropyParams& p, Keeper& 
   };
   if (!soft && t < 0) {
     store(0);
-    if (p.grad != nullptr) keep.write([](int64_t, T) { return T(0); });
+    if (p.grad != nullptr) keep.zero();
     return;
   }
   const T share = static_cast<T>(1 - p.smoothing),
