@@ -7,11 +7,11 @@
 namespace fastcv {
 
 struct LinearChunks {
-  int64_t rows;  // at a time: those whose scores fill 16 M elements, at least a tile's and at most 4096
+  int64_t rows;  // at a time: those whose scores fill 16 M elements, at least a tile's and at most 2048
   bool narrow;   // gradients of 16 bits, whose sums over chunks are kept in float
 
   explicit LinearChunks(const LinearCrossEntropyParams& p) : narrow(p.dtype == DType::bf16 || p.dtype == DType::f16) {
-    constexpr int64_t kScores = 1 << 24, kLeast = 128, kMost = 4096;
+    constexpr int64_t kScores = 1 << 24, kLeast = 128, kMost = 2048;
     rows = p.classes == 0 ? kMost : kScores / p.classes / kLeast * kLeast;
     if (rows < kLeast) rows = kLeast;
     if (rows > kMost) rows = kMost;
