@@ -5,9 +5,8 @@
 //   FASTCV_SHARED(T, name, n)        n elements of shared memory;  FASTCV_DYNAMIC_SHARED(T, name): the dynamic part
 //   Shared<T>                        a pointer into shared memory: T* on a GPU, a checked one on the emulator
 //   load_shared<Pack>, store_shared  several elements in one access
-//   launch_clusters(..., cluster, ...)   `cluster` blocks in a row run together, where has_clusters(); in them
-//   cluster_rank(),
-//                                    cluster_sync(), and cluster_shared(p, rank): p in another block's shared memory
+//   launch_clusters(kernel, grid, cluster, block, ...)   so many blocks in a row run together; where has_clusters()
+//   cluster_rank(), cluster_sync()   in a cluster;  cluster_shared(p, rank): p in the shared memory of its block `rank`
 #pragma once
 #include <cstdint>
 #include <utility>
