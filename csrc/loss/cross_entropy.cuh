@@ -4,8 +4,10 @@
 //
 // A keeper has load(), measure(top, sum) with top = max x and sum = sum exp(x - top), each(f) with f(class, score) for
 // the scores of this thread, write(f) with the gradients f(class, score), zero(), which writes zeros and needs no
-// load(), and sum(v) over the sample's threads.
+// load(), and sum(v) over the sample's threads; Part is what one thread's terms are added up in.
 #pragma once
+#include <type_traits>
+
 #include "loss/loss.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -43,6 +45,7 @@ __device__ __forceinline__ void store_zeros(S* to, bool wide) {
 template <class S, int lanes, int held, int n>
 struct Lanes {
   using T = acc_t<S>;
+  using Part = T;
   const S* x;
   S* grad;
   int classes;
@@ -105,6 +108,7 @@ struct Lanes {
 template <class S, int n, int threads>
 struct Staged {
   using T = acc_t<S>;
+  using Part = T;
   const S* x;
   S* grad;
   int64_t classes;
@@ -155,9 +159,11 @@ struct Staged {
 };
 
 // Of scores seen one after the other: their maximum, and the sum of exp(x - maximum).
-template <class T>
+// A: what the sum is kept in, double where one thread adds up a whole sample.
+template <class T, class A = T>
 struct Running {
-  T top = -INFINITY, sum = 0;
+  T top = -INFINITY;
+  A sum = 0;
   __device__ __forceinline__ void add(T v) {
     if (v > top) {
       sum = sum * exp(top - v) + 1;
@@ -182,6 +188,7 @@ struct Running {
 template <class S, int n, int threads>
 struct Spread {
   using T = acc_t<S>;
+  using Part = T;
   const S* x;
   S* grad;
   int64_t begin, end;
@@ -265,6 +272,7 @@ struct Spread {
 template <class S, int n, int threads>
 struct Online {
   using T = acc_t<S>;
+  using Part = T;
   const S* x;
   S* grad;
   int64_t classes;
@@ -306,6 +314,7 @@ struct Online {
 template <class S, int held>
 struct Column {
   using T = acc_t<S>;
+  using Part = std::conditional_t<held == 0, double, T>;
   const S* x;
   S* grad;
   int64_t classes, inner;
@@ -329,10 +338,10 @@ struct Column {
   }
   __device__ __forceinline__ void measure(T& top, T& total) const {
     if constexpr (held == 0) {
-      Running<T> mine;
+      Running<T, double> mine;
       each([&](int64_t, T v) { mine.add(v); });
       top = mine.top;
-      total = mine.sum;
+      total = static_cast<T>(mine.sum);
       return;
     }
     T most = -INFINITY, part = 0;
@@ -390,14 +399,14 @@ __device__ __forceinline__ void one_sample(const CrossEntropyParams& p, Keeper& 
   const T log_sum = log(sum);
   T mass = at_target, loss = -at_target * (score - top - log_sum);
   if (soft || p.smoothing > 0) {
-    mass = loss = 0;
+    typename Keeper::Part masses = 0, terms = 0;
     keep.each([&](int64_t c, T v) {
       const T k = coefficient(c);
-      mass += k;
-      loss -= k * (v - top - log_sum);
+      masses += k;
+      terms -= k * (v - top - log_sum);
     });
-    mass = keep.sum(mass);
-    loss = keep.sum(loss);
+    mass = keep.sum(static_cast<T>(masses));
+    loss = keep.sum(static_cast<T>(terms));
   }
   store(loss);
   if (p.grad == nullptr) return;
