@@ -192,12 +192,16 @@ FASTCV_INLINE Vec<T> sqrt(Vec<T> a) {
   return r;
 #endif
 }
+namespace detail {
+template <class T, int... i>
+FASTCV_INLINE Vec<T> count_lanes(std::integer_sequence<int, i...>) {
+  return Vec<T>(typename Vec<T>::Raw{static_cast<T>(i)...});
+}
+}  // namespace detail
 // 0, 1, 2, ...
 template <class T>
 FASTCV_INLINE Vec<T> iota() {
-  Vec<T> r;
-  for (int i = 0; i < Vec<T>::width; ++i) r.v[i] = static_cast<T>(i);
-  return r;
+  return detail::count_lanes<T>(std::make_integer_sequence<int, Vec<T>::width>{});
 }
 // Lanes 0 .. n-1.
 template <class T>
@@ -373,6 +377,20 @@ FASTCV_INLINE void store(S* p, Vec<acc_t<S>> a) {
       const __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v, (__m512)a.v, _CMP_UNORD_Q);
       _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, rounded, quiet)));
     }
+#elif defined(__AVX2__)
+    if constexpr (std::is_same_v<S, f16>) {
+      _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    } else {
+      const __m256i u = (__m256i)a.v, high = _mm256_srli_epi32(u, 16);
+      const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+      const __m256i rounded =
+          _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+      const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+      const __m256i nan = (__m256i)_mm256_cmp_ps((__m256)a.v, (__m256)a.v, _CMP_UNORD_Q);
+      const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);
+      const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+      _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+    }
 #else
     for (int i = 0; i < Vec<float>::width; ++i) store_one(p + i, a.v[i]);
 #endif
@@ -390,7 +408,7 @@ FASTCV_INLINE Vec<acc_t<S>> load_n(const S* p, int n) {
       _mm256_storeu_si256((__m256i*)buffer, _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p));
     else
 #endif
-      for (int i = 0; i < n; ++i) buffer[i] = p[i];
+      std::memcpy(buffer, p, static_cast<size_t>(n) * sizeof(S));
     return load(buffer);
   }
 }
@@ -406,7 +424,7 @@ FASTCV_INLINE void store_n(S* p, Vec<acc_t<S>> a, int n) {
       _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), _mm256_loadu_si256((const __m256i*)buffer));
     else
 #endif
-      for (int i = 0; i < n; ++i) p[i] = buffer[i];
+      std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(S));
   }
 }
 
@@ -470,13 +488,17 @@ FASTCV_INLINE void transpose(Vec<T>* v) {
 
 // ---- reductions over the lanes, halving: ((0+w/2)+(w/4+...)): the same order every time --------------------------
 
+namespace detail {
+template <int half, class T, int... i>
+FASTCV_INLINE T add_halves(Vec<T> a, std::integer_sequence<int, i...> lanes) {
+  const Vec<T> sum = a + Vec<T>(__builtin_shufflevector(a.v, a.v, ((i + half) % Vec<T>::width)...));
+  if constexpr (half == 1) return sum.v[0];
+  else return add_halves<half / 2>(sum, lanes);
+}
+}  // namespace detail
 template <class T>
 FASTCV_INLINE T reduce_add(Vec<T> a) {
-  T x[Vec<T>::width];
-  detail::store_raw(x, a);
-  for (int half = Vec<T>::width / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  return x[0];
+  return detail::add_halves<Vec<T>::width / 2>(a, std::make_integer_sequence<int, Vec<T>::width>{});
 }
 // The largest lane of lanes that are no NaN.
 template <class T>

@@ -24,10 +24,20 @@ struct Variant {
   const char* (*why_not)(const Params&);
   // Scratch bytes for these params on this many threads; nullptr for none.
   size_t (*workspace)(const Params&, int threads);
-  void (*run)(const Params&, const Exec&);
+  void (*run)(const Params&, const Exec&);  // nullptr where its objects are not in this build (FASTCV_IF_LINKED)
   // Where the row can run but a later one is faster: one clause that says so, else nullptr. Obeyed unless forced.
   const char* (*slower)(const Params&) = nullptr;
 };
+
+// Storage types that the objects of an instruction set have no kernels for (dispatch.h): a clause, or nullptr.
+inline const char* storage_not_built(Isa isa, bool reference, DType dtype) {
+  if (isa >= Isa::avx512) return dtype == DType::f64 ? "leaves float64 to AVX2" : nullptr;
+#if defined(__x86_64__)
+  if (isa == Isa::portable && !reference && (dtype == DType::f64 || dtype == DType::bf16 || dtype == DType::f16))
+    return "takes float32 on x86-64";
+#endif
+  return nullptr;
+}
 
 // A CUDA kernel. Each launcher returns a CUDA error code, 0 for none; one that is not in this build is null. `cuda`
 // works on GPU memory and `emulated` on CPU memory: the same source, run by csrc/emulator when it is forced for CPU
@@ -91,9 +101,9 @@ class VariantTable {
     const std::string forced = forced_variant(op_);
     const char* why = nullptr;
     for (const auto& row : rows_) {
-      if (!forced.empty() && forced != row.name) continue;
+      if (row.run == nullptr || (!forced.empty() && forced != row.name)) continue;
       if (row.needs > cpu_isa()) continue;
-      why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      why = why_not(row, params);
       if (why != nullptr) continue;
       if (forced.empty() && row.slower != nullptr && row.slower(params) != nullptr) continue;
       if (recording_choices()) record(params, row);
@@ -132,17 +142,26 @@ class VariantTable {
   }
 
  private:
+  const char* why_not(const Variant<Params>& row, const Params& params) const {
+    if constexpr (requires { params.dtype; }) {
+      const char* why = storage_not_built(row.needs, &row == &rows_.back(), params.dtype);
+      if (why != nullptr) return why;
+    }
+    return row.why_not == nullptr ? nullptr : row.why_not(params);
+  }
   static std::vector<VariantInfo> infos(std::span<const Variant<Params>> rows,
                                         std::span<const GpuVariant<Params>> gpu_rows) {
     std::vector<VariantInfo> result;
-    for (const auto& row : rows) result.push_back({row.name, row.needs, nullptr});
+    for (const auto& row : rows)
+      if (row.run != nullptr) result.push_back({row.name, row.needs, nullptr});
     for (const auto& row : gpu_rows) result.push_back({row.name, Isa::portable, row.needs});
     return result;
   }
   void record(const Params& params, const Variant<Params>& chosen) const {
     bool before = true;
     for (const auto& row : rows_) {
-      const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      if (row.run == nullptr) continue;
+      const char* why = why_not(row, params);
       std::string reason;
       if (&row == &chosen) before = false;
       else if (row.needs > cpu_isa())

@@ -75,17 +75,17 @@ void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
 }  // namespace avx512bf16
 inline constexpr int64_t kMostTileStride = 8;
-#define FASTCV_CONV_TILE_KERNELS(isa)                                 \
-  namespace isa {                                                     \
-  void conv_igemm_bf16(const ConvParams&, const Exec&);               \
-  void conv_igemm_bf16x3(const ConvParams&, const Exec&);             \
-  void conv_igemm_bf16x6(const ConvParams&, const Exec&);             \
-  size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);   \
-  size_t conv_igemm_bf16x3_workspace(const ConvParams&, int threads); \
-  size_t conv_igemm_bf16x6_workspace(const ConvParams&, int threads); \
+#define FASTCV_CONV_TILE_KERNELS(isa, linked)                                \
+  namespace isa {                                                            \
+  linked void conv_igemm_bf16(const ConvParams&, const Exec&);               \
+  linked void conv_igemm_bf16x3(const ConvParams&, const Exec&);             \
+  linked void conv_igemm_bf16x6(const ConvParams&, const Exec&);             \
+  linked size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);   \
+  linked size_t conv_igemm_bf16x3_workspace(const ConvParams&, int threads); \
+  linked size_t conv_igemm_bf16x6_workspace(const ConvParams&, int threads); \
   }
-FASTCV_CONV_TILE_KERNELS(amx)
-FASTCV_CONV_TILE_KERNELS(amxmodel)  // the same on a software model of the tiles, for tests
+FASTCV_CONV_TILE_KERNELS(amx, )
+FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of the tiles, in builds for tests
 #undef FASTCV_CONV_TILE_KERNELS
 
 }  // namespace fastcv

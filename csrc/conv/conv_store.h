@@ -5,6 +5,14 @@
 
 namespace fastcv::FASTCV_ISA {
 
+// The activations that are long: called, so that not every store holds a copy.
+template <class T>
+[[gnu::noinline]] static Vec<T> activate_smoothly(Vec<T> v, Activation activation) {
+  const Vec<T> zero(T(0));
+  if (activation == Activation::silu) return v / (Vec<T>(T(1)) + exp(-v));
+  return select<T>(v <= Vec<T>(T(-3)), zero, select<T>(v >= Vec<T>(T(3)), v, v * (v + Vec<T>(T(3))) / Vec<T>(T(6))));
+}
+
 template <class T>
 FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
   const Vec<T> zero(T(0));
@@ -16,10 +24,8 @@ FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
     case Activation::relu6:
       return select<T>(v <= zero, zero, select<T>(v >= Vec<T>(T(6)), Vec<T>(T(6)), v));
     case Activation::silu:
-      return v / (Vec<T>(T(1)) + exp(-v));
     case Activation::hardswish:
-      return select<T>(v <= Vec<T>(T(-3)), zero,
-                       select<T>(v >= Vec<T>(T(3)), v, v * (v + Vec<T>(T(3))) / Vec<T>(T(6))));
+      return activate_smoothly(v, activation);
   }
   __builtin_unreachable();
 }

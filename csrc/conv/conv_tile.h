@@ -31,8 +31,7 @@ struct PlainProduct {
   FASTCV_INLINE Packed load_weights(const W* w) { return load(w); }
   FASTCV_INLINE Packed spread(const X* x) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return Packed((typename Packed::Raw)_mm512_set1_ps(*x));
-    else return Packed((typename Packed::Raw)_mm512_set1_pd(*x));
+    return Packed((typename Packed::Raw)_mm512_set1_ps(*x));
 #elif defined(__AVX2__)
     if constexpr (sizeof(T) == 4) return Packed((typename Packed::Raw)_mm256_broadcast_ss(x));
     else return Packed((typename Packed::Raw)_mm256_broadcast_sd(x));
@@ -154,9 +153,11 @@ template <class P, int NV>
 static void strip(const Strip<P>& s, int64_t pixels) {
   int64_t i = 0;
   for (; i + kTileRows<NV> <= pixels; i += kTileRows<NV>) tile<P, kTileRows<NV>, NV>(s, i);
-  if (i + 4 <= pixels) tile<P, 4, NV>(s, i), i += 4;
-  if (i + 2 <= pixels) tile<P, 2, NV>(s, i), i += 2;
-  if (i < pixels) tile<P, 1, NV>(s, i);
+  if constexpr (sizeof(typename P::Acc) == 4) {  // float64 is not raced: its short rests take pixel by pixel
+    if (i + 4 <= pixels) tile<P, 4, NV>(s, i), i += 4;
+    if (i + 2 <= pixels) tile<P, 2, NV>(s, i), i += 2;
+  }
+  for (; i < pixels; ++i) tile<P, 1, NV>(s, i);
 }
 
 template <class P>
@@ -232,7 +233,8 @@ template <class T, int MR, int NV, int GroupIn>
 template <class T, int NV, int GroupIn>
 static void group_strip(const Strip<PlainProduct<T>>& s, int64_t pixels) {
   int64_t i = 0;
-  for (; i + 6 <= pixels; i += 6) group_tile<T, 6, NV, GroupIn>(s, i);
+  if constexpr (sizeof(T) == 4)
+    for (; i + 6 <= pixels; i += 6) group_tile<T, 6, NV, GroupIn>(s, i);
   for (; i < pixels; ++i) group_tile<T, 1, NV, GroupIn>(s, i);
 }
 

@@ -41,14 +41,14 @@ FASTCV_CONV_WGRAD(portable)
 FASTCV_CONV_WGRAD(avx2)
 FASTCV_CONV_WGRAD(avx512)
 #undef FASTCV_CONV_WGRAD
-#define FASTCV_CONV_WGRAD_BF16(isa)                              \
-  namespace isa {                                                \
-  size_t conv_wgrad_bf16_workspace(const ConvWgradParams&, int); \
-  void conv_wgrad_bf16(const ConvWgradParams&, const Exec&);     \
+#define FASTCV_CONV_WGRAD_BF16(isa, linked)                             \
+  namespace isa {                                                       \
+  linked size_t conv_wgrad_bf16_workspace(const ConvWgradParams&, int); \
+  linked void conv_wgrad_bf16(const ConvWgradParams&, const Exec&);     \
   }
-FASTCV_CONV_WGRAD_BF16(avx512bf16)
-FASTCV_CONV_WGRAD_BF16(amx)
-FASTCV_CONV_WGRAD_BF16(amxmodel)
+FASTCV_CONV_WGRAD_BF16(avx512bf16, )
+FASTCV_CONV_WGRAD_BF16(amx, )
+FASTCV_CONV_WGRAD_BF16(amxmodel, FASTCV_IF_LINKED)
 #undef FASTCV_CONV_WGRAD_BF16
 
 }  // namespace fastcv

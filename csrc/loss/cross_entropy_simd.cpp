@@ -244,7 +244,8 @@ Layout layout_of(const CrossEntropyParams& p, int threads) {
 
 // n elements each of `classes` lines, from lines `from_stride` apart to lines `to_stride` apart, converting.
 template <class From, class To>
-void copy_lines(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t lines, int64_t n) {
+[[gnu::noinline]] void copy_lines(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t lines,
+                                  int64_t n) {
   constexpr int w = Vec<acc_t<From>>::width;
   for (int64_t c = 0; c < lines; ++c)
     for (int64_t i = 0; i < n; i += w) {
@@ -282,7 +283,7 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
   if (grad_loss && !each) scale *= load_one(grad_loss);
 
   // Fills `lanes` samples, of which n exist.
-  const auto prepare = [&](Samples<T>& t, int64_t first, int n, int lanes) {
+  const auto prepare = [&](Samples<T>& t, int64_t first, int n, int lanes) __attribute__((noinline)) {
     for (int i = n; i < lanes; ++i) t.index[i] = -1, t.weight[i] = T(0), t.scale[i] = T(0);
     for (int i = 0; i < n; ++i) {
       const int64_t r = first + i;
@@ -296,7 +297,7 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
       if (ignored) t.weight[i] = t.scale[i] = T(0);
     }
   };
-  const auto finish = [&](const Samples<T>& t, int64_t first, int n) {
+  const auto finish = [&](const Samples<T>& t, int64_t first, int n) __attribute__((noinline)) {
     double sum = 0;
     if (each && loss)
       for (int i = 0; i < n; ++i) store_one(loss + first + i, t.loss[i]);

@@ -14,7 +14,7 @@ constexpr int64_t kTileBytes = 1 << 18;  // columns: cut to fewer vectors when a
 
 // U vectors of neighbouring samples; class c stands at x + c * xs. y may be x.
 template <class S, int U, bool log_>
-void column_tile(const S* x, int64_t xs, S* y, int64_t ys, int64_t classes) {
+[[gnu::noinline]] void column_tile(const S* x, int64_t xs, S* y, int64_t ys, int64_t classes) {
   using T = acc_t<S>;
   using V = Vec<T>;
   constexpr int w = V::width;

@@ -2,6 +2,7 @@
 // registers while a block of rows of x2 passes by.
 #include "neighbors/cdist_backward.h"
 
+#include "common/dispatch.h"
 #include "neighbors/slope.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -101,8 +102,7 @@ void cdist_backward(const CdistBackwardParams& p, const Exec& exec) {
     }
     with_slope<T>(p.p, false, [&](const auto& slope) { run<T>(p, slope, exec); });
   };
-  if (p.dtype == DType::f64) as(double{});
-  else as(float{});
+  dispatch_wide(p.dtype, as);
 }
 
 }  // namespace fastcv::FASTCV_ISA

@@ -2,6 +2,7 @@
 // then each row of either gradient is the sum over its partners, with vectors along the coordinates.
 #include "neighbors/knn_backward.h"
 
+#include "common/dispatch.h"
 #include "neighbors/slope.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -155,8 +156,7 @@ void knn_backward(const KnnBackwardParams& p, const Exec& exec) {
     }
     with_slope<T>(p.p, p.squared, [&](const auto& slope) { run<T>(p, slope, exec); });
   };
-  if (p.dtype == DType::f64) as(double{});
-  else as(float{});
+  dispatch_wide(p.dtype, as);
 }
 
 }  // namespace fastcv::FASTCV_ISA
