@@ -75,8 +75,10 @@ def parse_size(text: str) -> list[int]:
 def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
+    from .bench.commands import app as bench
     from .models.commands import add_commands as add_models
     from .train.commands import add_commands as add_training
+    from .vision.commands import register as add_vision
 
     @app.command()
     def info() -> None:
@@ -137,14 +139,10 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
-    from .bench.commands import app as bench
-
     app.add_typer(bench, name="bench")
     add_models(app, console)
     add_training(app)
-    from .vision import commands as vision_commands
-
-    vision_commands.register(app)
+    add_vision(app)
     return app
 
 

@@ -27,6 +27,7 @@ BUGS = {
     "lane_stays_away": "threads wait for others that never come: 62 at __shfl_xor_sync",
     "copy_not_awaited": "nobody wrote|a race",
     "stays_in_flight": "with copies on their way",
+    "across_blocks": "nobody wrote|a race|outside of",
     "too_many_threads": "cannot be launched",
     "full_not_awaited": "nobody wrote|a race",
     "empty_not_awaited": "a race|more arrivals at a barrier",

@@ -5,6 +5,8 @@
 //   FASTCV_SHARED(T, name, n)        n elements of shared memory;  FASTCV_DYNAMIC_SHARED(T, name): the dynamic part
 //   Shared<T>                        a pointer into shared memory: T* on a GPU, a checked one on the emulator
 //   load_shared<Pack>, store_shared  several elements in one access
+//   launch_clusters(kernel, grid, cluster, block, ...)   so many blocks in a row run together; where has_clusters()
+//   cluster_rank(), cluster_sync()   in a cluster;  cluster_shared(p, rank): p in the shared memory of its block `rank`
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -62,8 +64,17 @@ Shared<To> shared_cast(Shared<T> from) {
 }
 
 template <class... Formal, class... Actual>
-int launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Actual&&... args) {
-  return emulator::launch(grid, block, shared_bytes, [&] { kernel(static_cast<Formal>(args)...); });
+int launch_clusters(void (*kernel)(Formal...), dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes,
+                    cudaStream_t, Actual&&... args) {
+  return emulator::launch(grid, block, shared_bytes, [&] { kernel(static_cast<Formal>(args)...); }, cluster);
+}
+inline bool has_clusters() { return true; }
+inline unsigned cluster_rank() { return emulator::self().rank; }
+inline void cluster_sync(Where where = Where::current()) { emulator::cluster_barrier(where); }
+template <class T>
+Shared<T> cluster_shared(Shared<T> mine, unsigned rank) {
+  return Shared<T>(
+      reinterpret_cast<T*>(emulator::shared_of(reinterpret_cast<const std::byte*>(mine.unchecked()), rank)));
 }
 
 #else
@@ -90,9 +101,9 @@ __device__ __forceinline__ To* shared_cast(T* from) {
 }
 
 template <class... Formal, class... Actual>
-int launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-           Actual&&... args) {
-  constexpr size_t kWithoutAsking = 48 << 10;
+int launch_clusters(void (*kernel)(Formal...), dim3 grid, unsigned cluster, dim3 block, size_t shared_bytes,
+                    cudaStream_t stream, Actual&&... args) {
+  constexpr size_t kWithoutAsking = 24 << 10;  // of 48 KB, which static arrays share
   if (shared_bytes > kWithoutAsking) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -104,10 +115,45 @@ int launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shared_bytes
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute in_clusters{};
+  in_clusters.id = cudaLaunchAttributeClusterDimension;
+  in_clusters.val.clusterDim.x = cluster;
+  in_clusters.val.clusterDim.y = in_clusters.val.clusterDim.z = 1;
+  config.attrs = &in_clusters;
+  config.numAttrs = cluster > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Formal>(args)...);
 }
+inline bool has_clusters() {
+  int device = 0, yes = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&yes, cudaDevAttrClusterLaunch, device) == cudaSuccess && yes != 0;
+}
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() { return __clusterRelativeBlockRank(); }
+__device__ __forceinline__ void cluster_sync() {
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+}
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* mine, unsigned rank) {
+  return static_cast<T*>(__cluster_map_shared_rank(mine, rank));
+}
+#else  // has_clusters() is false there, and no kernel is launched that comes here
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+__device__ __forceinline__ void cluster_sync() { __trap(); }
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* mine, unsigned) {
+  return mine;
+}
+#endif
 
 #endif
+
+template <class... Formal, class... Actual>
+int launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+           Actual&&... args) {
+  return launch_clusters(kernel, grid, 1, block, shared_bytes, stream, std::forward<Actual>(args)...);
+}
 
 // Thread numbering of grid-stride kernels.
 __device__ inline int64_t global_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }

@@ -187,9 +187,25 @@ T __ldg(const T* at) {
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
+// Of the four bytes of each word: |a - b|, its sum, and the sum of products.
+inline uint32_t __vabsdiffu4(uint32_t a, uint32_t b) {
+  uint32_t result = 0;
+  for (int i = 0; i < 32; i += 8) {
+    const int d = static_cast<int>(a >> i & 255) - static_cast<int>(b >> i & 255);
+    result |= static_cast<uint32_t>(d < 0 ? -d : d) << i;
+  }
+  return result;
+}
+inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t sum) {
+  for (int i = 0; i < 32; i += 8) sum += (a >> i & 255) * (b >> i & 255);
+  return sum;
+}
+inline uint32_t __vsadu4(uint32_t a, uint32_t b) { return __dp4a(__vabsdiffu4(a, b), 0x01010101u, 0); }
 inline int __popc(uint32_t x) { return std::popcount(x); }
 inline int __ffs(uint32_t x) { return x == 0 ? 0 : std::countr_zero(x) + 1; }
 inline int __clz(uint32_t x) { return std::countl_zero(x); }
+inline int64_t __double_as_longlong(double x) { return std::bit_cast<int64_t>(x); }
+inline double __longlong_as_double(int64_t x) { return std::bit_cast<double>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 using std::abs, std::exp, std::exp2, std::fabs, std::floor, std::fma, std::fmax, std::fmin, std::isnan, std::log,

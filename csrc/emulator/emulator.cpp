@@ -21,6 +21,7 @@ constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kSharedBytes = 232448;  // what a block may have on sm_90
 constexpr int kPoison = 0xff;            // NaN in every float type
 constexpr int kNamedBarriers = 16;
+constexpr int kMaxCluster = 8;
 constexpr int kErrorInvalidConfiguration = 9, kErrorLaunchFailure = 719;  // as CUDA numbers them
 
 // Where a thread is, for messages.
@@ -98,18 +99,20 @@ thread_local Machine* t_machine = nullptr;
 
 class Machine {
  public:
-  Machine() : shared_(static_cast<std::byte*>(map(kSharedBytes))), shadow_(kSharedBytes), fibers_(kMaxThreads) {
-    stacks_ = static_cast<std::byte*>(map(kStackBytes * kMaxThreads));
+  Machine()
+      : shared_(static_cast<std::byte*>(map(kSharedBytes * kMaxCluster))), shadow_(kSharedBytes), fibers_(kMaxFibers) {
+    stacks_ = static_cast<std::byte*>(map(kStackBytes * kMaxFibers));
   }
   ~Machine() {
-    munmap(shared_, kSharedBytes);
-    munmap(stacks_, kStackBytes * kMaxThreads);
+    munmap(shared_, kSharedBytes * kMaxCluster);
+    munmap(stacks_, kStackBytes * kMaxFibers);
   }
 
-  int launch(Dim3 grid, Dim3 block, size_t dynamic_bytes, const std::function<void()>& body) {
+  int launch(Dim3 grid, Dim3 block, size_t dynamic_bytes, const std::function<void()>& body, unsigned cluster) {
     const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
     if (threads == 0 || threads > kMaxThreads || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu ||
-        grid.y > 65535 || grid.z > 65535 || dynamic_bytes > kSharedBytes) {
+        grid.y > 65535 || grid.z > 65535 || dynamic_bytes > kSharedBytes || cluster == 0 || cluster > kMaxCluster ||
+        grid.x % cluster != 0 || (cluster > 1 && (threads % kWarp != 0 || threads * cluster > kMaxFibers))) {
       t_error = "a grid of (" + show(grid) + ") blocks of (" + show(block) + ") threads with " +
                 std::to_string(dynamic_bytes) + " bytes of shared memory cannot be launched";
       return kErrorInvalidConfiguration;
@@ -118,13 +121,16 @@ class Machine {
     random_ = Random(g_seed);
     failed_ = false;
     dynamic_bytes_ = dynamic_bytes;
+    cluster_ = cluster;
+    if (shadow_.size() < cluster * kSharedBytes) shadow_.resize(cluster * kSharedBytes);
     // Blocks start anywhere and go round: each order has every block once, without a permutation to hold.
-    const uint64_t first = (uint64_t{random_.below(0x7fffffff)} << 31 | random_.below(0x7fffffff)) % blocks;
-    for (uint64_t i = 0; i < blocks && !failed_; ++i) {
-      const uint64_t b = (first + i) % blocks;
-      run_block({static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                 static_cast<unsigned>(b / grid.x / grid.y)},
-                grid, block);
+    const uint64_t clusters = blocks / cluster;
+    const uint64_t first = (uint64_t{random_.below(0x7fffffff)} << 31 | random_.below(0x7fffffff)) % clusters;
+    for (uint64_t i = 0; i < clusters && !failed_; ++i) {
+      const uint64_t b = (first + i) % clusters * cluster;
+      run_cluster({static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                   static_cast<unsigned>(b / grid.x / grid.y)},
+                  grid, block);
     }
     return failed_ ? kErrorLaunchFailure : 0;
   }
@@ -133,7 +139,7 @@ class Machine {
 
   void barrier(int id, int count, Where where) {
     if (id < 0 || id >= kNamedBarriers) fail("a barrier's id is not below 16", where);
-    auto& waiting = barriers_[id];
+    auto& waiting = barriers_[current().builtins.rank][id];
     if (count == 0) count = threads_;
     if (id == 0 && !waiting.empty()) {
       const Where& first = fibers_[waiting.front()].where;
@@ -141,7 +147,17 @@ class Machine {
         fail(("divergent barrier: other threads of the block are at " + at(first)).c_str(), where);
     }
     waiting.push_back(running_);
-    current().what = id == 0 ? "__syncthreads" : "a named barrier";
+    arrive(waiting, count, id == 0 ? "__syncthreads" : "a named barrier", where);
+  }
+
+  void cluster_barrier(Where where) {
+    cluster_waiting_.push_back(running_);
+    arrive(cluster_waiting_, threads_ * static_cast<int>(cluster_), "the cluster's barrier", where);
+  }
+
+  // The running thread has joined those that wait; the last of `count` lets all go on.
+  void arrive(std::vector<int>& waiting, int count, const char* what, Where where) {
+    current().what = what;
     current().where = where;
     if (static_cast<int>(waiting.size()) < count) return wait();
     std::vector<int> warps, arrived = std::move(waiting);
@@ -189,20 +205,27 @@ class Machine {
 
   std::byte* shared_array(size_t bytes, size_t alignment, Where where) {
     const auto key = std::make_tuple(where.file_name(), where.line(), where.column(), bytes);
-    const auto found = arrays_.find(key);
-    if (found != arrays_.end()) return shared_ + found->second;
-    const size_t offset = (used_ + alignment - 1) / alignment * alignment;
+    const unsigned rank = current().builtins.rank;
+    auto& arrays = arrays_[rank];
+    std::byte* const region = shared_ + rank * kSharedBytes;
+    const auto found = arrays.find(key);
+    if (found != arrays.end()) return region + found->second;
+    const size_t offset = (used_[rank] + alignment - 1) / alignment * alignment;
     if (offset + bytes > kSharedBytes) fail("the block's shared memory is larger than 232448 bytes", where);
-    used_ = offset + bytes;
-    std::memset(shared_ + offset, kPoison, bytes);
-    arrays_.emplace(key, offset);
-    return shared_ + offset;
+    used_[rank] = offset + bytes;
+    std::memset(region + offset, kPoison, bytes);
+    arrays.emplace(key, offset);
+    return region + offset;
   }
 
-  std::byte* dynamic_shared() { return shared_; }
+  std::byte* dynamic_shared() { return shared_ + current().builtins.rank * kSharedBytes; }
+  std::byte* shared_of(const std::byte* mine, unsigned rank) {
+    return shared_ + (mine - shared_) % kSharedBytes + rank * kSharedBytes;
+  }
 
   void touch(const std::byte* at_byte, size_t bytes, Access access, Where where) {
-    if (at_byte < shared_ || at_byte + bytes > shared_ + used_)
+    const size_t offset = static_cast<size_t>(at_byte - shared_), rank = offset / kSharedBytes;
+    if (at_byte < shared_ || rank >= cluster_ || offset % kSharedBytes + bytes > used_[rank])
       fail("an access outside of the block's shared memory", where);
     if (reinterpret_cast<uintptr_t>(at_byte) % bytes != 0 && bytes <= 16)
       fail("an access to shared memory that is not aligned to its size", where);
@@ -315,20 +338,26 @@ class Machine {
     return std::string("a race: thread ") + std::to_string(other) + " of the block " + did +
            " this shared memory and no barrier orders the two";
   }
-  void run_block(Dim3 block, Dim3 grid, Dim3 size) {
+  // The blocks of a cluster, the first of which is `block`.
+  void run_cluster(Dim3 block, Dim3 grid, Dim3 size) {
     ++block_;
     threads_ = static_cast<int>(size.x * size.y * size.z);
-    used_ = dynamic_bytes_;
-    arrays_.clear();
-    std::memset(shared_, kPoison, dynamic_bytes_);
-    clocks_.reset((threads_ + kWarp - 1) / kWarp);
-    for (auto& waiting : barriers_) waiting.clear();
+    for (unsigned rank = 0; rank < cluster_; ++rank) {
+      used_[rank] = dynamic_bytes_;
+      arrays_[rank].clear();
+      std::memset(shared_ + rank * kSharedBytes, kPoison, dynamic_bytes_);
+      for (auto& waiting : barriers_[rank]) waiting.clear();
+    }
+    cluster_waiting_.clear();
+    fibers_used_ = threads_ * static_cast<int>(cluster_);
+    clocks_.reset((fibers_used_ + kWarp - 1) / kWarp);
     for (auto& meetings : meetings_) meetings.clear();
     ready_.clear();
-    for (int t = 0; t < threads_; ++t) {
-      const auto u = static_cast<unsigned>(t);
+    for (int t = 0; t < fibers_used_; ++t) {
+      const auto u = static_cast<unsigned>(t % threads_), rank = static_cast<unsigned>(t / threads_);
       Fiber& fiber = fibers_[t];
-      fiber.builtins = {{u % size.x, u / size.x % size.y, u / size.x / size.y}, block, size, grid};
+      fiber.builtins = {
+          {u % size.x, u / size.x % size.y, u / size.x / size.y}, {block.x + rank, block.y, block.z}, size, grid, rank};
       fiber.state = Fiber::State::ready;
       fiber.open.clear();
       fiber.groups.clear();
@@ -357,7 +386,7 @@ class Machine {
   void report_stuck() {
     std::map<std::string, int> places;
     int ended = 0;
-    for (int t = 0; t < threads_; ++t) {
+    for (int t = 0; t < fibers_used_; ++t) {
       if (fibers_[t].state == Fiber::State::ended) ++ended;
       else ++places[std::string(fibers_[t].what) + " (" + at(fibers_[t].where) + ")"];
     }
@@ -410,27 +439,28 @@ class Machine {
   std::vector<Fiber> fibers_;
   Context scheduler_;
   std::vector<int> ready_;
-  std::vector<int> barriers_[kNamedBarriers];
+  std::vector<int> barriers_[kMaxCluster][kNamedBarriers], cluster_waiting_;
   std::vector<Meeting> meetings_[kMaxWarps];
-  std::map<std::tuple<const char*, unsigned, unsigned, size_t>, size_t> arrays_;
+  std::map<std::tuple<const char*, unsigned, unsigned, size_t>, size_t> arrays_[kMaxCluster];
   std::map<std::byte*, PhaseBarrier> phase_barriers_;
   std::vector<BulkCopy> bulk_;
   Clocks clocks_;
   Random random_{1};
-  size_t dynamic_bytes_ = 0, used_ = 0;
+  size_t dynamic_bytes_ = 0, used_[kMaxCluster] = {};
+  unsigned cluster_ = 1;
   uint64_t block_ = 0;
-  int threads_ = 0, running_ = 0;
+  int threads_ = 0, fibers_used_ = 0, running_ = 0;  // threads_: of a block
   bool failed_ = false;
 };
 
 }  // namespace
 
-int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body, unsigned cluster) {
   if (t_machine == nullptr) {
     static thread_local std::unique_ptr<Machine> machine = std::make_unique<Machine>();
     t_machine = machine.get();
   }
-  return t_machine->launch(grid, block, dynamic_shared_bytes, body);
+  return t_machine->launch(grid, block, dynamic_shared_bytes, body, cluster);
 }
 const char* last_error() { return t_error.c_str(); }
 void seed(uint64_t value) { g_seed = value; }
@@ -444,11 +474,13 @@ void barrier(int id, int threads, Where where) { t_machine->barrier(id, threads,
 void meet(uint32_t mask, void* mine, void (*complete)(void**, uint32_t), bool orders, const char* what, Where where) {
   t_machine->meet(mask, mine, complete, orders, what, where);
 }
+void cluster_barrier(Where where) { t_machine->cluster_barrier(where); }
 void give_way(Where where) { t_machine->give_way(where); }
 std::byte* shared_array(size_t bytes, size_t alignment, Where where) {
   return t_machine->shared_array(bytes, alignment, where);
 }
 std::byte* dynamic_shared() { return t_machine->dynamic_shared(); }
+std::byte* shared_of(const std::byte* mine, unsigned rank) { return t_machine->shared_of(mine, rank); }
 void touch(const std::byte* at, size_t bytes, Access access, Where where) {
   t_machine->touch(at, bytes, access, where);
 }

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the CPU, one fiber per CUDA thread, so that a machine without a GPU can test their logic.
 //
-// What it models: the grid (one block after another, in a seeded random order), barriers, warp collectives, shared
-// memory poisoned with NaN bytes, barriers in shared memory, and copies and matrix products that end late. The threads
-// of a block run in a seeded random order and change over only where they wait, so nothing may lean on lock-step. What
-// it reports, as an error of the launch:
+// What it models: the grid (one block, or one cluster of blocks, after another, in a seeded random order), barriers,
+// warp collectives, shared memory poisoned with NaN bytes, barriers in shared memory, and copies and matrix products
+// that end late. The threads of a block run in a seeded random order and change over only where they wait, so nothing
+// may lean on lock-step. What it reports, as an error of the launch:
 //   - a barrier or collective that some of its threads never reach, or reach at another line,
 //   - a read of shared memory that nobody wrote, an access outside of it, and two accesses of which one writes and
 //     which no barrier orders (happens-before by vector clocks, one per warp; see order.h).
@@ -25,6 +25,7 @@ struct Dim3 {
 // What a thread sees of itself: CUDA's built-in variables.
 struct Builtins {
   Dim3 thread, block, block_dim, grid_dim;
+  unsigned rank;  // of the block in its cluster
 };
 const Builtins& self();
 int lane();
@@ -32,7 +33,8 @@ int lane();
 using Where = std::source_location;
 
 // Runs body once per thread of the grid. 0, or an error that last_error() words; the first error ends the launch.
-int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body);
+// `cluster` blocks in a row (along x) run together and may read and write each other's shared memory.
+int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body, unsigned cluster = 1);
 [[gnu::weak]] const char* last_error();  // weak: a build without the emulator asks whether it is there
 // The seed of every later launch's thread and block order.
 [[gnu::weak]] void seed(uint64_t value);
@@ -45,6 +47,8 @@ void barrier(int id, int threads, Where where);
 // brought (null outside the mask); then all go on. `orders`: whether it orders shared memory as __syncwarp does.
 void meet(uint32_t mask, void* mine, void (*complete)(void** all, uint32_t mask), bool orders, const char* what,
           Where where);
+// Waits for all threads of the cluster.
+void cluster_barrier(Where where);
 // Lets other threads run: for loops that poll.
 void give_way(Where where);
 
@@ -53,6 +57,8 @@ void give_way(Where where);
 // The block's array declared at `where` (or its dynamic part): the same bytes for every thread of the block.
 std::byte* shared_array(size_t bytes, size_t alignment, Where where);
 std::byte* dynamic_shared();
+// The same place in the shared memory of block `rank` of the cluster.
+std::byte* shared_of(const std::byte* mine, unsigned rank);
 enum class Access { read, write, atomic };
 // Checks one access of the running thread to shared memory. Does not return if it is an error.
 void touch(const std::byte* at, size_t bytes, Access access, Where where);

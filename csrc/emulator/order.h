@@ -1,4 +1,4 @@
-// Which accesses of a block's threads are ordered: vector clocks, one per warp.
+// Which accesses of the threads of a block, or of a cluster of blocks, are ordered: vector clocks, one per warp.
 //
 // A warp's clock ticks at every barrier it takes part in and at every __syncwarp. A barrier gives each of its warps all
 // that the others knew. An access (thread, tick) happens before now if the running thread's warp knows a later tick of
@@ -12,12 +12,14 @@
 namespace fastcv::emulator {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMaxThreads = 1024;
-inline constexpr int kMaxWarps = kMaxThreads / kWarp;
+inline constexpr int kMaxThreads = 1024;  // of a block
+inline constexpr int kMaxFibers = 4096;   // of a cluster of blocks
+inline constexpr int kMaxWarps = kMaxFibers / kWarp;
 
 class Clocks {
  public:
   void reset(int warps) {
+    warps_ = warps;
     for (int w = 0; w < warps; ++w) known_[w].fill(0);
   }
   uint32_t now(int thread) const { return known_[thread / kWarp][thread / kWarp]; }
@@ -39,12 +41,13 @@ class Clocks {
     std::array<uint32_t, kMaxWarps> all{};
     for (int w : warps) {
       tick(w);
-      for (int i = 0; i < kMaxWarps; ++i) all[i] = std::max(all[i], known_[w][i]);
+      for (int i = 0; i < warps_; ++i) all[i] = std::max(all[i], known_[w][i]);
     }
     for (int w : warps) known_[w] = all;
   }
 
  private:
+  int warps_ = 0;
   std::array<std::array<uint32_t, kMaxWarps>, kMaxWarps> known_{};
 };
 

@@ -53,4 +53,18 @@ FASTCV_DECLARE(avx2)
 FASTCV_DECLARE(avx512)
 #undef FASTCV_DECLARE
 
+// On a GPU, and the same source on the emulator. There `bad` starts at -1; where it is null, a bad target
+// ends the kernel with an error. All but column need the classes innermost (inner == 1).
+#define FASTCV_DECLARE(gpu)                                                                                    \
+  namespace gpu {                                                                                              \
+  FASTCV_IF_LINKED int cross_entropy_warp(const CrossEntropyParams&, void* workspace, CUstream_st* stream);    \
+  FASTCV_IF_LINKED int cross_entropy_staged(const CrossEntropyParams&, void* workspace, CUstream_st* stream);  \
+  FASTCV_IF_LINKED int cross_entropy_cluster(const CrossEntropyParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int cross_entropy_online(const CrossEntropyParams&, void* workspace, CUstream_st* stream);  \
+  FASTCV_IF_LINKED int cross_entropy_column(const CrossEntropyParams&, void* workspace, CUstream_st* stream);  \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

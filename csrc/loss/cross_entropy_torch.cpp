@@ -1,4 +1,5 @@
-// The door of cross_entropy and nll_loss: schemas, checks, outputs. Class indices out of range raise IndexError.
+// The door of cross_entropy and nll_loss: schemas, checks, outputs. Class indices out of range raise IndexError; on a
+// GPU, where nobody waits for the kernel, they end it with an error, as torch's do.
 #include "loss/nll.h"
 
 #include "common/door.h"
@@ -86,7 +87,7 @@ void prepare(const char* op, const Tensor& input, const Tensor& target, const Op
   }
   c.p.x = c.scores.dense.data_ptr();
   c.p.target = c.target.data_ptr();
-  c.p.bad = &c.bad;
+  c.p.bad = input.is_cuda() ? nullptr : &c.bad;
   c.p.outer = c.scores.outer;
   c.p.classes = c.scores.classes;
   c.p.inner = c.scores.inner;
@@ -128,8 +129,8 @@ Tensor take_grad(Call& c, const Tensor& input, const Tensor* grad_loss, Tensor& 
   return grad;
 }
 
-Tensor cross_entropy_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
-                         int64_t ignore_index, double smoothing) {
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                     int64_t ignore_index, double smoothing) {
   Call c;
   prepare("cross_entropy", input, target, weight, reduction, ignore_index, smoothing, true, c);
   Tensor loss = loss_for(c, input);
@@ -138,9 +139,9 @@ Tensor cross_entropy_cpu(const Tensor& input, const Tensor& target, const Option
   return loss;
 }
 
-std::tuple<Tensor, Tensor> cross_entropy_with_grad_cpu(const Tensor& input, const Tensor& target,
-                                                       const OptionalTensor& weight, int64_t reduction,
-                                                       int64_t ignore_index, double smoothing) {
+std::tuple<Tensor, Tensor> cross_entropy_with_grad(const Tensor& input, const Tensor& target,
+                                                   const OptionalTensor& weight, int64_t reduction,
+                                                   int64_t ignore_index, double smoothing) {
   Call c;
   prepare("cross_entropy_with_grad", input, target, weight, reduction, ignore_index, smoothing, true, c);
   check(c.p.reduction != Reduction::none, "cross_entropy_with_grad: needs reduction mean or sum");
@@ -150,9 +151,8 @@ std::tuple<Tensor, Tensor> cross_entropy_with_grad_cpu(const Tensor& input, cons
   return {loss, grad};
 }
 
-Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
-                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
-                                  double smoothing) {
+Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+                              const OptionalTensor& weight, int64_t reduction, int64_t ignore_index, double smoothing) {
   Call c;
   Tensor dense;
   prepare("cross_entropy_backward", input, target, weight, reduction, ignore_index, smoothing, true, c);
@@ -161,8 +161,8 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& input, 
   return grad;
 }
 
-Tensor nll_loss_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
-                    int64_t ignore_index) {
+Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                int64_t ignore_index) {
   Call c;
   prepare("nll_loss", input, target, weight, reduction, ignore_index, 0, false, c);
   Tensor loss = loss_for(c, input);
@@ -171,8 +171,8 @@ Tensor nll_loss_cpu(const Tensor& input, const Tensor& target, const OptionalTen
   return loss;
 }
 
-Tensor nll_loss_backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
-                             const OptionalTensor& weight, int64_t reduction, int64_t ignore_index) {
+Tensor nll_loss_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+                         const OptionalTensor& weight, int64_t reduction, int64_t ignore_index) {
   Call c;
   Tensor dense;
   prepare("nll_loss_backward", input, target, weight, reduction, ignore_index, 0, false, c);
@@ -198,12 +198,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> "
       "Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("cross_entropy", TORCH_BOX(&cross_entropy_cpu));
-  m.impl("cross_entropy_with_grad", TORCH_BOX(&cross_entropy_with_grad_cpu));
-  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward_cpu));
-  m.impl("nll_loss", TORCH_BOX(&nll_loss_cpu));
-  m.impl("nll_loss_backward", TORCH_BOX(&nll_loss_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_with_grad", TORCH_BOX(&cross_entropy_with_grad));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  m.impl("nll_loss", TORCH_BOX(&nll_loss));
+  m.impl("nll_loss_backward", TORCH_BOX(&nll_loss_backward));
 }
 
 }  // namespace fastcv

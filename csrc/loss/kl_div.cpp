@@ -1,5 +1,7 @@
 #include "loss/kl_div.h"
 
+#include "loss/loss_sums.h"
+
 namespace fastcv {
 namespace {
 
@@ -21,9 +23,18 @@ constexpr Variant<KlDivParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &kl_div_backward_ref},
 };
 
+size_t gpu_workspace(const KlDivParams& p) { return p.reduce ? SumChunks(p.n).bytes() : 0; }
+
+constexpr GpuVariant<KlDivParams> kForwardGpu[] = {
+    {"onepass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(kl_div)},
+};
+constexpr GpuVariant<KlDivParams> kBackwardGpu[] = {
+    {"onepass_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(kl_div_backward)},
+};
+
 }  // namespace
 
-const VariantTable<KlDivParams> kl_div_table("kl_div", kForward);
-const VariantTable<KlDivParams> kl_div_backward_table("kl_div_backward", kBackward);
+const VariantTable<KlDivParams> kl_div_table("kl_div", kForward, kForwardGpu);
+const VariantTable<KlDivParams> kl_div_backward_table("kl_div_backward", kBackward, kBackwardGpu);
 
 }  // namespace fastcv

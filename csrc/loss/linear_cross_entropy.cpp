@@ -1,5 +1,7 @@
 #include "loss/linear_cross_entropy.h"
 
+#include "loss/linear_cross_entropy_plan.h"
+
 namespace fastcv {
 namespace {
 
@@ -19,10 +21,16 @@ constexpr Variant<LinearCrossEntropyParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &linear_cross_entropy_ref},
 };
 
+size_t gpu_workspace(const LinearCrossEntropyParams& p) { return LinearChunks(p).bytes(p); }
+
+constexpr GpuVariant<LinearCrossEntropyParams> kGpuRows[] = {
+    {"chunked_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(linear_cross_entropy)},
+};
+
 }  // namespace
 
-const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_table("linear_cross_entropy", kRows);
-const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_backward_table("linear_cross_entropy_backward",
-                                                                                 kRows);
+const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_table("linear_cross_entropy", kRows, kGpuRows);
+const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_backward_table("linear_cross_entropy_backward", kRows,
+                                                                                 kGpuRows);
 
 }  // namespace fastcv

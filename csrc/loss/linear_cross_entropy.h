@@ -46,4 +46,13 @@ FASTCV_DECLARE(avx2)
 FASTCV_DECLARE(avx512)
 #undef FASTCV_DECLARE
 
+// On a GPU, and the same source on the emulator. `bad` as in cross_entropy.h.
+#define FASTCV_DECLARE(gpu)                                                                                         \
+  namespace gpu {                                                                                                   \
+  FASTCV_IF_LINKED int linear_cross_entropy(const LinearCrossEntropyParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

@@ -61,7 +61,7 @@ void prepare(const char* op, const Tensor& input, const Tensor& w, const Optiona
   c.p.x = c.x.data_ptr();
   c.p.w = c.w.data_ptr();
   c.p.target = c.target.data_ptr();
-  c.p.bad = &c.bad;
+  c.p.bad = input.is_cuda() ? nullptr : &c.bad;
   c.p.ignore_index = ignore_index;
   c.p.smoothing = smoothing;
   c.p.reduction = static_cast<Reduction>(reduction);
@@ -77,9 +77,9 @@ void run(const VariantTable<LinearCrossEntropyParams>& table, const Call& c, con
                           "); did you mean ignore_index=" + std::to_string(value) + "?");
 }
 
-Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& w, const OptionalTensor& bias, const Tensor& target,
-                                const OptionalTensor& class_weight, int64_t reduction, int64_t ignore_index,
-                                double smoothing) {
+Tensor linear_cross_entropy(const Tensor& input, const Tensor& w, const OptionalTensor& bias, const Tensor& target,
+                            const OptionalTensor& class_weight, int64_t reduction, int64_t ignore_index,
+                            double smoothing) {
   Call c;
   prepare("linear_cross_entropy", input, w, bias, target, class_weight, reduction, ignore_index, smoothing, c);
   Tensor loss = empty(reduction == 0 ? Ints{c.p.rows} : Ints{}, input.scalar_type(), input);
@@ -95,7 +95,7 @@ Tensor wanted(bool want, const Ints& size, const Tensor& like, void** data) {
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
     const Tensor& input, const Tensor& w, const OptionalTensor& bias, const Tensor& target,
     const OptionalTensor& class_weight, int64_t reduction, int64_t ignore_index, double smoothing, bool need_input,
     bool need_weight, bool need_bias) {
@@ -112,10 +112,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad_cpu(
   return {loss, grad_x, grad_w, grad_b};
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward_cpu(
-    const Tensor& grad, const Tensor& input, const Tensor& w, const OptionalTensor& bias, const Tensor& target,
-    const OptionalTensor& class_weight, int64_t reduction, int64_t ignore_index, double smoothing, bool need_input,
-    bool need_weight, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& input,
+                                                                 const Tensor& w, const OptionalTensor& bias,
+                                                                 const Tensor& target,
+                                                                 const OptionalTensor& class_weight, int64_t reduction,
+                                                                 int64_t ignore_index, double smoothing,
+                                                                 bool need_input, bool need_weight, bool need_bias) {
   const char* op = "linear_cross_entropy_backward";
   Call c;
   prepare(op, input, w, bias, target, class_weight, reduction, ignore_index, smoothing, c);
@@ -148,10 +150,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool need_input, bool "
       "need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy_cpu));
-  m.impl("linear_cross_entropy_with_grad", TORCH_BOX(&linear_cross_entropy_with_grad_cpu));
-  m.impl("linear_cross_entropy_backward", TORCH_BOX(&linear_cross_entropy_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy));
+  m.impl("linear_cross_entropy_with_grad", TORCH_BOX(&linear_cross_entropy_with_grad));
+  m.impl("linear_cross_entropy_backward", TORCH_BOX(&linear_cross_entropy_backward));
 }
 
 }  // namespace fastcv

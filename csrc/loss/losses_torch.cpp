@@ -51,7 +51,7 @@ void prepare(const char* op, const Tensor& input, const Tensor& target, int64_t 
   }
   c.p.x = c.x.data_ptr();
   c.p.target = static_cast<const int64_t*>(c.target.data_ptr());
-  c.p.bad = &c.bad;
+  c.p.bad = input.is_cuda() ? nullptr : &c.bad;
   c.p.rows = input.size(0);
   c.p.classes = input.size(1);
   c.p.margin = margin;
@@ -65,8 +65,8 @@ void run(const VariantTable<MultiMarginParams>& table, const char* op, const Mar
     check(false, op, ": target ", c.p.target[c.bad], " at index (", c.bad, ") is out of range [0, ", c.p.classes, ")");
 }
 
-Tensor multi_margin_loss_cpu(const Tensor& input, const Tensor& target, int64_t p, double margin,
-                             const OptionalTensor& weight, int64_t reduction) {
+Tensor multi_margin_loss(const Tensor& input, const Tensor& target, int64_t p, double margin,
+                         const OptionalTensor& weight, int64_t reduction) {
   MarginCall c;
   prepare("multi_margin_loss", input, target, p, margin, weight, reduction, c);
   Tensor loss = empty(reduction == 0 ? Ints{c.p.rows} : Ints{}, input.scalar_type(), input);
@@ -75,8 +75,8 @@ Tensor multi_margin_loss_cpu(const Tensor& input, const Tensor& target, int64_t 
   return loss;
 }
 
-Tensor multi_margin_loss_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& target, int64_t p,
-                                      double margin, const OptionalTensor& weight, int64_t reduction) {
+Tensor multi_margin_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target, int64_t p,
+                                  double margin, const OptionalTensor& weight, int64_t reduction) {
   const char* op = "multi_margin_loss_backward";
   MarginCall c;
   prepare(op, input, target, p, margin, weight, reduction, c);
@@ -100,7 +100,7 @@ Pair same_pair(const char* op, const Tensor& input, const Tensor& target) {
   return {as_dense(input), as_dense(target)};
 }
 
-Tensor kl_div_cpu(const Tensor& input, const Tensor& target, bool reduce, double divisor, bool log_target) {
+Tensor kl_div(const Tensor& input, const Tensor& target, bool reduce, double divisor, bool log_target) {
   KlDivParams p{};
   p.dtype = float_dtype(input, "kl_div");
   const Pair pair = same_pair("kl_div", input, target);
@@ -123,9 +123,8 @@ Tensor wanted(bool want, const Tensor& like, void** data) {
   return result;
 }
 
-std::tuple<Tensor, Tensor> kl_div_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& target,
-                                               bool reduce, double divisor, bool log_target, bool need_input,
-                                               bool need_target) {
+std::tuple<Tensor, Tensor> kl_div_backward(const Tensor& grad, const Tensor& input, const Tensor& target, bool reduce,
+                                           double divisor, bool log_target, bool need_input, bool need_target) {
   const char* op = "kl_div_backward";
   KlDivParams p{};
   p.dtype = float_dtype(input, op);
@@ -154,7 +153,7 @@ void prepare(const char* op, const Tensor& input, double eps, SoftIouParams& p) 
   p.eps = eps;
 }
 
-std::tuple<Tensor, Tensor> soft_iou_loss_cpu(const Tensor& input, const Tensor& target, double eps) {
+std::tuple<Tensor, Tensor> soft_iou_loss(const Tensor& input, const Tensor& target, double eps) {
   SoftIouParams p{};
   prepare("soft_iou_loss", input, eps, p);
   const Pair pair = same_pair("soft_iou_loss", input, target);
@@ -167,9 +166,8 @@ std::tuple<Tensor, Tensor> soft_iou_loss_cpu(const Tensor& input, const Tensor& 
   return {loss, sums};
 }
 
-std::tuple<Tensor, Tensor> soft_iou_loss_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& target,
-                                                      const Tensor& sums, double eps, bool need_input,
-                                                      bool need_target) {
+std::tuple<Tensor, Tensor> soft_iou_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                  const Tensor& sums, double eps, bool need_input, bool need_target) {
   const char* op = "soft_iou_loss_backward";
   SoftIouParams p{};
   prepare(op, input, eps, p);
@@ -190,7 +188,7 @@ std::tuple<Tensor, Tensor> soft_iou_loss_backward_cpu(const Tensor& grad, const 
 
 // ---- scale_gradient_ ----------------------------------------------------------------------------------------------
 
-void scale_gradient_cpu(Tensor x, const Tensor& factor) {
+void scale_gradient(Tensor x, const Tensor& factor) {
   const char* op = "scale_gradient_";
   check_same(op, "factor", factor, {}, x);
   const bool transposed = x.dim() == 2 && x.stride(0) == 1 && x.stride(1) == x.size(0);
@@ -217,14 +215,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "need_target) -> (Tensor, Tensor)");
   m.def("scale_gradient_(Tensor(a!) x, Tensor factor) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("multi_margin_loss", TORCH_BOX(&multi_margin_loss_cpu));
-  m.impl("multi_margin_loss_backward", TORCH_BOX(&multi_margin_loss_backward_cpu));
-  m.impl("kl_div", TORCH_BOX(&kl_div_cpu));
-  m.impl("kl_div_backward", TORCH_BOX(&kl_div_backward_cpu));
-  m.impl("soft_iou_loss", TORCH_BOX(&soft_iou_loss_cpu));
-  m.impl("soft_iou_loss_backward", TORCH_BOX(&soft_iou_loss_backward_cpu));
-  m.impl("scale_gradient_", TORCH_BOX(&scale_gradient_cpu));
+FASTCV_IMPL(m) {
+  m.impl("multi_margin_loss", TORCH_BOX(&multi_margin_loss));
+  m.impl("multi_margin_loss_backward", TORCH_BOX(&multi_margin_loss_backward));
+  m.impl("kl_div", TORCH_BOX(&kl_div));
+  m.impl("kl_div_backward", TORCH_BOX(&kl_div_backward));
+  m.impl("soft_iou_loss", TORCH_BOX(&soft_iou_loss));
+  m.impl("soft_iou_loss_backward", TORCH_BOX(&soft_iou_loss_backward));
+  m.impl("scale_gradient_", TORCH_BOX(&scale_gradient));
 }
 
 }  // namespace fastcv

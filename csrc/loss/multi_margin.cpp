@@ -1,5 +1,7 @@
 #include "loss/multi_margin.h"
 
+#include "loss/loss_sums.h"
+
 namespace fastcv {
 namespace {
 
@@ -12,9 +14,19 @@ constexpr Variant<MultiMarginParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &multi_margin_ref},
 };
 
+// The loss of each row, and partial sums of them.
+size_t gpu_workspace(const MultiMarginParams& p) {
+  if (p.loss == nullptr || p.reduction == Reduction::none) return 0;
+  return static_cast<size_t>(p.rows) * sizeof(double) + SumChunks(p.rows).bytes();
+}
+
+constexpr GpuVariant<MultiMarginParams> kGpuRows[] = {
+    {"warp_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(multi_margin)},
+};
+
 }  // namespace
 
-const VariantTable<MultiMarginParams> multi_margin_loss_table("multi_margin_loss", kRows);
-const VariantTable<MultiMarginParams> multi_margin_loss_backward_table("multi_margin_loss_backward", kRows);
+const VariantTable<MultiMarginParams> multi_margin_loss_table("multi_margin_loss", kRows, kGpuRows);
+const VariantTable<MultiMarginParams> multi_margin_loss_backward_table("multi_margin_loss_backward", kRows, kGpuRows);
 
 }  // namespace fastcv

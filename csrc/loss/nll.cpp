@@ -1,5 +1,7 @@
 #include "loss/nll.h"
 
+#include "loss/loss_sums.h"
+
 namespace fastcv {
 namespace {
 
@@ -12,9 +14,18 @@ constexpr Variant<CrossEntropyParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &nll_ref},
 };
 
+size_t gpu_workspace(const CrossEntropyParams& p) { return SumChunks(p.outer * p.inner).bytes(); }
+
+constexpr GpuVariant<CrossEntropyParams> kForwardGpu[] = {
+    {"gather_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(nll)},
+};
+constexpr GpuVariant<CrossEntropyParams> kBackwardGpu[] = {
+    {"scatter_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(nll_backward)},
+};
+
 }  // namespace
 
-const VariantTable<CrossEntropyParams> nll_loss_table("nll_loss", kRows);
-const VariantTable<CrossEntropyParams> nll_loss_backward_table("nll_loss_backward", kRows);
+const VariantTable<CrossEntropyParams> nll_loss_table("nll_loss", kRows, kForwardGpu);
+const VariantTable<CrossEntropyParams> nll_loss_backward_table("nll_loss_backward", kRows, kBackwardGpu);
 
 }  // namespace fastcv

@@ -12,8 +12,12 @@ constexpr Variant<ScaleParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &scale_ref},
 };
 
+constexpr GpuVariant<ScaleParams> kGpuRows[] = {
+    {"onepass_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(scale)},
+};
+
 }  // namespace
 
-const VariantTable<ScaleParams> scale_gradient_table("scale_gradient", kRows);
+const VariantTable<ScaleParams> scale_gradient_table("scale_gradient", kRows, kGpuRows);
 
 }  // namespace fastcv

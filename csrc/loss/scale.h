@@ -28,4 +28,13 @@ namespace avx512 {
 void scale(const ScaleParams&, const Exec&);
 }
 
+// On a GPU, and the same source on the emulator.
+#define FASTCV_DECLARE(gpu)                                                             \
+  namespace gpu {                                                                       \
+  FASTCV_IF_LINKED int scale(const ScaleParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

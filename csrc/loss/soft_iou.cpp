@@ -1,5 +1,7 @@
 #include "loss/soft_iou.h"
 
+#include "loss/loss_sums.h"
+
 namespace fastcv {
 namespace {
 
@@ -21,9 +23,18 @@ constexpr Variant<SoftIouParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &soft_iou_backward_ref},
 };
 
+size_t gpu_workspace(const SoftIouParams& p) { return static_cast<size_t>(p.groups) * SumChunks(p.n).bytes(); }
+
+constexpr GpuVariant<SoftIouParams> kForwardGpu[] = {
+    {"onepass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(soft_iou)},
+};
+constexpr GpuVariant<SoftIouParams> kBackwardGpu[] = {
+    {"onepass_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(soft_iou_backward)},
+};
+
 }  // namespace
 
-const VariantTable<SoftIouParams> soft_iou_loss_table("soft_iou_loss", kForward);
-const VariantTable<SoftIouParams> soft_iou_loss_backward_table("soft_iou_loss_backward", kBackward);
+const VariantTable<SoftIouParams> soft_iou_loss_table("soft_iou_loss", kForward, kForwardGpu);
+const VariantTable<SoftIouParams> soft_iou_loss_backward_table("soft_iou_loss_backward", kBackward, kBackwardGpu);
 
 }  // namespace fastcv

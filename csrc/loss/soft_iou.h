@@ -41,4 +41,14 @@ FASTCV_DECLARE(avx2)
 FASTCV_DECLARE(avx512)
 #undef FASTCV_DECLARE
 
+// On a GPU, and the same source on the emulator.
+#define FASTCV_DECLARE(gpu)                                                                           \
+  namespace gpu {                                                                                     \
+  FASTCV_IF_LINKED int soft_iou(const SoftIouParams&, void* workspace, CUstream_st* stream);          \
+  FASTCV_IF_LINKED int soft_iou_backward(const SoftIouParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

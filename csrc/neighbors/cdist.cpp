@@ -16,8 +16,12 @@ constexpr Variant<CdistParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &cdist_ref},
 };
 
+constexpr GpuVariant<CdistParams> kGpuRows[] = {
+    {"tile_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(cdist)},
+};
+
 }  // namespace
 
-const VariantTable<CdistParams> cdist_table("cdist", kRows);
+const VariantTable<CdistParams> cdist_table("cdist", kRows, kGpuRows);
 
 }  // namespace fastcv

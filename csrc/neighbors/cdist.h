@@ -39,4 +39,13 @@ void cdist(const CdistParams&, const Exec&);
 size_t cdist_workspace(const CdistParams&, int threads);
 }  // namespace avx512
 
+// On a GPU, and the same source on the emulator.
+#define FASTCV_DECLARE(gpu)                                                             \
+  namespace gpu {                                                                       \
+  FASTCV_IF_LINKED int cdist(const CdistParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

@@ -12,8 +12,12 @@ constexpr Variant<CdistBackwardParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &cdist_backward_ref},
 };
 
+constexpr GpuVariant<CdistBackwardParams> kGpuRows[] = {
+    {"tile_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(cdist_backward)},
+};
+
 }  // namespace
 
-const VariantTable<CdistBackwardParams> cdist_backward_table("cdist_backward", kRows);
+const VariantTable<CdistBackwardParams> cdist_backward_table("cdist_backward", kRows, kGpuRows);
 
 }  // namespace fastcv

@@ -38,4 +38,13 @@ namespace avx512 {
 void cdist_backward(const CdistBackwardParams&, const Exec&);
 }
 
+// On a GPU, and the same source on the emulator.
+#define FASTCV_DECLARE(gpu)                                                                              \
+  namespace gpu {                                                                                        \
+  FASTCV_IF_LINKED int cdist_backward(const CdistBackwardParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

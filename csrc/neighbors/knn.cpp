@@ -1,6 +1,7 @@
 #include "neighbors/knn.h"
 
 #include "neighbors/bytes.h"
+#include "neighbors/knn_plan.h"
 
 namespace fastcv {
 namespace {
@@ -18,8 +19,21 @@ constexpr Variant<KnnParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &knn_ref},
 };
 
+const char* select_why_not(const KnnParams& p) { return p.n < INT32_MAX ? nullptr : "needs fewer than 2^31 points"; }
+// Beside the tiles' own arrays this is what a block may have on every GPU from sm_80 on.
+const char* lists_why_not(const KnnParams& p) {
+  return KnnLists::shared_bytes(p) > 80 << 10 ? "needs lists of k neighbours that fit into 80 KB" : select_why_not(p);
+}
+size_t lists_workspace(const KnnParams& p) { return KnnLists(p).bytes(p); }
+size_t select_workspace(const KnnParams& p) { return KnnSelect(p).bytes(p); }
+
+constexpr GpuVariant<KnnParams> kGpuRows[] = {
+    {"lists_sm80", "sm80", &lists_why_not, &lists_workspace, FASTCV_LAUNCHERS(knn_lists)},
+    {"select_sm80", "sm80", &select_why_not, &select_workspace, FASTCV_LAUNCHERS(knn_select)},
+};
+
 }  // namespace
 
-const VariantTable<KnnParams> knn_table("knn", kRows);
+const VariantTable<KnnParams> knn_table("knn", kRows, kGpuRows);
 
 }  // namespace fastcv

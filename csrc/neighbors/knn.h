@@ -48,4 +48,14 @@ void knn_filter(const KnnParams&, const Exec&);
 size_t knn_filter_workspace(const KnnParams&, int threads);
 }  // namespace avx512bf16
 
+// On a GPU, and the same source on the emulator.
+#define FASTCV_DECLARE(gpu)                                                                \
+  namespace gpu {                                                                          \
+  FASTCV_IF_LINKED int knn_lists(const KnnParams&, void* workspace, CUstream_st* stream);  \
+  FASTCV_IF_LINKED int knn_select(const KnnParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

@@ -1,5 +1,7 @@
 #include "neighbors/knn_backward.h"
 
+#include "neighbors/knn_backward_plan.h"
+
 namespace fastcv {
 namespace {
 
@@ -12,8 +14,14 @@ constexpr Variant<KnnBackwardParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &knn_backward_ref},
 };
 
+size_t gpu_workspace(const KnnBackwardParams& p) { return p.grad_y == nullptr ? 0 : ChosenPairs(p).bytes(); }
+
+constexpr GpuVariant<KnnBackwardParams> kGpuRows[] = {
+    {"gather_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(knn_backward)},
+};
+
 }  // namespace
 
-const VariantTable<KnnBackwardParams> knn_backward_table("knn_backward", kRows);
+const VariantTable<KnnBackwardParams> knn_backward_table("knn_backward", kRows, kGpuRows);
 
 }  // namespace fastcv

@@ -43,4 +43,14 @@ void knn_backward(const KnnBackwardParams&, const Exec&);
 size_t knn_backward_workspace(const KnnBackwardParams&, int threads);
 }  // namespace avx512
 
+// On a GPU, and the same source on the emulator. An index outside of [-1, N) ends
+// the kernel with an error.
+#define FASTCV_DECLARE(gpu)                                                                          \
+  namespace gpu {                                                                                    \
+  FASTCV_IF_LINKED int knn_backward(const KnnBackwardParams&, void* workspace, CUstream_st* stream); \
+  }
+FASTCV_DECLARE(cuda)
+FASTCV_DECLARE(emulated)
+#undef FASTCV_DECLARE
+
 }  // namespace fastcv

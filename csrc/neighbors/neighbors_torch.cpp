@@ -61,7 +61,7 @@ DType float_dtype(const Tensor& t, const char* op) {
   return dtype;
 }
 
-Tensor cdist_cpu(const Tensor& x1, const Tensor& x2, double p) {
+Tensor cdist(const Tensor& x1, const Tensor& x2, double p) {
   check_pair("cdist", x1, x2);
   check(p >= 0, "cdist: p must be >= 0, got ", p);
   const DType dtype = distance_dtype(x1, "cdist"), out_dtype = dtype == DType::u8 ? DType::f32 : dtype;
@@ -83,7 +83,7 @@ Tensor cdist_cpu(const Tensor& x1, const Tensor& x2, double p) {
   return out;
 }
 
-Tensor cdist_backward_cpu(const Tensor& grad, const Tensor& x1, const Tensor& x2, double p, const Tensor& distance) {
+Tensor cdist_backward(const Tensor& grad, const Tensor& x1, const Tensor& x2, double p, const Tensor& distance) {
   check_pair("cdist_backward", x1, x2);
   check_same_device("cdist_backward", {&grad, &x1, &distance});
   check(p >= 0, "cdist_backward: p must be >= 0, got ", p);
@@ -119,7 +119,7 @@ Tensor cdist_backward_cpu(const Tensor& grad, const Tensor& x1, const Tensor& x2
   return out;
 }
 
-std::tuple<Tensor, Tensor> knn_cpu(const Tensor& x, const Tensor& y, int64_t k, double p, bool squared) {
+std::tuple<Tensor, Tensor> knn(const Tensor& x, const Tensor& y, int64_t k, double p, bool squared) {
   check_pair("knn", x, y);
   check(k >= 1, "knn: k must be at least 1, got ", k);
   check(p >= 0, "knn: p must be >= 0, got ", p);
@@ -148,9 +148,8 @@ std::tuple<Tensor, Tensor> knn_cpu(const Tensor& x, const Tensor& y, int64_t k, 
   return {distances, indices};
 }
 
-std::tuple<Tensor, Tensor> knn_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& y,
-                                            const Tensor& distance, const Tensor& index, double p, bool squared,
-                                            bool need_x, bool need_y) {
+std::tuple<Tensor, Tensor> knn_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& distance,
+                                        const Tensor& index, double p, bool squared, bool need_x, bool need_y) {
   const char* op = "knn_backward";
   check_pair(op, x, y);
   check_same_device(op, {&grad, &x, &distance, &index});
@@ -168,7 +167,7 @@ std::tuple<Tensor, Tensor> knn_backward_cpu(const Tensor& grad, const Tensor& x,
   const Points a(x), b(y);
   const Tensor g = as_dense(grad), d = as_dense(distance), i = as_dense(index);
   const int64_t* chosen = static_cast<const int64_t*>(i.data_ptr());
-  for (int64_t j = 0; j < i.numel(); ++j)
+  for (int64_t j = 0; !i.is_cuda() && j < i.numel(); ++j)  // on a GPU the kernel looks
     check(chosen[j] >= -1 && chosen[j] < b.rows, op, ": index ", chosen[j], " is outside [-1, ", b.rows, ")");
   const Ints none{0};
   Tensor grad_x = empty(need_x ? sizes(x) : none, x.scalar_type(), x);
@@ -205,11 +204,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "need_x, "
       "bool need_y) -> (Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(fastcv, CPU, m) {
-  m.impl("cdist", TORCH_BOX(&cdist_cpu));
-  m.impl("cdist_backward", TORCH_BOX(&cdist_backward_cpu));
-  m.impl("knn", TORCH_BOX(&knn_cpu));
-  m.impl("knn_backward", TORCH_BOX(&knn_backward_cpu));
+FASTCV_IMPL(m) {
+  m.impl("cdist", TORCH_BOX(&cdist));
+  m.impl("cdist_backward", TORCH_BOX(&cdist_backward));
+  m.impl("knn", TORCH_BOX(&knn));
+  m.impl("knn_backward", TORCH_BOX(&knn_backward));
 }
 
 }  // namespace fastcv

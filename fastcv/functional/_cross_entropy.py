@@ -90,7 +90,7 @@ def _(x: Tensor, factor: Tensor) -> None:
 
 def _scaled(ready: Tensor, grad: Tensor) -> Tensor:
     """A gradient written together with its loss, times the loss's own gradient (which mostly is 1), in place."""
-    if grad.item() != 1:
+    if grad.is_cuda or grad.item() != 1:  # on a GPU nobody waits for it: the kernel looks
         _scale_gradient_(ready, grad)
     return ready
 

@@ -10,6 +10,7 @@ namespace fastcv::emulated {
 namespace {
 
 constexpr int kThreads = 64;
+constexpr unsigned kCluster = 4;
 
 // Each thread takes its neighbour's value through shared memory.
 __global__ void rotate(const float* x, float* y, bool barrier) {
@@ -90,6 +91,17 @@ __global__ void stays_in_flight(const float* x, float* y, bool wait) {
   commit_async();
   if (wait) wait_async<0>();
   y[threadIdx.x] = x[threadIdx.x];
+}
+
+// Each block of a cluster takes the values of the next one. A block's own barrier does not make it wait for the other.
+__global__ void across_blocks(const float* x, float* y, bool wait) {
+  FASTCV_SHARED(float, box, kThreads);
+  box[threadIdx.x] = x[threadIdx.x];
+  if (wait) cluster_sync();
+  else __syncthreads();
+  const float value = cluster_shared(box, (cluster_rank() + 1) % kCluster)[threadIdx.x];
+  cluster_sync();
+  y[threadIdx.x] = value;
 }
 
 __global__ void too_many_threads(const float*, float* y, bool) { y[threadIdx.x] = 1; }
@@ -275,7 +287,8 @@ void show(const char* name, Kernel kernel, bool right) {
     std::vector<float> x(kThreads * 4, 1.0f), y(kThreads, -1.0f);
     emulator::seed(seed);
     const int threads = kernel == too_many_threads && !right ? 1056 : kThreads;
-    const int error = launch(kernel, 1, threads, 0, nullptr, x.data(), y.data(), right);
+    const unsigned cluster = kernel == across_blocks ? kCluster : 1;
+    const int error = launch_clusters(kernel, cluster, cluster, threads, 0, nullptr, x.data(), y.data(), right);
     std::string words = error == 0 ? "ok" : emulator::last_error();
     for (float v : y)
       if (error == 0 && !(v > 0)) words = "wrong output";
@@ -299,6 +312,7 @@ int main() {
   SHOW(lane_stays_away);
   SHOW(copy_not_awaited);
   SHOW(stays_in_flight);
+  SHOW(across_blocks);
   SHOW(too_many_threads);
 #define SHOW_AS(name, kernel) show(name, kernel, true), show(name, kernel, false)
   SHOW_AS("full_not_awaited", pipeline<Pipeline::full_not_awaited>);
