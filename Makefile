@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | build | clean. Each sets up what it needs.
+# make demo | test | lint | bench | lessons | build | clean. Each sets up what it needs.
 #   PYTHON=python3.12 VENV=    use that interpreter and what is installed in it, no virtual environment
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ endif
 CLANG_FORMAT := $(if $(strip $(VENV)),$(VENV)/bin/)clang-format
 RUN := PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: build demo test lint bench clean
+.PHONY: build demo test lint bench lessons clean
 
 build: $(DEPS)
 	@$(PY) setup.py -q build_ext --inplace
@@ -40,5 +40,9 @@ lint: $(DEPS)
 bench: build
 	@$(RUN) benchmarks/ops.py $(BENCH)
 
+# The course's figures on these kernels: one page, lessons-output/index.html (docs/vision.md).
+lessons: build
+	@OMP_WAIT_POLICY=passive $(RUN) examples/lessons/build.py --output lessons-output
+
 clean:
-	rm -rf build $(VENV) fastcv/*.so fastcv/__pycache__ demo-output .pytest_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) fastcv/*.so fastcv/__pycache__ demo-output lessons-output train-output .pytest_cache .ruff_cache .hypothesis
