@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastcv
+from fastcv.testing import serves
 from fastcv.bench import roofs
 from fastcv.explainer import work
 from fastcv.models.resnet_cifar import resnet8
@@ -77,7 +78,7 @@ def test_variants_are_those_that_run(model: nn.Module) -> None:
     with fastcv.use(conv="ref"):
         forced = layers(explain(ours, images()))["conv"].choices[0]
     table = [name for name, _ in fastcv.variants("conv")]
-    assert forced.variant == "ref" and [name for name, _ in forced.not_taken] == table[:-1]
+    assert forced.variant == "ref" and sorted(name for name, _ in forced.not_taken) == sorted(set(table) - {"ref"})
     assert all(reason for _, reason in forced.not_taken)
 
 
@@ -216,6 +217,8 @@ def test_roofs_are_measured_once() -> None:
 @pytest.mark.parametrize("variant", [name for name, _ in fastcv.variants("fma_chain")])
 @pytest.mark.parametrize("n", [0, 1, 17, 192, 400])
 def test_multiply_add_chain(variant: str, n: int, dtype: torch.dtype) -> None:
+    if not serves("fma_chain", variant, dtype):
+        pytest.skip("that instruction set leaves this dtype to another")
     x = torch.rand(n, dtype=dtype)
     expected = x
     for _ in range(3):

@@ -214,7 +214,7 @@ def test_scale_gradient_variants() -> None:
     image = torch.randn(3, 5, 7, 19)
     for x in (image, image.to(memory_format=torch.channels_last), torch.randn(9, 4).t(), torch.empty(0, 3)):
         for dtype in DTYPES:
-            for name in runnable_variants("scale_gradient"):
+            for name in runnable_variants("scale_gradient", dtype):
                 with fastcv.use(scale_gradient=name):
                     y = x.to(dtype, copy=True)
                     torch.ops.fastcv.scale_gradient_(y, torch.tensor(0.5, dtype=dtype))

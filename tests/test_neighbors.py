@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fastcv
 import fastcv.functional as F
-from fastcv.testing import assert_close, cases_of, check_case, runnable_variants
+from fastcv.testing import assert_close, cases_of, check_case, runnable_variants, serves
 
 INF = math.inf
 PS = [0.0, 0.5, 1.0, 1.5, 2.0, 2.7, 3.0, INF]
@@ -78,6 +78,8 @@ def test_either_of_two_neighbours_that_tie_within_rounding_is_right() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", runnable_variants("cdist"))
 def test_every_variant_against_long_double(variant: str, dtype: torch.dtype, p: float) -> None:
+    if not serves("cdist", variant, dtype):
+        pytest.skip("that instruction set leaves this dtype to another")
     for m, n, d in ((1, 1, 1), (5, 3, 2), (9, 31, 15), (8, 32, 16), (17, 33, 129), (66, 2, 300)):
         x, y = torch.randn(m, d).to(dtype), torch.randn(n, d).to(dtype)
         with fastcv.use(cdist=variant):
@@ -94,6 +96,8 @@ def test_every_variant_against_long_double(variant: str, dtype: torch.dtype, p: 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
 @pytest.mark.parametrize("variant", runnable_variants("knn"))
 def test_every_variant_finds_the_same_neighbours(variant: str, dtype: torch.dtype) -> None:
+    if not serves("knn", variant, dtype):
+        pytest.skip("that instruction set leaves this dtype to another")
     for p, k, m, n, d in (
         (1.0, 1, 40, 70, 3), (2.0, 1, 3, 300, 9), (2.0, 5, 33, 70, 17), (1.0, 5, 5, 65, 130), (INF, 3, 9, 40, 5), (0.0, 4, 9, 40, 5),
         (2.0, 33, 20, 300, 4), (1.0, 300, 2, 300, 4), (3.0, 2, 4, 30, 3), (2.0, 64, 35, 64, 1), (2.0, 7, 1, 1000, 8),
@@ -119,7 +123,7 @@ def test_every_variant_finds_the_same_neighbours(variant: str, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("op", ["cdist_backward", "knn_backward"])
 def test_every_gradient_variant(op: str, dtype: torch.dtype) -> None:
-    for variant in runnable_variants(op):
+    for variant in runnable_variants(op, dtype):
         for p in PS:
             for m, n, d in ((3, 5, 1), (7, 9, 5), (35, 130, 33)):
                 x, y = (torch.randn(s, d, dtype=dtype) for s in (m, n))

@@ -143,11 +143,10 @@ class VariantTable {
 
  private:
   const char* why_not(const Variant<Params>& row, const Params& params) const {
-    if constexpr (requires { params.dtype; }) {
-      const char* why = storage_not_built(row.needs, &row == &rows_.back(), params.dtype);
-      if (why != nullptr) return why;
-    }
-    return row.why_not == nullptr ? nullptr : row.why_not(params);
+    const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+    if constexpr (requires { params.dtype; })
+      if (why == nullptr) why = storage_not_built(row.needs, &row == &rows_.back(), params.dtype);
+    return why;
   }
   static std::vector<VariantInfo> infos(std::span<const Variant<Params>> rows,
                                         std::span<const GpuVariant<Params>> gpu_rows) {

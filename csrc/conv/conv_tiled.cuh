@@ -2,7 +2,7 @@
 //
 // Element A[m][k] lies at row(m) + depth(k), places and positions both, and is zero where the position is outside of
 // the image; B[k][n] lies at depth(k).plain + column(n). A block makes a 64 x 64 tile in steps of 16 along k. Sums run
-// in chunks of 128 products, in the order of k.
+// in chunks of 32 products, in the order of k.
 //
 // Problem (a kernel parameter):
 //   a, b: const S*   in[3]: the sizes that positions must stay below   tiles(): how many there are
@@ -41,7 +41,7 @@ struct Points {
 template <class S, class Problem>
 __global__ void __launch_bounds__(kTiledThreads) tiled_kernel(const Problem g) {
   using T = acc_t<S>;
-  constexpr int pitch = kTile + 4, wide = 16 / sizeof(T), flush = 128 / kStep;
+  constexpr int pitch = kTile + 4, wide = 16 / sizeof(T), flush = 32 / kStep;
   using Wide = Pack<T, wide>;
   FASTCV_SHARED(T, a, kStep * pitch);
   FASTCV_SHARED(T, b, kStep * pitch);

@@ -2,9 +2,10 @@
 // memory, cluster in that of several blocks, column a sample's scores in one thread; online reads them twice. Before
 // them, where a mean divides gradients, the targets are counted; after them the losses of the samples are added up in a
 // fixed order.
+#include "loss/cross_entropy.cuh"
+
 #include "common/divide.cuh"
 #include "loss/cluster_slices.h"
-#include "loss/cross_entropy.cuh"
 
 namespace fastcv::FASTCV_GPU {
 namespace {

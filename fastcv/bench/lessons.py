@@ -69,6 +69,14 @@ ALGORITHMS = {
     "column": "One thread for each column.",
     "element": "One thread for each element.",
     "channel": "One thread for each channel.",
+    "direct": "One thread for each output: the definition, on a GPU.",
+    "tiled": "A matrix product of tiles in shared memory, four by four sums to a thread, on the GPU's plain arithmetic units.",
+    "warp": "One warp for each row, which stays in its registers.",
+    "staged": "A row is read once into shared memory; maximum, sum and result are taken from there.",
+    "cluster": "A row is spread over the shared memory of several blocks of a cluster, so that long ones too are read only once.",
+    "online": "Maximum and sum in one pass that rescales the sum whenever the maximum grows; a second pass writes the result.",
+    "lists": "Each thread keeps a list of its nearest in shared memory; the lists of a query are merged in the end.",
+    "select": "Distances to memory in slices, and the k smallest by their bits, digit by digit: any k.",
 }
 
 ISAS = {

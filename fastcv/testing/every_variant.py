@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 
 import torch
@@ -14,11 +15,20 @@ from .compare import check_case
 Outcomes = dict[tuple[str, str], list[str]]
 
 
-def runnable_variants(op: str) -> list[str]:
+def serves(op: str, variant: str, dtype: torch.dtype) -> bool:
+    """Whether the objects of a variant's instruction set hold kernels for a dtype (csrc/common/dispatch.h); what a call lacks is another matter."""
+    needs = dict(variants(op))[variant]
+    if needs in ("avx512", "avx512bf16", "amx"):
+        return dtype != torch.float64
+    narrow = needs == "portable" and variant != "ref" and platform.machine() in ("x86_64", "AMD64")
+    return not (narrow and dtype in (torch.float64, torch.bfloat16, torch.float16))
+
+
+def runnable_variants(op: str, dtype: torch.dtype = torch.float32) -> list[str]:
     """The variants of an op that this CPU can run (whether they can run a call depends on the call), CUDA kernels not among them."""
     order = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
     usable = order[: order.index(_ext.module().cpu_isa()) + 1]
-    return [name for name, needs in variants(op) if needs in usable]
+    return [name for name, needs in variants(op) if needs in usable and serves(op, name, dtype)]
 
 
 def check_variants(cases: Iterable[Case] | None = None, dtype: torch.dtype = torch.float32) -> Outcomes:
