@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastcv
-from fastcv.testing import serves
 from fastcv.bench import roofs
 from fastcv.explainer import work
 from fastcv.models.resnet_cifar import resnet8
+from fastcv.testing import serves
 
 
 class Mixed(nn.Module):

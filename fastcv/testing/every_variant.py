@@ -16,7 +16,7 @@ Outcomes = dict[tuple[str, str], list[str]]
 
 
 def serves(op: str, variant: str, dtype: torch.dtype) -> bool:
-    """Whether the objects of a variant's instruction set hold kernels for a dtype (csrc/common/dispatch.h); what a call lacks is another matter."""
+    """Whether the objects of a variant's instruction set hold kernels for a dtype (csrc/common/dispatch.h), whatever the call."""
     needs = dict(variants(op))[variant]
     if needs in ("avx512", "avx512bf16", "amx"):
         return dtype != torch.float64
