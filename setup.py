@@ -56,7 +56,7 @@ class CMakeBuild(build_ext):
             f"-DFASTCV_EMULATOR={os.environ.get('FASTCV_EMULATOR', 'OFF')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        # Configuring imports torch; it is done again only when something it depends on has changed.
+        # Configuring is done again only when something it depends on has changed.
         torch_version = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else "none"
         wanted, stamp = "\n".join([*configure, torch_version]), build / "configured.txt"
         if not stamp.exists() or stamp.read_text() != wanted:

@@ -25,11 +25,17 @@ if(FASTCV_X86)
   set(FASTCV_PORTABLE_FLAGS -O1)
 endif()
 
-# Ask Python where torch and pybind11 live; find_package(Torch) would edit global flags.
+# Ask Python where torch and pybind11 live; find_package(Torch) would edit global flags. Importing torch takes seconds;
+# its version.py says all that is asked.
 function(fastcv_find_torch)
   find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
   execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "import os, sysconfig, torch, pybind11; print(os.path.dirname(torch.__file__), torch.__version__, torch.version.cuda or 'none', pybind11.get_include(), sysconfig.get_config_var('EXT_SUFFIX'), sep=';')"
+    COMMAND ${Python_EXECUTABLE} -c "import importlib.util, runpy, sysconfig, pybind11
+torch = importlib.util.find_spec('torch')
+if torch is None: raise ModuleNotFoundError('No module named torch')
+dir = torch.submodule_search_locations[0]
+version = runpy.run_path(dir + '/version.py')
+print(dir, version['__version__'], version['cuda'] or 'none', pybind11.get_include(), sysconfig.get_config_var('EXT_SUFFIX'), sep=';')"
     OUTPUT_VARIABLE facts OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed ERROR_VARIABLE why)
   if(failed)
     message(FATAL_ERROR "${Python_EXECUTABLE} cannot import torch and pybind11:\n${why}\n"

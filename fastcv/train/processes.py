@@ -56,7 +56,10 @@ def joined(device: str) -> Iterator[World]:
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if device.startswith("cuda"):
         torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # Workers that torchrun starts again find the addresses of those before them in the same store: each attempt has its own keys.
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield world
     finally:
