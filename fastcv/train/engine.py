@@ -42,6 +42,7 @@ from .progress import task
 __all__ = ["BEST", "LAST", "Engine", "Interrupted"]
 
 LAST, BEST = "last.pt", "best.pt"
+SUMS = ("loss", "batches", "right", "count")  # of the running epoch, in each process
 AUXILIARY = 0.5  # weight of the auxiliary head's loss, as in torchvision's references
 
 
@@ -140,7 +141,6 @@ class Engine:
             "args": self.options.as_dict(),
             "data": self.facts(),
             "history": self.history,
-            "partial": self.partial,
             "best": self.best,
             "world_size": self.world.size,
             "versions": {"fastcv": fastcv.__version__, "torch": str(torch.__version__)},
@@ -163,9 +163,12 @@ class Engine:
         }
 
     def save(self, *names: str) -> None:
-        """The state under these names in the output folder; the first process writes."""
+        """The state under these names in the output folder, every process's sums of the running epoch in it; the first writes."""
+        sums = torch.zeros(self.world.size, len(SUMS), dtype=torch.float64, device=self.device)
+        sums[self.world.rank] = torch.tensor([self.partial[name] for name in SUMS], dtype=torch.float64)
+        sums = self.world.total(sums).tolist()
         if self.world.first:
-            state = self.state()
+            state = self.state() | {"partial": {"seconds": self.partial["seconds"], "sums": sums}}
             for name in names:
                 checkpoint.save(state, self.output / name)
 
@@ -193,7 +196,9 @@ class Engine:
             self.ema.module.load_state_dict(state["model_ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
         self.epoch, self.step = state["epoch"], state["step"]
-        self.history, self.partial, self.best = state["history"], state["partial"], state["best"]
+        self.history, self.best = state["history"], state["best"]
+        mine = zip(SUMS, state["partial"]["sums"][self.world.rank], strict=True)
+        self.partial = {"seconds": state["partial"]["seconds"]} | {name: type(self.partial[name])(value) for name, value in mine}
         self.resumed_from = str(file)
 
     # ---- training -------------------------------------------------------------------------------------------------------------
@@ -315,7 +320,7 @@ class Engine:
         options = self.options
         rate = self.schedule.get_last_lr()[0]
         scores = evaluate(self.evaluated, self.data, self.parts.validation, self.prepare, options, self.device, self.world)
-        sums = torch.tensor([self.partial[name] for name in ("loss", "batches", "right", "count")], dtype=torch.float64, device=self.device)
+        sums = torch.tensor([self.partial[name] for name in SUMS], dtype=torch.float64, device=self.device)
         loss, batches, right, count = self.world.total(sums).tolist()
         seconds = self.partial["seconds"]
         row = {
