@@ -106,7 +106,7 @@ def test_every_variant_meets_the_rule(variant: tuple[str, str]) -> None:
                         ran += 1
                     except RuntimeError as error:  # maps of one pixel or channel count as either layout
                         assert "needs row-major" in str(error) or "needs channels_last" in str(error)
-    assert ran >= 3
+    assert ran >= (4 if serves(table, name, torch.bfloat16) else 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

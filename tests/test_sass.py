@@ -1,4 +1,4 @@
-"""What ptxas made of the CUDA kernels: no registers spilt, and the instructions that the kernels were written for.
+"""What ptxas made of the CUDA kernels: no registers spilt but where it is known, and the instructions that the kernels were written for.
 
 Reads the objects of a build with nvcc (FASTCV_CUDA) through cuobjdump, from the CUDA toolkit or from the triton wheel.
 """
@@ -33,8 +33,18 @@ EXPECTED = {
     ("neighbors/cdist", "L2Bytes"): [r"LDS\.128", r"IDP\.4A\.U8\.U8"],
     ("neighbors/knn", "lists_kernel"): [r"LDS\.128"],
 }
-# Kernels whose functions of the C library keep arrays in local memory (the reduction of large arguments), by name.
-LOCAL_MEMORY = r"(?!)"
+# Kernels that do spill, by their mangled names (nvcc 13.0; docs/gpu-status.md). A row leaves when its kernel is mended.
+SPILLS = {
+    "loss/cross_entropy": r"cross_entropy_block_kernelIdd",
+    "loss/linear_cross_entropy": r"cross_entropy_block_kernelIdd",
+    "neighbors/cdist_backward": r"tile_kernelI.*SlopeLpId",
+    "neighbors/knn": r"keys_kernelI.*L2Bytes|lists_kernelI.*2LpId",
+    "neighbors/knn_backward": r"grad_y_kernelI.*Slope(Linf|L2)Id",
+    "norm/batch_norm": r"apply_kernel|reduce_sets_kernelILi1E.*MomentTermsINS_\d\w*16E",
+    "norm/group_norm": r"reduce_sets_kernelILi1E.*MomentTermsINS_\d\w*16E",
+    "norm/layer_norm": r"reduce_sets_kernelI.*((Row|Column)TermsIf|MomentTermsINS_\d\w*16E)",
+    "pool/pool": r"avg_pool2d_backward_kernelIdLi1ELb1E",
+}
 
 
 @cache
@@ -78,11 +88,12 @@ def sources() -> list[str]:
 
 
 @pytest.mark.parametrize("source", sources())
-def test_nothing_is_spilt(source: str) -> None:
+def test_nothing_else_is_spilt(source: str) -> None:
     functions = sass(source)
     assert functions, f"no sm_90 kernel in {source}"
-    spilt = [name for name, text in functions.items() if re.search(r"\b(LDL|STL)\b", text) and not re.search(LOCAL_MEMORY, name)]
-    assert not spilt, f"local memory in {spilt}"
+    spilt = [name for name, text in functions.items() if re.search(r"\b(LDL|STL)\b", text)]
+    unknown = [name for name in spilt if source not in SPILLS or not re.search(SPILLS[source], name)]
+    assert not unknown, f"local memory in {unknown}"
 
 
 @pytest.mark.parametrize(("source", "kernel"), EXPECTED, ids=lambda value: value)

@@ -93,7 +93,7 @@ class Options:
         return asdict(self)
 
 
-# What may differ between a run and its continuation. None of it changes a bit of the result, but for the threads of torch's own ops.
+# What may differ between a run and its continuation. None of it changes a bit of the result but the number of threads (docs/train.md).
 FREE = {
     "output_dir", "workers", "threads", "weights", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
     "tensorboard", "skip_corrupt",
