@@ -85,15 +85,19 @@ macro(fastcv_find_cuda)
 endmacro()
 
 # One object library per set of flags (GCC 12's own intrinsics headers trip -Wuninitialized); none of them sees torch's include path.
-# Files of one library share what the most of them include, parsed once (-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON: each parses its own).
+# Files of one library share what most of them include, parsed once (-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON:
+# each parses its own).
 function(fastcv_objects target flags namespace)
   if(NOT TARGET ${target})
     add_library(${target} OBJECT)
-    if(namespace MATCHES "^(portable|avx2|avx512)$")
-      target_precompile_headers(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc/common/simd.h)
-    elseif(NOT namespace)
-      target_precompile_headers(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc/common/variant.h)
+    set(shared variant.h)
+    if(namespace)
+      list(APPEND shared simd.h)
+    else()
+      list(APPEND shared scalar.h)
     endif()
+    list(TRANSFORM shared PREPEND ${CMAKE_SOURCE_DIR}/csrc/common/)
+    target_precompile_headers(${target} PRIVATE ${shared})
     target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
     target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -fno-math-errno -fno-trapping-math -ffp-contract=fast ${flags})
     if(namespace)

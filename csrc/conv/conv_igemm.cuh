@@ -202,41 +202,14 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
       fetch(step + kStages - 1);
       const Shared<Half> a = shared + step % kStages * stage, b = a + tile_m * 32;
       if (!busy) continue;
-      float fresh[Kind::chunked ? subs_m : 1][Kind::chunked ? subs_n : 1][4] = {};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        typename Kind::template Operand<4> fa[subs_m];
-        typename Kind::template Operand<2> fb[subs_n];
-#pragma unroll
-        for (int m = 0; m < subs_m; ++m) {
-          const Fragment4 f =
-              load_matrix_x4(a + place(warp_m + m * 16 + lane % 8 + lane / 8 % 2 * 8, half * 2 + lane / 16));
-#pragma unroll
-          for (int i = 0; i < 4; ++i) fa[m].set(i, f.at[i]);
-        }
-#pragma unroll
-        for (int n = 0; n < subs_n; n += 2) {
-          const Fragment4 f =
-              load_matrix_x4(b + place(warp_n + n * 8 + lane % 8 + lane / 16 * 8, half * 2 + lane / 8 % 2));
-#pragma unroll
-          for (int i = 0; i < 4; ++i) fb[n + i / 2].set(i % 2, f.at[i]);
-        }
-#pragma unroll
-        for (int m = 0; m < subs_m; ++m)
-#pragma unroll
-          for (int n = 0; n < subs_n; ++n) {
-            if constexpr (Kind::chunked) Kind::multiply(fresh[m][n], fa[m], fb[n]);
-            else Kind::multiply(sum[m][n], fa[m], fb[n]);
-          }
-      }
-      if constexpr (Kind::chunked) {
-#pragma unroll
-        for (int m = 0; m < subs_m; ++m)
-#pragma unroll
-          for (int n = 0; n < subs_n; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum[m][n][i] += fresh[m][n][i];
-      }
+      multiply_step<Kind>(
+          sum,
+          [&](int half, int m) {
+            return load_matrix_x4(a + place(warp_m + m * 16 + lane % 8 + lane / 8 % 2 * 8, half * 2 + lane / 16));
+          },
+          [&](int half, int n) {
+            return load_matrix_x4(b + place(warp_n + n * 8 + lane % 8 + lane / 16 * 8, half * 2 + lane / 8 % 2));
+          });
     }
     wait_async<0>();
     __syncthreads();

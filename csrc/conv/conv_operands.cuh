@@ -54,4 +54,44 @@ struct Tf32x3 {
   }
 };
 
+// One step of a warp's tile, 32 bytes of the sum's length twice: rows(half, m) and columns(half, n) load the operands
+// of 16 rows and of 16 columns, of which columns takes every other n.
+template <class Kind, int subs_m, int subs_n, class Rows, class Columns>
+__device__ __forceinline__ void multiply_step(float (&sum)[subs_m][subs_n][4], const Rows& rows,
+                                              const Columns& columns) {
+  float fresh[Kind::chunked ? subs_m : 1][Kind::chunked ? subs_n : 1][4] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    typename Kind::template Operand<4> fa[subs_m];
+    typename Kind::template Operand<2> fb[subs_n];
+#pragma unroll
+    for (int m = 0; m < subs_m; ++m) {
+      const Fragment4 f = rows(half, m);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fa[m].set(i, f.at[i]);
+    }
+#pragma unroll
+    for (int n = 0; n < subs_n; n += 2) {
+      const Fragment4 f = columns(half, n);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fb[n + i / 2].set(i % 2, f.at[i]);
+    }
+#pragma unroll
+    for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+      for (int n = 0; n < subs_n; ++n) {
+        if constexpr (Kind::chunked) Kind::multiply(fresh[m][n], fa[m], fb[n]);
+        else Kind::multiply(sum[m][n], fa[m], fb[n]);
+      }
+  }
+  if constexpr (Kind::chunked) {
+#pragma unroll
+    for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+      for (int n = 0; n < subs_n; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[m][n][i] += fresh[m][n][i];
+  }
+}
+
 }  // namespace fastcv::FASTCV_GPU

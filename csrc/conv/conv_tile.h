@@ -267,35 +267,32 @@ template <class T>
 FASTCV_INLINE void transpose_square(Vec<T> (&r)[Vec<T>::width]) {
 #if defined(__AVX512F__)
   // Shuffles without index vectors: sixteen rows and their halves fit into the registers.
-  if constexpr (sizeof(T) == 4) {
-    using Raw = typename Vec<T>::Raw;
-    __m512 u[16];
+  using Raw = typename Vec<T>::Raw;
+  __m512 u[16];
 #pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      const __m512 a = (__m512)r[i].v, b = (__m512)r[i + 1].v, c = (__m512)r[i + 2].v, d = (__m512)r[i + 3].v;
-      const __m512d ab0 = (__m512d)_mm512_unpacklo_ps(a, b), ab1 = (__m512d)_mm512_unpackhi_ps(a, b);
-      const __m512d cd0 = (__m512d)_mm512_unpacklo_ps(c, d), cd1 = (__m512d)_mm512_unpackhi_ps(c, d);
-      u[i] = (__m512)_mm512_unpacklo_pd(ab0, cd0);
-      u[i + 1] = (__m512)_mm512_unpackhi_pd(ab0, cd0);
-      u[i + 2] = (__m512)_mm512_unpacklo_pd(ab1, cd1);
-      u[i + 3] = (__m512)_mm512_unpackhi_pd(ab1, cd1);
-    }
-    // Lane j % 4 of each quarter of u[i + j % 4] now holds column j of rows i .. i + 3.
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const __m512 even0 = _mm512_shuffle_f32x4(u[j], u[4 + j], 0x88),
-                   odd0 = _mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
-      const __m512 even1 = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
-      const __m512 odd1 = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
-      r[j].v = (Raw)_mm512_shuffle_f32x4(even0, even1, 0x88);
-      r[4 + j].v = (Raw)_mm512_shuffle_f32x4(odd0, odd1, 0x88);
-      r[8 + j].v = (Raw)_mm512_shuffle_f32x4(even0, even1, 0xdd);
-      r[12 + j].v = (Raw)_mm512_shuffle_f32x4(odd0, odd1, 0xdd);
-    }
-    return;
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 a = (__m512)r[i].v, b = (__m512)r[i + 1].v, c = (__m512)r[i + 2].v, d = (__m512)r[i + 3].v;
+    const __m512d ab0 = (__m512d)_mm512_unpacklo_ps(a, b), ab1 = (__m512d)_mm512_unpackhi_ps(a, b);
+    const __m512d cd0 = (__m512d)_mm512_unpacklo_ps(c, d), cd1 = (__m512d)_mm512_unpackhi_ps(c, d);
+    u[i] = (__m512)_mm512_unpacklo_pd(ab0, cd0);
+    u[i + 1] = (__m512)_mm512_unpackhi_pd(ab0, cd0);
+    u[i + 2] = (__m512)_mm512_unpacklo_pd(ab1, cd1);
+    u[i + 3] = (__m512)_mm512_unpackhi_pd(ab1, cd1);
   }
-#endif
+  // Lane j % 4 of each quarter of u[i + j % 4] now holds column j of rows i .. i + 3.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even0 = _mm512_shuffle_f32x4(u[j], u[4 + j], 0x88), odd0 = _mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
+    const __m512 even1 = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
+    const __m512 odd1 = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
+    r[j].v = (Raw)_mm512_shuffle_f32x4(even0, even1, 0x88);
+    r[4 + j].v = (Raw)_mm512_shuffle_f32x4(odd0, odd1, 0x88);
+    r[8 + j].v = (Raw)_mm512_shuffle_f32x4(even0, even1, 0xdd);
+    r[12 + j].v = (Raw)_mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+  }
+#else
   transpose<Vec<T>::width>(r);
+#endif
 }
 
 // [rows][row_step] -> [width][to_step]; a whole square, or rows and columns of one, the rest of it read as zeros.

@@ -164,39 +164,9 @@ __global__ void __launch_bounds__(kWgradThreads) wgrad_igemm_kernel(const IgemmW
       fetch(step + kWgradStages - 1);
       const Shared<Half> a = shared + step % kWgradStages * 2 * slab, b = a + slab;
       if (!busy) continue;
-      float fresh[Kind::chunked ? subs_m : 1][Kind::chunked ? subs_n : 1][4] = {};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        typename Kind::template Operand<4> fa[subs_m];
-        typename Kind::template Operand<2> fb[subs_n];
-#pragma unroll
-        for (int m = 0; m < subs_m; ++m) {
-          const Fragment4 f = Operands::rows16(a, half * mma_pixels, warp_m + m * 16, lane);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) fa[m].set(i, f.at[i]);
-        }
-#pragma unroll
-        for (int n = 0; n < subs_n; n += 2) {
-          const Fragment4 f = Operands::columns16(b, half * mma_pixels, warp_n + n * 8, lane);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) fb[n + i / 2].set(i % 2, f.at[i]);
-        }
-#pragma unroll
-        for (int m = 0; m < subs_m; ++m)
-#pragma unroll
-          for (int n = 0; n < subs_n; ++n) {
-            if constexpr (Kind::chunked) Kind::multiply(fresh[m][n], fa[m], fb[n]);
-            else Kind::multiply(sum[m][n], fa[m], fb[n]);
-          }
-      }
-      if constexpr (Kind::chunked) {
-#pragma unroll
-        for (int m = 0; m < subs_m; ++m)
-#pragma unroll
-          for (int n = 0; n < subs_n; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum[m][n][i] += fresh[m][n][i];
-      }
+      multiply_step<Kind>(
+          sum, [&](int half, int m) { return Operands::rows16(a, half * mma_pixels, warp_m + m * 16, lane); },
+          [&](int half, int n) { return Operands::columns16(b, half * mma_pixels, warp_n + n * 8, lane); });
     }
     wait_async<0>();
     __syncthreads();  // the next tile's copies go where this one's are read

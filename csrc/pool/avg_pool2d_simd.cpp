@@ -87,8 +87,7 @@ template <class S>
 template <class T>
 FASTCV_INLINE T add_lanes(Vec<T> x) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_add_ps((__m512)x.v);
-  else return _mm512_reduce_add_pd((__m512d)x.v);
+  return _mm512_reduce_add_ps((__m512)x.v);
 #else
   return reduce_add(x);
 #endif

@@ -25,13 +25,8 @@ template <class T>
 FASTCV_INLINE Vec<T> larger(Vec<T> best, Vec<T> x) {
   using R = typename Vec<T>::Raw;
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
-    const __m512 a = (__m512)x.v, m = _mm512_max_ps(a, (__m512)best.v);
-    return Vec<T>((R)_mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a));
-  } else {
-    const __m512d a = (__m512d)x.v, m = _mm512_max_pd(a, (__m512d)best.v);
-    return Vec<T>((R)_mm512_mask_mov_pd(m, _mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q), a));
-  }
+  const __m512 a = (__m512)x.v, m = _mm512_max_ps(a, (__m512)best.v);
+  return Vec<T>((R)_mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a));
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<T, float>) {
     const __m256 a = (__m256)x.v, m = _mm256_max_ps(a, (__m256)best.v);
@@ -52,17 +47,10 @@ FASTCV_INLINE void keep_larger(Vec<T>& best, Vec<int_of<T>>& code, Vec<T> x, Vec
   using I = typename Vec<int_of<T>>::Raw;
 #if defined(__AVX512F__)
   // "x is a number and not larger": two compares that share a mask, and the blends read it the other way round.
-  if constexpr (std::is_same_v<T, float>) {
-    const __m512 a = (__m512)x.v, b = (__m512)best.v;
-    const __mmask16 old = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b, _CMP_NGT_UQ);
-    best = Vec<T>((R)_mm512_mask_mov_ps(a, old, b));
-    code = Vec<int_of<T>>((I)_mm512_mask_mov_epi32((__m512i)x_code.v, old, (__m512i)code.v));
-  } else {
-    const __m512d a = (__m512d)x.v, b = (__m512d)best.v;
-    const __mmask8 old = _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(a, a, _CMP_ORD_Q), a, b, _CMP_NGT_UQ);
-    best = Vec<T>((R)_mm512_mask_mov_pd(a, old, b));
-    code = Vec<int_of<T>>((I)_mm512_mask_mov_epi64((__m512i)x_code.v, old, (__m512i)code.v));
-  }
+  const __m512 a = (__m512)x.v, b = (__m512)best.v;
+  const __mmask16 old = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b, _CMP_NGT_UQ);
+  best = Vec<T>((R)_mm512_mask_mov_ps(a, old, b));
+  code = Vec<int_of<T>>((I)_mm512_mask_mov_epi32((__m512i)x_code.v, old, (__m512i)code.v));
 #else
   const I take = (I)(x.v > best.v) | (I)(x.v != x.v);
   best = Vec<T>(R(take ? x.v : best.v));
@@ -75,15 +63,9 @@ template <class T>
 FASTCV_INLINE Vec<T> add_where(Vec<T> sum, const uint8_t* code, uint8_t want, Vec<T> x) {
 #if defined(__AVX512F__)
   using R = typename Vec<T>::Raw;
-  if constexpr (std::is_same_v<T, float>) {
-    const __mmask16 k =
-        _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)code), _mm_set1_epi8(static_cast<char>(want)));
-    return Vec<T>((R)_mm512_mask_add_ps((__m512)sum.v, k, (__m512)sum.v, (__m512)x.v));
-  } else {
-    const __mmask16 k =
-        _mm_cmpeq_epi8_mask(_mm_loadl_epi64((const __m128i*)code), _mm_set1_epi8(static_cast<char>(want)));
-    return Vec<T>((R)_mm512_mask_add_pd((__m512d)sum.v, static_cast<__mmask8>(k), (__m512d)sum.v, (__m512d)x.v));
-  }
+  const __mmask16 k =
+      _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)code), _mm_set1_epi8(static_cast<char>(want)));
+  return Vec<T>((R)_mm512_mask_add_ps((__m512)sum.v, k, (__m512)sum.v, (__m512)x.v));
 #else
   using I = int_of<T>;
   Vec<I> wide;
@@ -97,13 +79,9 @@ FASTCV_INLINE Vec<T> add_where(Vec<T> sum, const int64_t* code, int64_t want, Ve
   using R = typename Vec<T>::Raw;
   const __m512i all = _mm512_set1_epi64(want);
   const __mmask8 low = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(code), all);
-  if constexpr (std::is_same_v<T, float>) {
-    const __mmask8 high = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(code + 8), all);
-    const __mmask16 k = static_cast<__mmask16>(high << 8 | low);
-    return Vec<T>((R)_mm512_mask_add_ps((__m512)sum.v, k, (__m512)sum.v, (__m512)x.v));
-  } else {
-    return Vec<T>((R)_mm512_mask_add_pd((__m512d)sum.v, low, (__m512d)sum.v, (__m512d)x.v));
-  }
+  const __mmask8 high = _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(code + 8), all);
+  const __mmask16 k = static_cast<__mmask16>(high << 8 | low);
+  return Vec<T>((R)_mm512_mask_add_ps((__m512)sum.v, k, (__m512)sum.v, (__m512)x.v));
 #else
   using I = int_of<T>;
   Vec<I> hit;
