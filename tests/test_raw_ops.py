@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
@@ -52,6 +53,11 @@ def recorded(functions: list[str]) -> list[tuple[Any, list[Any]]]:
     with Recorder() as recorder:
         skeleton(torch.ones(2, 3))
         sync_batch_norm(torch.randn(2, 3, 4, 5, requires_grad=True), None, None, None, None, 0.1, 1e-5).sum().backward()
+        if "conv2d" in functions:
+            with torch.no_grad():
+                net = fastcv.optimize(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ConvTranspose2d(4, 5, 2, 2)).eval())
+                for _ in range(2):  # the second call packs the weights
+                    net(torch.randn(2, 3, 7, 8))
         for case in cases_of(*functions):
             if not case.bench and torch.float32 in case.dtypes:
                 check_case(case, getattr(fastcv.functional, case.op), torch.float32)

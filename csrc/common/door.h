@@ -103,7 +103,16 @@ void launch_variant(const char* op, const GpuVariant<Params>& row, typename GpuV
   check_launch(launcher(params, workspace, stream), op, row.name, !like.is_cuda());
 }
 
-// Chooses a row for the params, allocates its scratch through torch and runs it on torch's threads.
+// Runs a CPU row on torch's threads, with scratch from torch.
+template <class Params>
+void run_row(const Variant<Params>& row, const Params& params, const Tensor& like) {
+  Exec exec{&torch_parallel, torch_threads(), nullptr};
+  const size_t bytes = row.workspace == nullptr ? 0 : row.workspace(params, exec.threads);
+  const auto memory = scratch(bytes, like, exec.workspace);
+  row.run(params, exec);
+}
+
+// Chooses a row for the params, allocates its scratch through torch and runs it.
 // For tensors on CUDA: chooses a CUDA row and launches it on the current stream of their device.
 template <class Params>
 void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like) {
@@ -113,11 +122,7 @@ void run_variant(const VariantTable<Params>& table, const Params& params, const 
   }
   if (const GpuVariant<Params>* row = table.forced_on_emulator(params))
     return launch_variant(table.op(), *row, row->emulated, params, like, nullptr);
-  const Variant<Params>& row = table.choose(params);
-  Exec exec{&torch_parallel, torch_threads(), nullptr};
-  const size_t bytes = row.workspace == nullptr ? 0 : row.workspace(params, exec.threads);
-  const auto memory = scratch(bytes, like, exec.workspace);
-  row.run(params, exec);
+  run_row(table.choose(params), params, like);
 }
 
 }  // namespace fastcv::door

@@ -27,6 +27,8 @@ struct Variant {
   void (*run)(const Params&, const Exec&);  // nullptr where its objects are not in this build (FASTCV_IF_LINKED)
   // Where the row can run but a later one is faster: one clause that says so, else nullptr. Obeyed unless forced.
   const char* (*slower)(const Params&) = nullptr;
+  // Bytes of an operand in this row's own arrangement that a caller may keep between calls; nullptr for none.
+  size_t (*kept)(const Params&) = nullptr;
 };
 
 // Storage types that the objects of an instruction set have no kernels for (dispatch.h): a clause, or nullptr.
@@ -98,18 +100,26 @@ class VariantTable {
 
   // The row to run. Throws std::invalid_argument if a forced row refuses the params; the last row must refuse none.
   const Variant<Params>& choose(const Params& params) const {
-    const std::string forced = forced_variant(op_);
     const char* why = nullptr;
+    const Variant<Params>* row = pick(params, &why);
+    if (row == nullptr) refuse(forced_variant(op_), why);
+    if (recording_choices()) record(params, *row);
+    return *row;
+  }
+
+  // The row that choose takes, or null where it throws; leaves no record.
+  const Variant<Params>* pick(const Params& params, const char** why = nullptr) const {
+    const std::string forced = forced_variant(op_);
     for (const auto& row : rows_) {
       if (row.run == nullptr || (!forced.empty() && forced != row.name)) continue;
       if (row.needs > cpu_isa()) continue;
-      why = why_not(row, params);
-      if (why != nullptr) continue;
+      const char* refused = why_not(row, params);
+      if (refused != nullptr && why != nullptr) *why = refused;
+      if (refused != nullptr) continue;
       if (forced.empty() && row.slower != nullptr && row.slower(params) != nullptr) continue;
-      if (recording_choices()) record(params, row);
-      return row;
+      return &row;
     }
-    refuse(forced, why);
+    return nullptr;
   }
 
   // The CUDA kernel to run for GPU memory. Throws std::invalid_argument if there is none for these params.

@@ -29,12 +29,17 @@ inline constexpr int kActivations = 5;
 enum class Precision : int32_t { highest, high, medium, ieee };
 inline constexpr int kPrecisions = 4;
 
+// Where the weights stand in a kernel's own arrangement: in scratch, for one call; or in ConvParams::packed, between
+// calls, of any number of images of any size. `fill` writes them there and computes nothing.
+enum class Packing : int32_t { none, fill, ready };
+
 struct ConvParams {
   const void* x;
   const void* w;
   const void* bias;      // [k] or nullptr
   const void* residual;  // like y, or nullptr
   void* y;
+  void* packed;     // with Packing::none nullptr, else what the variant's `kept` asks for
   int64_t n, c, k;  // images, channels of x, channels of y (of all groups)
   int64_t groups;
   int64_t in[3], out[3], kernel[3];  // spatial sizes of x, of y, of w
@@ -42,8 +47,11 @@ struct ConvParams {
   DType dtype;
   Activation activation;
   Precision precision;
+  Packing packing;
   bool transposed;  // dgrad
   bool channels_last, weight_channels_last;
+
+  bool operator==(const ConvParams&) const = default;
 };
 
 extern const VariantTable<ConvParams> conv_table;        // conv
@@ -57,14 +65,18 @@ void conv_ref(const ConvParams&, const Exec&);
   size_t conv_im2col_workspace(const ConvParams&, int threads);      \
   void conv_igemm(const ConvParams&, const Exec&);                   \
   size_t conv_igemm_workspace(const ConvParams&, int threads);       \
+  size_t conv_igemm_kept(const ConvParams&);                         \
   void conv_depthwise(const ConvParams&, const Exec&);               \
   size_t conv_depthwise_workspace(const ConvParams&, int threads);   \
   void conv_winograd4(const ConvParams&, const Exec&);               \
   size_t conv_winograd4_workspace(const ConvParams&, int threads);   \
+  size_t conv_winograd4_kept(const ConvParams&);                     \
   void conv_winograd4x2(const ConvParams&, const Exec&);             \
   size_t conv_winograd4x2_workspace(const ConvParams&, int threads); \
+  size_t conv_winograd4x2_kept(const ConvParams&);                   \
   void conv_winograd2(const ConvParams&, const Exec&);               \
   size_t conv_winograd2_workspace(const ConvParams&, int threads);   \
+  size_t conv_winograd2_kept(const ConvParams&);                     \
   }
 FASTCV_CONV_KERNELS(portable)
 FASTCV_CONV_KERNELS(avx2)
@@ -73,6 +85,7 @@ FASTCV_CONV_KERNELS(avx512)
 namespace avx512bf16 {
 void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
+size_t conv_igemm_bf16_kept(const ConvParams&);
 }  // namespace avx512bf16
 inline constexpr int64_t kMostTileStride = 8;
 #define FASTCV_CONV_TILE_KERNELS(isa, linked)                                \
@@ -83,6 +96,9 @@ inline constexpr int64_t kMostTileStride = 8;
   linked size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);   \
   linked size_t conv_igemm_bf16x3_workspace(const ConvParams&, int threads); \
   linked size_t conv_igemm_bf16x6_workspace(const ConvParams&, int threads); \
+  linked size_t conv_igemm_bf16_kept(const ConvParams&);                     \
+  linked size_t conv_igemm_bf16x3_kept(const ConvParams&);                   \
+  linked size_t conv_igemm_bf16x6_kept(const ConvParams&);                   \
   }
 FASTCV_CONV_TILE_KERNELS(amx, )
 FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of the tiles, in builds for tests

@@ -1,12 +1,12 @@
 // Convolution as a product of gathered pixels and packed weights, without forming the matrix of patches.
 //
-// Weights are packed once per call into panels [panel][phase, tap, channel][up to 4 vectors of output channels]. The
-// output is cut into chunks of cells; for each the addresses of its input pixels are tabulated per tap (outside the
-// image: a row of zeros), and register tiles (conv_tile.h) run over the table. A dense channels_last x whose storage
-// is the arithmetic's is read in place. Otherwise the inputs of a chunk are first copied to a channels_last window of
-// the arithmetic's type; with few channels the taps along the width are laid side by side there, which makes one long
-// tap of them. Sums that are the final values are stored by the tile; others pass through a scratch to an epilogue
-// that adds the residual, activates, converts and, for row-major y, transposes.
+// Weights are packed, once per call or once for many (Packing), into panels [panel][phase, tap, channel][up to 4
+// vectors of output channels]. The output is cut into chunks of cells; for each the addresses of its input pixels are
+// tabulated per tap (outside the image: a row of zeros), and register tiles (conv_tile.h) run over the table. A dense
+// channels_last x whose storage is the arithmetic's is read in place. Otherwise the inputs of a chunk are first copied
+// to a channels_last window of the arithmetic's type; with few channels the taps along the width are laid side by side
+// there, which makes one long tap of them. Sums that are the final values are stored by the tile; others pass through a
+// scratch to an epilogue that adds the residual, activates, converts and, for row-major y, transposes.
 //
 // Groups run one after the other. Groups so small that several share a vector of output channels ("folded", depthwise
 // above all) run together as if they were one, each lane picking its own group's channels.
@@ -32,23 +32,28 @@ class Igemm {
  public:
   Igemm(const ConvParams& params, int threads) : p(params) { plan(threads); }
   size_t workspace() const { return shared_bytes + slots * slot_bytes; }
+  size_t kept() const { return packed_bytes; }
 
   void run(const Exec& exec) {
     char* base = static_cast<char*>(exec.workspace);
-    packed = reinterpret_cast<W*>(base);
+    char* kept = p.packing == Packing::none ? base : static_cast<char*>(p.packed);
+    packed = reinterpret_cast<W*>(kept);
+    special_weights = kept + special_at;
     bias = reinterpret_cast<Acc*>(base + bias_at);
     zeros = reinterpret_cast<X*>(base + zeros_at);
     tap_rows = reinterpret_cast<int64_t*>(base + tap_rows_at);
     char* slot_base = base + shared_bytes;
     std::memset(static_cast<void*>(zeros), 0, static_cast<size_t>(zero_length) * sizeof(X));
-    special_weights = reinterpret_cast<char*>(base + special_at);
     tabulate_tap_rows();
     constexpr int64_t kGrain = 1 << 16;  // multiply-adds: below this, waking a thread costs more than it saves
     const int64_t pack_units = groups * vectors;
-    parallel_slots(exec, pack_units, most(1, kGrain / (kdim * kLanes)), [&](int slot, int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; ++u)
-        pack(u / vectors, u % vectors, reinterpret_cast<Acc*>(slot_base + slot * slot_bytes));
-    });
+    if (p.packing != Packing::ready)
+      parallel_slots(exec, pack_units, most(1, kGrain / (kdim * kLanes)), [&](int slot, int64_t begin, int64_t end) {
+        for (int64_t u = begin; u < end; ++u)
+          pack(u / vectors, u % vectors, reinterpret_cast<Acc*>(slot_base + slot * slot_bytes));
+      });
+    if (p.packing == Packing::fill) return;
+    for (int64_t u = 0; u < pack_units; ++u) load_bias(u / vectors, u % vectors);
     any_special_weight = false;
     if constexpr (kStored > 1)
       for (int64_t u = 0; u < pack_units; ++u) any_special_weight |= special_weights[u] != 0;
@@ -174,11 +179,12 @@ class Igemm {
     const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); };
     const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
     zero_length = most(most(p.c, pixel_length), row_length(ceil_div(d[2].kernel, d[2].tap_step))) + kLanes;
-    bias_at = aligned(groups * vectors * kLanes * packed_rows() * static_cast<int64_t>(sizeof(W)));
+    special_at = aligned(groups * vectors * kLanes * packed_rows() * static_cast<int64_t>(sizeof(W)));
+    packed_bytes = special_at + (kStored > 1 ? aligned(groups * vectors) : 0);
+    bias_at = p.packing == Packing::none ? packed_bytes : 0;
     zeros_at = bias_at + aligned(groups * vectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
     tap_rows_at = zeros_at + aligned(zero_length * static_cast<int64_t>(sizeof(X)));
-    special_at = tap_rows_at + aligned(taps * 8);
-    shared_bytes = special_at + (kStored > 1 ? aligned(groups * vectors) : 0);
+    shared_bytes = tap_rows_at + aligned(taps * 8);
     slots = static_cast<size_t>(threads);
     int64_t most_taps = 1;
     for (int i = 0; i < (merged ? 2 : 3); ++i) most_taps *= ceil_div(d[i].kernel, d[i].tap_step);
@@ -261,6 +267,11 @@ class Igemm {
       }
       if constexpr (kStored > 1) special_weights[group * vectors + vector] = special;
     }
+  }
+
+  void load_bias(int64_t group, int64_t vector) {
+    const int64_t k0 = vector * kLanes;
+    const int nk = static_cast<int>(least(kLanes, kg - k0));
     const Vec<Acc> b =
         p.bias == nullptr ? Vec<Acc>(Acc(0)) : load_n(static_cast<const S*>(p.bias) + group * kg + k0, nk);
     store(bias + (group * vectors + vector) * kLanes, b);
@@ -728,7 +739,8 @@ class Igemm {
   std::conditional_t<kTiles, FlatWindow<P, S>, int> flat;
   TileLimits limits;
   bool any_special_weight;
-  size_t bias_at, zeros_at, tap_rows_at, special_at, shared_bytes, table_at, places_at, sums_at, slot_bytes, slots;
+  size_t special_at, packed_bytes, bias_at, zeros_at, tap_rows_at, shared_bytes, table_at, places_at, sums_at,
+      slot_bytes, slots;
   int64_t zero_length, sum_panel;
   W* packed;
   Acc* bias;

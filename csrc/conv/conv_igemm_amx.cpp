@@ -14,6 +14,10 @@ size_t workspace(const ConvParams& p, int threads) {
   return Igemm<TileProduct<Parts>, S>(p, threads).workspace();
 }
 template <int Parts, class S>
+size_t kept(const ConvParams& p) {
+  return Igemm<TileProduct<Parts>, S>(p, 1).kept();
+}
+template <int Parts, class S>
 void run(const ConvParams& p, const Exec& exec) {
   Igemm<TileProduct<Parts>, S>(p, exec.threads).run(exec);
 }
@@ -26,13 +30,20 @@ void conv_igemm_bf16(const ConvParams& p, const Exec& exec) {
 size_t conv_igemm_bf16_workspace(const ConvParams& p, int threads) {
   return p.dtype == DType::bf16 ? workspace<1, bf16>(p, threads) : workspace<1, float>(p, threads);
 }
+size_t conv_igemm_bf16_kept(const ConvParams& p) {
+  return p.dtype == DType::bf16 ? kept<1, bf16>(p) : kept<1, float>(p);
+}
 void conv_igemm_bf16x3(const ConvParams& p, const Exec& exec) {
   p.dtype == DType::f16 ? run<2, f16>(p, exec) : run<2, float>(p, exec);
 }
 size_t conv_igemm_bf16x3_workspace(const ConvParams& p, int threads) {
   return p.dtype == DType::f16 ? workspace<2, f16>(p, threads) : workspace<2, float>(p, threads);
 }
+size_t conv_igemm_bf16x3_kept(const ConvParams& p) {
+  return p.dtype == DType::f16 ? kept<2, f16>(p) : kept<2, float>(p);
+}
 void conv_igemm_bf16x6(const ConvParams& p, const Exec& exec) { run<3, float>(p, exec); }
 size_t conv_igemm_bf16x6_workspace(const ConvParams& p, int threads) { return workspace<3, float>(p, threads); }
+size_t conv_igemm_bf16x6_kept(const ConvParams& p) { return kept<3, float>(p); }
 
 }  // namespace fastcv::FASTCV_ISA

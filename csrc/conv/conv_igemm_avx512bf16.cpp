@@ -35,5 +35,6 @@ using Engine = Igemm<DotProduct, bf16>;
 
 void conv_igemm_bf16(const ConvParams& p, const Exec& exec) { Engine(p, exec.threads).run(exec); }
 size_t conv_igemm_bf16_workspace(const ConvParams& p, int threads) { return Engine(p, threads).workspace(); }
+size_t conv_igemm_bf16_kept(const ConvParams& p) { return Engine(p, 1).kept(); }
 
 }  // namespace fastcv::FASTCV_ISA

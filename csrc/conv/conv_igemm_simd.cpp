@@ -21,4 +21,13 @@ size_t conv_igemm_workspace(const ConvParams& p, int threads) {
   return bytes;
 }
 
+size_t conv_igemm_kept(const ConvParams& p) {
+  size_t bytes = 0;
+  dispatch_float(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    bytes = Igemm<PlainProduct<acc_t<S>>, S>(p, 1).kept();
+  });
+  return bytes;
+}
+
 }  // namespace fastcv::FASTCV_ISA

@@ -1,6 +1,8 @@
 // The door of conv and conv_dgrad: schemas, checks, torch's layout rule, outputs. No arithmetic on elements.
 #include "conv/conv.h"
 
+#include <cstring>
+
 #include "common/door.h"
 
 namespace fastcv {
@@ -111,9 +113,62 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
   p.w = call.w.data_ptr();
 }
 
+// Packed weights are bytes behind this: which kernel arranged the weights of which layer.
+struct alignas(64) PackedHead {
+  void (*run)(const ConvParams&, const Exec&);
+  ConvParams layer;
+};
+
+// What packed weights depend on, next to the kernel.
+ConvParams layer_of(const ConvParams& p) {
+  ConvParams layer{};
+  layer.c = p.c;
+  layer.k = p.k;
+  layer.groups = p.groups;
+  for (int i = 0; i < 3; ++i) {
+    layer.kernel[i] = p.kernel[i];
+    layer.stride[i] = p.stride[i];
+    layer.dilation[i] = p.dilation[i];
+    layer.pad[i] = p.pad[i];
+  }
+  layer.dtype = p.dtype;
+  layer.transposed = p.transposed;
+  return layer;
+}
+
+// The weights of a call as the CPU kernel that would run it arranges them; empty where it keeps none.
+Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
+  ConvParams& p = call.params;
+  const Variant<ConvParams>* row = call.x.is_cuda() ? nullptr : table.pick(p);
+  const bool computes = p.n * p.c * p.k * p.out[0] * p.out[1] * p.out[2] > 0;
+  if (row == nullptr || row->kept == nullptr || !computes) return empty({0}, ScalarType::Byte, call.x);
+  p.packing = Packing::fill;
+  const PackedHead head{row->run, layer_of(p)};
+  Tensor packed = empty({static_cast<int64_t>(sizeof head + row->kept(p))}, ScalarType::Byte, call.x);
+  std::memcpy(packed.data_ptr(), &head, sizeof head);
+  p.packed = static_cast<char*>(packed.data_ptr()) + sizeof head;
+  run_row(*row, p, call.x);
+  return packed;
+}
+
+// Lets a call use packed weights if the kernel that will run it arranged them; otherwise they are passed over.
+void use_packed(const char* op, const VariantTable<ConvParams>& table, ConvParams& p, const Tensor& packed) {
+  check(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() && is_dense(packed, false), op,
+        ": packed must be what ", op, "_pack returned, got ", dtype_name(packed.scalar_type()), " ",
+        show(sizes(packed)));
+  PackedHead head;
+  const Variant<ConvParams>* row = table.pick(p);
+  if (row == nullptr || row->kept == nullptr) return;
+  if (packed.numel() != static_cast<int64_t>(sizeof head + row->kept(p))) return;
+  std::memcpy(&head, packed.data_ptr(), sizeof head);
+  if (head.run != row->run || head.layer != layer_of(p)) return;
+  p.packed = static_cast<char*>(packed.data_ptr()) + sizeof head;
+  p.packing = Packing::ready;
+}
+
 // Allocates y for the sizes in params and runs a row of the table.
 Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call, int64_t nd,
-              const OptionalTensor& residual) {
+              const OptionalTensor& residual, const OptionalTensor& packed) {
   ConvParams& p = call.params;
   Ints y_sizes{p.n, p.k};
   for (int64_t dim = 3 - nd; dim < 3; ++dim) y_sizes.push_back(p.out[dim]);
@@ -127,13 +182,13 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
     p.residual = call.residual->data_ptr();
   }
   p.y = y.data_ptr();
+  if (packed && !y.is_cuda()) use_packed(op, table, p, *packed);
   if (y.numel() > 0) run_variant(table, p, y);
   return y;
 }
 
-Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias, Ints stride, Ints padding,
-                 Ints dilation, int64_t groups, OptionalTensor residual, int64_t activation, int64_t precision) {
-  Call call;
+void prepare_conv(Call& call, const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
+                  const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation, int64_t precision) {
   prepare("conv", call, input, weight, bias, stride, padding, dilation, groups, activation, precision, false);
   ConvParams& p = call.params;
   const int64_t nd = input.dim() - 2;
@@ -145,12 +200,11 @@ Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias,
     p.out[dim] = (padded - reach) / p.stride[dim] + 1;
   }
   if (p.c == 0) p.k = 0;  // torch's convolution of no channels has none
-  return finish("conv", conv_table, call, nd, residual);
 }
 
-Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, OptionalTensor bias, Ints input_size,
-                       Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t precision) {
-  Call call;
+void prepare_dgrad(Call& call, const Tensor& grad_output, const Tensor& weight, const OptionalTensor& bias,
+                   const Ints& input_size, const Ints& stride, const Ints& padding, const Ints& dilation,
+                   int64_t groups, int64_t precision) {
   prepare("conv_dgrad", call, grad_output, weight, bias, stride, padding, dilation, groups, 0, precision, true);
   const int64_t nd = grad_output.dim() - 2;
   check(static_cast<int64_t>(input_size.size()) == nd, "conv_dgrad: expected ", nd, " values of input_size, got ",
@@ -159,7 +213,36 @@ Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, Optional
     check(input_size[i] >= 0, "conv_dgrad: input_size must not be negative, got ", show(input_size));
     call.params.out[3 - nd + i] = input_size[i];
   }
-  return finish("conv_dgrad", conv_dgrad_table, call, nd, {});
+}
+
+Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias, Ints stride, Ints padding,
+                 Ints dilation, int64_t groups, OptionalTensor residual, int64_t activation, int64_t precision,
+                 OptionalTensor packed) {
+  Call call;
+  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, activation, precision);
+  return finish("conv", conv_table, call, input.dim() - 2, residual, packed);
+}
+
+Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, OptionalTensor bias, Ints input_size,
+                       Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t precision,
+                       OptionalTensor packed) {
+  Call call;
+  prepare_dgrad(call, grad_output, weight, bias, input_size, stride, padding, dilation, groups, precision);
+  return finish("conv_dgrad", conv_dgrad_table, call, grad_output.dim() - 2, {}, packed);
+}
+
+Tensor conv_pack_impl(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation,
+                      int64_t groups, int64_t precision) {
+  Call call;
+  prepare_conv(call, input, weight, {}, stride, padding, dilation, groups, 0, precision);
+  return pack(conv_table, call);
+}
+
+Tensor conv_dgrad_pack_impl(const Tensor& grad_output, const Tensor& weight, Ints input_size, Ints stride, Ints padding,
+                            Ints dilation, int64_t groups, int64_t precision) {
+  Call call;
+  prepare_dgrad(call, grad_output, weight, {}, input_size, stride, padding, dilation, groups, precision);
+  return pack(conv_dgrad_table, call);
 }
 
 }  // namespace
@@ -167,14 +250,23 @@ Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, Optional
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-      "Tensor? residual, int activation, int precision) -> Tensor");
+      "Tensor? residual, int activation, int precision, Tensor? packed=None) -> Tensor");
   m.def(
       "conv_dgrad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, int[] stride, int[] padding, "
+      "int[] dilation, int groups, int precision, Tensor? packed=None) -> Tensor");
+  // Weights that one kernel has arranged for itself: to be passed on as `packed` with the same weight.
+  m.def(
+      "conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, int precision) "
+      "-> Tensor");
+  m.def(
+      "conv_dgrad_pack(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, "
       "int[] dilation, int groups, int precision) -> Tensor");
 }
 FASTCV_IMPL(m) {
   m.impl("conv", TORCH_BOX(&conv_impl));
   m.impl("conv_dgrad", TORCH_BOX(&conv_dgrad_impl));
+  m.impl("conv_pack", TORCH_BOX(&conv_pack_impl));
+  m.impl("conv_dgrad_pack", TORCH_BOX(&conv_dgrad_pack_impl));
 }
 
 }  // namespace fastcv

@@ -16,6 +16,7 @@
 //   private: the weights are transformed once; threads take blocks of tiles, whose V and S stay in their caches
 //   shared:  V of a large block of tiles is shared; threads take blocks of outputs and transform just their weights,
 //            chunk by chunk. For deep layers on small maps, where the weights are the larger part.
+// Kept weights (Packing) spare both their transforms.
 //
 // Row-major images pass through bands: some lines of tiles of one vector of channels, transposed in the first cache.
 #pragma once
@@ -104,12 +105,17 @@ class Winograd {
  public:
   Winograd(const ConvParams& params, int threads) : p(params) { plan(threads); }
   size_t workspace() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
+  size_t kept() const { return static_cast<size_t>(p.groups) * bytes(weight_floats()); }
 
   void run(const Exec& exec) {
-    char* base = static_cast<char*>(exec.workspace);
+    char *base = static_cast<char*>(exec.workspace), *slots_base = base + shared_bytes;
     for (int64_t g = 0; g < p.groups; ++g) {
-      if (is_shared) run_shared(exec, reinterpret_cast<float*>(base), base + shared_bytes, g);
-      else run_private(exec, reinterpret_cast<float*>(base), base + shared_bytes, g);
+      float* u = p.packing == Packing::none ? nullptr
+                                            : reinterpret_cast<float*>(static_cast<char*>(p.packed) +
+                                                                       static_cast<size_t>(g) * bytes(weight_floats()));
+      if (p.packing == Packing::fill) transform_all_weights(exec, u, slots_base, g);
+      else if (is_shared) run_shared(exec, reinterpret_cast<float*>(base), u, slots_base, g);
+      else run_private(exec, u == nullptr ? reinterpret_cast<float*>(base) : u, slots_base, g);
     }
   }
 
@@ -175,11 +181,12 @@ class Winograd {
     block = least(tiles, round_up(block, unit));
   }
 
+  static size_t bytes(int64_t n) { return static_cast<size_t>(round_up(n * 4, 64)); }
+
   void lay_out(int threads) {
-    const auto bytes = [](int64_t n) { return static_cast<size_t>(round_up(n * 4, 64)); };
     slots = threads;
     const int64_t sums_tiles = is_shared ? ceil_div(block, parts) + 2 * kWinogradRows : block;
-    shared_bytes = is_shared ? bytes(floats(block, c_padded)) : bytes(weight_floats());
+    shared_bytes = is_shared ? bytes(floats(block, c_padded)) : p.packing == Packing::none ? bytes(weight_floats()) : 0;
     u_at = is_shared ? 0 : bytes(floats(block, c_padded));
     sums_at = u_at + (is_shared ? bytes(kPoints * weight_point(least(kChunk, cg), kBlock)) : 0);
     band_at = sums_at + bytes(floats(sums_tiles, kBlock));
@@ -225,7 +232,7 @@ class Winograd {
   }
   int64_t weight_floats() const { return kPoints * (cg * round_up(kg, L) + k_blocks * ceil_div(cg, kChunk) * L); }
 
-  void run_private(const Exec& exec, float* u, char* slots_base, int64_t group) const {
+  void transform_all_weights(const Exec& exec, float* u, char* slots_base, int64_t group) const {
     const int64_t chunks = ceil_div(cg, kChunk);
     parallel_slots(exec, k_blocks * chunks, 1, [&](int slot, int64_t begin, int64_t end) {
       const Scratch s = scratch_of(slots_base, slot);
@@ -234,6 +241,10 @@ class Winograd {
         transform_weights(group, k_block, c0, least(kChunk, cg - c0), weights_of(u, k_block, c0), s.staging);
       }
     });
+  }
+
+  void run_private(const Exec& exec, float* u, char* slots_base, int64_t group) const {
+    if (p.packing == Packing::none) transform_all_weights(exec, u, slots_base, group);
     parallel_slots(exec, ceil_div(tiles, block), 1, [&](int slot, int64_t begin, int64_t end) {
       const Scratch s = scratch_of(slots_base, slot);
       for (int64_t i = begin; i < end; ++i) {
@@ -248,7 +259,8 @@ class Winograd {
     });
   }
 
-  void run_shared(const Exec& exec, float* v, char* slots_base, int64_t group) const {
+  // u: the kept weights, or nullptr.
+  void run_shared(const Exec& exec, float* v, float* u, char* slots_base, int64_t group) const {
     for (int64_t tile = 0; tile < tiles; tile += block) {
       const int64_t count = least(block, tiles - tile), vectors = c_padded / L;
       const int64_t cuts = unit > 1 ? 1 : least(count, ceil_div(2 * exec.threads, vectors));
@@ -266,8 +278,8 @@ class Winograd {
           const int64_t first = b.panels * part / parts, last = b.panels * (part + 1) / parts;
           if (first == last) continue;
           for (int64_t c0 = 0; c0 < cg; c0 += kChunk) {
-            transform_weights(group, k_block, c0, least(kChunk, cg - c0), s.u, s.staging);
-            multiply(b, first, last, s.u, c0, width_of(k_block), s.sums);
+            if (u == nullptr) transform_weights(group, k_block, c0, least(kChunk, cg - c0), s.u, s.staging);
+            multiply(b, first, last, u == nullptr ? s.u : weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
           }
           transform_output(b, group, k_block, b.first_of(first), b.first_of(last), s);
         }

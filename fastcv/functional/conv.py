@@ -86,6 +86,7 @@ def _(
     residual: Tensor | None,
     activation: int,
     precision: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
     nd = len(stride)
     after = padding[-nd:]
@@ -107,9 +108,20 @@ def _(
     dilation: list[int],
     groups: int,
     precision: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
     sizes = [grad_output.shape[0], weight.shape[1] * groups, *input_size]
     return _empty(grad_output, sizes, _output_channels_last(grad_output, weight))
+
+
+@_ext.fake("conv_pack")
+def _(input: Tensor, *_: Any) -> Tensor:
+    return input.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.uint8)
+
+
+@_ext.fake("conv_dgrad_pack")
+def _(grad_output: Tensor, *_: Any) -> Tensor:
+    return grad_output.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.uint8)
 
 
 @_ext.fake("conv_wgrad")
@@ -161,7 +173,7 @@ def _in_rows(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 @_ext.vmap("conv")
 def _(info: Any, in_dims: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int, *rest: Any):
-    size, (residual, activation, precision), residual_dim = info.batch_size, rest, in_dims[7]
+    size, (residual, activation, precision), residual_dim = info.batch_size, rest[:3], in_dims[7]  # packed weights are a shortcut
     if in_dims[1] is None and in_dims[2] is None:
         residual = _in_batch(residual, residual_dim, size)
         y = _conv_raw(_in_batch(x, in_dims[0], size), w, b, stride, padding, dilation, groups, residual, activation, precision)
@@ -176,7 +188,7 @@ def _(info: Any, in_dims: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: A
 def _(
     info: Any, in_dims: Any, g: Tensor, w: Tensor, b: Tensor | None, input_size: Any, stride: Any, padding: Any, dilation: Any, *rest: Any
 ):
-    size, (groups, precision) = info.batch_size, rest
+    size, (groups, precision) = info.batch_size, rest[:2]
     if in_dims[1] is None and in_dims[2] is None:
         y = _dgrad_raw(_in_batch(g, in_dims[0], size), w, b, input_size, stride, padding, dilation, groups, precision)
         return y.unflatten(0, (size, -1)), 0
@@ -273,11 +285,12 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backward)
 
 
-def _conv(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int) -> Tensor:
+def _conv(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int, packs: Any = None) -> Tensor:
     if needs_grad(x, w, b, residual):
         return _conv_with_grad(x, w, b, residual, geometry, 0, precision)
+    packed = None if packs is None else packs.of_conv(x, w, geometry, precision)
     stride, padding, dilation, groups = geometry
-    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, 0, precision)
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, 0, precision, packed)
 
 
 def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int) -> Tensor:
@@ -304,9 +317,11 @@ def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _dgrad_with_grad = differentiable("ConvDgrad", _dgrad_forward, _dgrad_save, _dgrad_backward)
 
 
-def _dgrad(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int) -> Tensor:
-    call = _dgrad_with_grad if needs_grad(g, w, b) else _dgrad_forward
-    return call(g, w, b, size, geometry, precision)
+def _dgrad(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int, packs: Any = None) -> Tensor:
+    if needs_grad(g, w, b):
+        return _dgrad_with_grad(g, w, b, size, geometry, precision)
+    packed = None if packs is None else packs.of_dgrad(g, w, size, geometry, precision)
+    return _dgrad_raw(g, w, b, size, *geometry, precision, packed)
 
 
 def _wgrad_forward(x: Tensor, g: Tensor, kernel: Any, geometry: Any, precision: int) -> Tensor:
@@ -415,17 +430,30 @@ def _check(name: str, nd: int, input: Any, weight: Any, bias: Any, groups: Any) 
     return dims == nd + 2
 
 
-def _forward(
-    nd: int, name: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+# ---- calls: the public functions, with `packs`, which may know the weights as a kernel arranges them (fastcv.optimizer) ---------
+
+
+def convolve(
+    nd: int,
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    packs: Any = None,
 ) -> Tensor:
+    """The convolution ``name`` of ``nd`` dimensions."""
     batched = _check(name, nd, input, weight, bias, groups)
     if torch._C._is_any_autocast_enabled():
         input, weight, bias = autocast_lower(input, weight, bias)
     stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
     geometry = (stride, _pads(padding, nd, weight, stride, dilation), dilation, groups)
     if batched:
-        return _conv(input, weight, bias, None, geometry, _precision(input))
-    return _conv(input.unsqueeze(0), weight, bias, None, geometry, _precision(input)).squeeze(0)
+        return _conv(input, weight, bias, None, geometry, _precision(input), packs)
+    return _conv(input.unsqueeze(0), weight, bias, None, geometry, _precision(input), packs).squeeze(0)
 
 
 def conv1d(
@@ -443,7 +471,7 @@ def conv1d(
     RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the wrong type.
     Source: csrc/conv.
     """
-    return _forward(1, "conv1d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve(1, "conv1d", input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -463,7 +491,7 @@ def conv2d(
     Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the
     wrong type. Source: csrc/conv.
     """
-    return _forward(2, "conv2d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve(2, "conv2d", input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv3d(
@@ -481,7 +509,7 @@ def conv3d(
     any number of times. Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for
     arguments of the wrong type. Source: csrc/conv.
     """
-    return _forward(3, "conv3d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve(3, "conv3d", input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_fused(
@@ -501,6 +529,22 @@ def conv2d_fused(
     Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable up to eight times; with a gradient
     silu and hardswish are steps of their own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
     """
+    return convolve_fused(input, weight, bias, stride, padding, dilation, groups, residual, activation)
+
+
+def convolve_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    residual: Tensor | None,
+    activation: str | None,
+    packs: Any = None,
+) -> Tensor:
+    """conv2d_fused."""
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
     batched = _check("conv2d_fused", 2, input, weight, bias, groups)
@@ -517,11 +561,12 @@ def conv2d_fused(
         if code not in _BY_OUTPUT:
             y = _activation(y, None, code, 0)
     else:
-        y = _conv_raw(input, weight, bias, *geometry, residual, code, precision)
+        packed = None if packs is None else packs.of_conv(input, weight, geometry, precision)
+        y = _conv_raw(input, weight, bias, *geometry, residual, code, precision, packed)
     return y if batched else y.squeeze(0)
 
 
-def _transposed(
+def transposed(
     nd: int,
     name: str,
     input: Tensor,
@@ -532,7 +577,9 @@ def _transposed(
     output_padding: Any,
     groups: int,
     dilation: Any,
+    packs: Any = None,
 ) -> Tensor:
+    """The transposed convolution ``name`` of ``nd`` dimensions."""
     batched = _check(name, nd, input, weight, bias, groups)
     if torch._C._is_any_autocast_enabled():
         input, weight, bias = autocast_lower(input, weight, bias)
@@ -552,7 +599,7 @@ def _transposed(
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )
-    y = _dgrad(input, weight, bias, output, (stride, padding, dilation, groups), _precision(input))
+    y = _dgrad(input, weight, bias, output, (stride, padding, dilation, groups), _precision(input), packs)
     return y if batched else y.squeeze(0)
 
 
@@ -571,7 +618,7 @@ def conv_transpose1d(
     float32, float64, bfloat16, float16. Differentiable any number of times. Raises RuntimeError for shapes, dtypes,
     devices or values that do not go together, TypeError for arguments of the wrong type. Source: csrc/conv.
     """
-    return _transposed(1, "conv_transpose1d", input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return transposed(1, "conv_transpose1d", input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose2d(
@@ -590,7 +637,7 @@ def conv_transpose2d(
     RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the wrong type.
     Source: csrc/conv.
     """
-    return _transposed(2, "conv_transpose2d", input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return transposed(2, "conv_transpose2d", input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose3d(
@@ -609,4 +656,4 @@ def conv_transpose3d(
     RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the wrong type.
     Source: csrc/conv.
     """
-    return _transposed(3, "conv_transpose3d", input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return transposed(3, "conv_transpose3d", input, weight, bias, stride, padding, output_padding, groups, dilation)

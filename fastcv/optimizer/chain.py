@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, any_global_hook, has_hooks, kind_of, op_of
+from .kernels import DTYPES, any_global_hook, has_hooks, kind_of, op_of, under_transform
+from .packed_weights import PackedWeights
 from .pending import Pending
 from .region import Region, current_frame
 
@@ -28,11 +30,6 @@ ACTIVATIONS = {
 }
 
 _DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
-
-
-def _under_transform() -> bool:
-    """True where Python may not hold values back: compiling, tracing, inside torch.func."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
 
 
 class Chain(ABC):
@@ -52,7 +49,7 @@ class Chain(ABC):
 
     def begin(self, x: Any) -> Pending | None:
         """The held-back value of head(x), or None if the head is to compute now."""
-        if type(x) is not Tensor or _under_transform():
+        if type(x) is not Tensor or under_transform():
             return None
         frame = current_frame(self.region)
         if frame is None or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
@@ -93,17 +90,17 @@ class ConvChain(Chain):
         super().__init__(name, head, steps, region, watched)
         self.bn = bn
         self.fold = None if bn is None else FoldCache(head, bn)
+        self.packs = PackedWeights()
 
     def may_begin(self, x: Tensor) -> bool:
         conv, bn, buffers = self.head, self.bn, {}
         if bn is not None:
             buffers = bn._buffers
             if bn.training or buffers["running_mean"] is None or buffers["running_var"] is None:
-                self.fold.drop()
+                self.drop()
                 return False
         if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
-            if bn is not None:
-                self.fold.drop()
+            self.drop()
             return False
         weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
         if x.dim() != weight.dim() or x.shape[1] != conv.in_channels or weight.device.type != "cpu" or weight.is_inference():
@@ -114,6 +111,12 @@ class ConvChain(Chain):
             return True
         mean, var = buffers["running_mean"], buffers["running_var"]
         return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
+
+    def drop(self) -> None:
+        """Forgets what was made of the parameters: they are about to change."""
+        self.packs.drop()
+        if self.fold is not None:
+            self.fold.drop()
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
         if op_of(self.head) != "conv2d" or type(other) is not Tensor or needs_grad(other):
@@ -133,15 +136,14 @@ class ConvChain(Chain):
     def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
         conv, x = self.head, pending.x
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
-        op = op_of(conv)
-        if op == "conv2d":
-            geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-            return functional.conv2d_fused(x, weight, bias, *geometry, pending.residual, activation)
+        op, nd = op_of(conv), weight.dim() - 2
         if conv.transposed:
             geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-        else:
-            geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        return getattr(functional, op)(x, weight, bias, *geometry)
+            return convolutions.transposed(nd, op, x, weight, bias, *geometry, self.packs)
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if op == "conv2d":
+            return convolutions.convolve_fused(x, weight, bias, *geometry, pending.residual, activation, self.packs)
+        return convolutions.convolve(nd, op, x, weight, bias, *geometry, self.packs)
 
 
 class BatchNormChain(Chain):

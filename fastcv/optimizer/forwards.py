@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.conv import _ConvNd
 
+from ..nn.conv import forward as convolution_forward
 from . import recompute
 from .chain import Chain
-from .kernels import DTYPES, is_sharded, kernel_class
+from .kernels import DTYPES, is_sharded, kernel_class, under_transform
+from .packed_weights import PackedWeights
 from .pending import Pending, value_of
 from .region import Frame, Region
 
@@ -46,11 +49,16 @@ class KernelForward(InstanceForward):
         super().__init__(module)
         self.kernel = kernel_class(module)
         self.sharded = any(is_sharded(t) for t in module.parameters(recurse=False))
+        self.packs = PackedWeights() if isinstance(module, _ConvNd) else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = value_of(args), value_of(kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
+        if served and self.packs is not None and len(args) == 1 and not kwargs and type(x) is Tensor and not under_transform():
+            if not self.module.training:
+                return convolution_forward(self.module, x, packs=self.packs)
+            self.packs.drop()
         return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)
 
 

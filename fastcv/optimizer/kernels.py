@@ -110,6 +110,11 @@ def any_global_hook() -> bool:
     return nn.modules.module._has_any_global_hook()
 
 
+def under_transform() -> bool:
+    """True where Python may keep no values from one call to the next: compiling, tracing, inside torch.func."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
+
+
 def is_sharded(t: Tensor) -> bool:
     """True for a parameter under fully_shard: between its forwards a DTensor, within them a plain tensor."""
     return type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed.")
