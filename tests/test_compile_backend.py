@@ -124,6 +124,22 @@ def test_folds_again_after_a_change(change: str) -> None:
     check(compiled, model, images())
 
 
+def test_batch_norms_fold_into_transposed_convolutions_and_linear_layers(counted: Counted) -> None:
+    up = nn.ConvTranspose2d(4, 12, 3, 2, padding=1, output_padding=1, groups=2)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU())
+    model = trained(nn.Sequential(up, nn.BatchNorm2d(12), *head)).eval()
+    compiled = torch.compile(model, backend="fastcv", fullgraph=True)
+    check(compiled, model, torch.randn(3, 4, 6, 5))
+    assert counted.graphs == ["inference: adaptive_avg_pool2d x1, folded x2"]
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+        model[4].weight.mul_(3)
+    check(compiled, model, torch.randn(3, 4, 6, 5))
+    sequences = trained(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8))).eval()  # [N, L, C]: the batch norm is of L
+    check(torch.compile(sequences, backend="fastcv", fullgraph=True), sequences, torch.randn(2, 8, 5))
+    assert len(counted.graphs) == 2 and "folded" not in counted.graphs[1]
+
+
 def test_inference_tensors_are_folded_at_each_call() -> None:
     with torch.inference_mode():
         model = make("plain").eval()

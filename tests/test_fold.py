@@ -45,6 +45,16 @@ def test_folded_is_conv_then_batch_norm(conv_type: type[nn.Module], groups: int,
     assert torch.equal(folded.weight, exact.weight.float()) and torch.equal(folded.bias, exact.bias.float())  # rounded once
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_a_linear_layer_folds(bias: bool) -> None:
+    linear, bn = nn.Linear(7, 5, bias=bias).double(), _used(nn.BatchNorm1d(5)).double()
+    x = torch.randn(3, 7, dtype=torch.float64)
+    folded = fold_batch_norm(linear, bn)
+    assert type(folded) is nn.Linear
+    torch.testing.assert_close(folded(x), bn(linear(x)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtype_and_padding_mode_are_kept(dtype: torch.dtype) -> None:
     conv = nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect").to(dtype)
@@ -65,8 +75,10 @@ def test_refuses_what_cannot_be_folded() -> None:
         fold_batch_norm(weight_norm(nn.Conv2d(3, 5, 3)), bn)
     with pytest.raises(ValueError, match="lazy"):
         fold_batch_norm(nn.LazyConv2d(5, 3), bn)
-    with pytest.raises(TypeError, match="conv must be a convolution module, got Linear"):
-        fold_batch_norm(nn.Linear(3, 5), bn)
+    with pytest.raises(ValueError, match="has 5 channels, the linear layer 4 outputs"):
+        fold_batch_norm(nn.Linear(3, 4), bn)
+    with pytest.raises(TypeError, match="conv must be a convolution or linear module, got Bilinear"):
+        fold_batch_norm(nn.Bilinear(3, 3, 5), bn)
     with pytest.raises(TypeError, match="bn must be a batch norm module, got LayerNorm"):
         fold_batch_norm(conv, nn.LayerNorm(5).eval())
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from ..nn.fold import fold_tensors
 
 
 def _numbers(values: Sequence[Any]) -> list[Any]:
@@ -33,7 +34,11 @@ def batch_norm_act(*args: Any) -> Tensor:
 
 
 class FoldedConv(nn.Module):
-    """activation(batch_norm(conv(x)) + residual); folds in float64, and again when one of the tensors has changed."""
+    """activation(batch_norm(op(x)) + residual); folds in float64, and again when one of the tensors has changed.
+
+    op: a convolution or transposed convolution of fastcv.functional, with its arguments after the bias as geometry; or
+    "linear", whose product is torch's. Only conv2d takes a residual and an activation.
+    """
 
     def __init__(self, op: str, geometry: Sequence[Any], activation: str | None) -> None:
         super().__init__()
@@ -59,7 +64,7 @@ class FoldedConv(nn.Module):
         w, b = self._fold(eps, weight, bias, gamma, beta, mean, var)
         if self.op == "conv2d":
             return functional.conv2d_fused(x, w, b, *self.geometry, residual, self.activation)
-        return getattr(functional, self.op)(x, w, b, *self.geometry)
+        return (F.linear if self.op == "linear" else getattr(functional, self.op))(x, w, b, *self.geometry)
 
     def _fold(self, eps: float, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         if self._folded is not None and self._eps == eps:
@@ -68,15 +73,9 @@ class FoldedConv(nn.Module):
                     break
             else:
                 return self._folded
-        weight, bias, gamma, beta, mean, var = tensors
+        groups = self.geometry[3] if self.op.startswith("conv_transpose") else None
         with torch.no_grad():
-            scale = (var.double() + eps).rsqrt()
-            scale = scale if gamma is None else scale * gamma.double()
-            shift = -mean.double() * scale
-            shift = shift if beta is None else shift + beta.double()
-            shift = shift if bias is None else shift + bias.double() * scale
-            shaped = scale.reshape(-1, *(1,) * (weight.dim() - 1))
-            folded = (weight.double() * shaped).to(weight.dtype), shift.to(weight.dtype)
+            folded = fold_tensors(*tensors, eps, groups)
         if any(t is not None and t.is_inference() for t in tensors):
             return folded  # their changes do not show
         self._known = [(None, 0, 0) if t is None else (t, t.data_ptr(), t._version) for t in tensors]

@@ -1,8 +1,8 @@
 """Rewrites a graph that torch.compile has captured: torch's functions to fastcv's, chains of them to one fused call.
 
 The graph is of calls as the user wrote them (torch.nn.functional, operators, methods), with example values of fake tensors.
-What is fused is what fastcv.optimize fuses: convolution + batch norm in evaluation + addition + activation where no gradient
-is recorded, batch norm + addition + activation anywhere. A chain's values have one use each, the next step, and between
+What is fused is what fastcv.optimize fuses: convolution (or linear layer) + batch norm in evaluation + addition + activation
+where no gradient is recorded, batch norm + addition + activation anywhere. A chain's values have one use each, the next step, and between
 its first and last step nothing is changed in place but what the chain itself changes.
 """
 
@@ -21,7 +21,18 @@ from .. import functional
 from ..optimizer.kernels import DTYPES
 from . import calls
 
-_CONVOLUTIONS = {torch.conv1d: "conv1d", torch.conv2d: "conv2d", torch.conv3d: "conv3d"}
+# What a batch norm may be folded into: the name, and the arguments after the bias with their defaults.
+_CONV = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_TRANSPOSED = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+_HEADS: dict[Any, tuple[str, dict[str, int]]] = {
+    torch.conv1d: ("conv1d", _CONV),
+    torch.conv2d: ("conv2d", _CONV),
+    torch.conv3d: ("conv3d", _CONV),
+    torch.conv_transpose1d: ("conv_transpose1d", _TRANSPOSED),
+    torch.conv_transpose2d: ("conv_transpose2d", _TRANSPOSED),
+    torch.conv_transpose3d: ("conv_transpose3d", _TRANSPOSED),
+    F.linear: ("linear", {}),
+}
 _ADDITIONS = (operator.add, torch.add, "add", operator.iadd, "add_", "__iadd__")
 _IN_PLACE = (operator.iadd, "add_", "__iadd__")
 _ACTIVATIONS: dict[Any, str] = {
@@ -109,7 +120,10 @@ class Rewriter:
     # ---- chains ---------------------------------------------------------------------------------------------------------------
 
     def _conv_chain(self, node: fx.Node) -> None:
-        if self.gradients or node.target not in _CONVOLUTIONS or not _served(node) or _value(node) is None:
+        if self.gradients or node.target not in _HEADS or not _served(node) or _value(node) is None:
+            return
+        op, after_bias = _HEADS[node.target]
+        if op == "linear" and _value(node).dim() != 2:  # a batch norm's channels are elsewhere then
             return
         nodes, norm = [node], None
         use = self._only_use(nodes)
@@ -117,17 +131,17 @@ class Rewriter:
             norm = _norm(use)
             nodes.append(use)
         residual = activation = None
-        if _CONVOLUTIONS[node.target] == "conv2d":
+        if op == "conv2d":
             residual, activation, _ = self._extend(nodes, _OF_CONV)
         if len(nodes) == 1:
             return
-        conv = _bound(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), (None, 1, 0, 1, 1))
+        conv = _bound(node, ("input", "weight", "bias", *after_bias), (None, *after_bias.values()))
         if conv is None:
             return
-        geometry = tuple(conv[k] for k in ("stride", "padding", "dilation", "groups"))
+        geometry = tuple(conv[k] for k in after_bias)
         if norm is not None:
             name = f"_fastcv_folded_{self.done['folded']}"
-            self.gm.add_submodule(name, calls.FoldedConv(_CONVOLUTIONS[node.target], geometry, activation))
+            self.gm.add_submodule(name, calls.FoldedConv(op, geometry, activation))
             tensors = (conv["weight"], conv["bias"], norm["weight"], norm["bias"], norm["running_mean"], norm["running_var"])
             self._replace(nodes, "call_module", name, (conv["input"], residual, *tensors, norm["eps"]))
             self.done["folded"] += 1

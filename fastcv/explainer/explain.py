@@ -56,13 +56,14 @@ def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, **kwargs: Any)
         calls[name] = _call(watched(contender, clocks[name]), *arguments)
     with torch.random.fork_rng(devices=[]), _gradients(model):
         for name in contenders:
-            calls[name]()  # warm-up: folded weights, first touch of memory
+            for _ in range(2):  # warm-up: folded and packed weights, first touch of memory
+                calls[name]()
             clocks[name].take()
         done = record(calls["model"], clocks["model"])
         called = dict(clocks["model"].calls)
         clocks["model"].take()
         rounds = _rounds(calls, clocks, seconds)
-    layers = _layers(model, done, rounds, {name: max(1, count // 2) for name, count in called.items()})
+    layers = _layers(model, done, rounds, {name: max(1, count // 3) for name, count in called.items()})
     totals = {name: median(sum(times.values()) for times in runs) for name, runs in rounds.items()}
     spread = quantiles([sum(times.values()) for times in rounds["model"]], n=10, method="inclusive")
     names = {layer.name for layer in layers}

@@ -125,7 +125,9 @@ class Recorder(TorchDispatchMode):
         name = op._opname if op.namespace == "aten" else f"{op.namespace}.{op._opname}"
         entry.ops[name] = entry.ops.get(name, 0) + 1
         entry.flops += work.flops(op, args, kwargs, out)
-        entry.bytes += work.bytes_moved(args, kwargs, out)
+        # Packed weights are read in place of the weight, which is counted.
+        read = [a for a, parameter in zip(args, op._schema.arguments, strict=False) if parameter.name != "packed"]
+        entry.bytes += work.bytes_moved(read, kwargs, out)
         if tensors and entry.input is None:
             entry.input = _shape_of(tensors[0])
             entry.dtype = next((t.dtype for t in tensors if t.is_floating_point()), tensors[0].dtype)

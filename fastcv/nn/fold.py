@@ -1,4 +1,4 @@
-"""Folding a batch norm in evaluation mode into the convolution before it.
+"""Folding a batch norm in evaluation mode into the convolution or linear layer before it.
 
 bn(conv(x)) = scale * conv(x) + shift per output channel, with scale = gamma / sqrt(var + eps) and
 shift = beta - mean * scale; so conv.weight * scale and conv.bias * scale + shift compute both in one pass. Padding of any
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -19,10 +20,10 @@ __all__ = ["fold_batch_norm"]
 
 
 def fold_batch_norm(conv: nn.Module, bn: nn.Module) -> nn.Module:
-    """Returns a new convolution, in evaluation mode, that computes ``bn(conv(x))``; both arguments stay as they are.
+    """Returns a new module like ``conv``, in evaluation mode, that computes ``bn(conv(x))``; both arguments stay as they are.
 
-    conv: any Conv1d/2d/3d or ConvTranspose1d/2d/3d, any groups and padding mode. bn: a batch norm in evaluation mode with
-    running statistics. The folding is done in float64 and rounded once to the dtype of ``conv.weight``.
+    conv: any Conv1d/2d/3d or ConvTranspose1d/2d/3d, any groups and padding mode, or a Linear (of inputs [N, C]). bn: a batch
+    norm in evaluation mode with running statistics. The folding is done in float64 and rounded once to the dtype of ``conv.weight``.
     Raises TypeError for other modules and ValueError for a pair that cannot be folded, with the reason.
     """
     weight, bias = folded_parameters(conv, bn)
@@ -33,9 +34,9 @@ def fold_batch_norm(conv: nn.Module, bn: nn.Module) -> nn.Module:
 
 
 def folded_parameters(conv: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
-    """The weight and bias of the convolution that ``fold_batch_norm`` returns, with its rules and errors."""
-    if not isinstance(conv, _ConvNd):
-        raise TypeError(f"fold_batch_norm: conv must be a convolution module, got {type(conv).__name__}")
+    """The weight and bias of the module that ``fold_batch_norm`` returns, with its rules and errors."""
+    if not isinstance(conv, (_ConvNd, nn.Linear)):
+        raise TypeError(f"fold_batch_norm: conv must be a convolution or linear module, got {type(conv).__name__}")
     if not isinstance(bn, _BatchNorm):
         raise TypeError(f"fold_batch_norm: bn must be a batch norm module, got {type(bn).__name__}")
     if any(is_lazy(p) for module in (conv, bn) for p in module.parameters()):
@@ -46,25 +47,50 @@ def folded_parameters(conv: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
         raise ValueError("fold_batch_norm: the batch norm has no running statistics (track_running_stats=False)")
     if bn.training:
         raise ValueError("fold_batch_norm: the batch norm is in training mode, where it uses the batch's statistics; call eval() first")
-    if bn.num_features != conv.out_channels:
-        raise ValueError(f"fold_batch_norm: the batch norm has {bn.num_features} channels, the convolution {conv.out_channels} outputs")
+    if bn.num_features != outputs_of(conv):
+        raise ValueError(f"fold_batch_norm: the batch norm has {bn.num_features} channels, the {_noun(conv)} {outputs_of(conv)} outputs")
 
-    scale = (bn.running_var.double() + bn.eps).rsqrt()
-    if bn.weight is not None:
-        scale = scale * bn.weight.detach().double()
-    shift = -bn.running_mean.double() * scale
-    if bn.bias is not None:
-        shift = shift + bn.bias.detach().double()
-    if conv.bias is not None:
-        shift = shift + conv.bias.detach().double() * scale
-    weight = (conv.weight.detach().double() * _per_filter(scale, conv)).to(conv.weight.dtype)
-    return weight, shift.to(weight.dtype)
+    groups = conv.groups if getattr(conv, "transposed", False) else None
+    with torch.no_grad():
+        return fold_tensors(conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, groups)
 
 
-def _per_filter(scale: Tensor, conv: _ConvNd) -> Tensor:
-    """The scale [C_out] shaped to multiply conv.weight: [C_out, C_in/g, ...], or [C_in, C_out/g, ...] when transposed."""
-    spatial = (1,) * len(conv.kernel_size)
-    if not conv.transposed:
-        return scale.reshape(-1, 1, *spatial)
-    per_group = scale.reshape(conv.groups, 1, -1).expand(-1, conv.in_channels // conv.groups, -1)
-    return per_group.reshape(conv.in_channels, -1, *spatial)
+def fold_tensors(
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    transposed_groups: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(weight, bias) folded in float64 and rounded once to weight's dtype; detached.
+
+    weight: [C_out, ...], or [C_in, C_out / groups, ...] of a transposed convolution of ``transposed_groups`` groups; the
+    others: [C_out] or None.
+    """
+    scale = (var.double() + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma.double()
+    shift = -mean.double() * scale
+    if beta is not None:
+        shift = shift + beta.double()
+    if bias is not None:
+        shift = shift + bias.double() * scale
+    rows, ones = weight.shape[0], (1,) * (weight.dim() - 1)
+    if transposed_groups is None:
+        per_output = scale.reshape(-1, *ones)
+    else:
+        per_group = scale.reshape(transposed_groups, 1, -1).expand(-1, rows // transposed_groups, -1)
+        per_output = per_group.reshape(rows, -1, *ones[1:])
+    return (weight.double() * per_output).to(weight.dtype), shift.to(weight.dtype)
+
+
+def outputs_of(conv: nn.Module) -> int:
+    """Channels or features that a convolution or linear layer puts out."""
+    return conv.out_features if isinstance(conv, nn.Linear) else conv.out_channels
+
+
+def _noun(conv: nn.Module) -> str:
+    return "linear layer" if isinstance(conv, nn.Linear) else "convolution"

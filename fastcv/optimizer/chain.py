@@ -1,8 +1,9 @@
 """Fused chains at run time: which modules and steps one has, when it may hold its value back, and how it is computed.
 
 A convolution chain is conv [+ batch norm] [+ residual] [+ activation] on conv2d_fused with folded weights, for inference:
-it steps aside while its batch norm trains and where a gradient is needed. (Transposed, 1-d and 3-d convolutions: conv +
-batch norm.) A batch norm chain is batch norm [+ residual] + activation on batch_norm_act, also with gradients.
+it steps aside while its batch norm trains and where a gradient is needed. (Transposed, 1-d and 3-d convolutions, and linear
+layers, whose product stays torch's: + batch norm.) A batch norm chain is batch norm [+ residual] + activation on
+batch_norm_act, also with gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
@@ -19,7 +21,7 @@ from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, any_global_hook, has_hooks, kind_of, op_of, under_transform
+from .kernels import DTYPES, any_global_hook, has_hooks, is_linear, kind_of, op_of, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending
 from .region import Region, current_frame
@@ -103,7 +105,8 @@ class ConvChain(Chain):
             self.drop()
             return False
         weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
-        if x.dim() != weight.dim() or x.shape[1] != conv.in_channels or weight.device.type != "cpu" or weight.is_inference():
+        inputs = weight.shape[1] if is_linear(conv) else conv.in_channels
+        if x.dim() != weight.dim() or x.shape[1] != inputs or weight.device.type != "cpu" or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
@@ -136,6 +139,8 @@ class ConvChain(Chain):
     def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
         conv, x = self.head, pending.x
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
+        if is_linear(conv):
+            return F.linear(x, weight, bias)
         op, nd = op_of(conv), weight.dim() - 2
         if conv.transposed:
             geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)

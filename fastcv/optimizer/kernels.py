@@ -85,8 +85,13 @@ def op_of(module: nn.Module) -> str | None:
 
 
 def kernel_class(module: nn.Module) -> type[nn.Module]:
-    """The class of fastcv.nn whose forward serves ``module``, which is of a kind of OPS."""
-    return getattr(fastcv_nn, kind_of(module).__name__)
+    """The class of fastcv.nn whose forward serves ``module``, which is of a kind of OPS; nn.Linear itself."""
+    return nn.Linear if is_linear(module) else getattr(fastcv_nn, kind_of(module).__name__)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for nn.Linear: its matrix product stays torch's, but batch norms are folded into it."""
+    return type(module) is nn.Linear
 
 
 def resembles(module: nn.Module) -> type[nn.Module] | None:
@@ -130,7 +135,7 @@ def why_left_alone(module: nn.Module) -> str | None:
         return f"parametrised: {', '.join(module.parametrizations)} is computed anew at each call"
     if kind.__module__.startswith("torch.ao."):
         return f"quantised: {kind.__module__}.{kind.__qualname__}"
-    if kind_of(module) is None:
+    if kind_of(module) is None and not is_linear(module):
         like = resembles(module)
         if like is None:
             return f"fastcv has no kernel for {kind.__qualname__}"
@@ -151,7 +156,7 @@ def why_left_alone(module: nn.Module) -> str | None:
         if t.is_meta:
             return "its parameters are on the meta device"
         if t.device.type != "cpu":
-            return f"its parameters are on {t.device}, where {op_of(module)} has no kernel"
+            return f"its parameters are on {t.device}, where {op_of(module) or kind.__name__} has no kernel"
     padding_mode = getattr(module, "padding_mode", "zeros")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and padding_mode != "zeros":
         return f"padding_mode={padding_mode!r} is not supported"

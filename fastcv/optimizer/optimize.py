@@ -39,9 +39,9 @@ def optimize(
 ) -> nn.Module:
     """Returns a copy of ``model`` (with inplace=True the model itself) whose modules run on fastcv's kernels.
 
-    mode: "inference" folds batch norms into convolutions and fuses activations and residual additions, wherever no gradient
-    is needed and the batch norm is in evaluation mode; everywhere else, and with "training", batch norm, addition and
-    activation are fused, with gradients.
+    mode: "inference" folds batch norms into convolutions and linear layers and fuses activations and residual additions,
+    wherever no gradient is needed and the batch norm is in evaluation mode; everywhere else, and with "training", batch norm,
+    addition and activation are fused, with gradients.
     ops: "auto" for all, or names in fastcv.functional such as ["conv2d", "batch_norm"]. fuse: False leaves one kernel per
     module. example: an input (a tensor; a tuple or list of arguments; a dict of keyword arguments) to compare the outputs on,
     before and after, against float64: what errs by more than twice torch's own error is undone and reported.
@@ -135,14 +135,17 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
     if fuse:
         traces, failures = trace(model, training=mode == "training")
         plans, refused = prove(traces, modules, ops, training=mode == "training")
+        for name in {*refused, *(plan.head for plan in plans)} - rows.keys():  # linear layers
+            rows[name] = Row(name, type(modules[name]).__name__)
+            others[type(modules[name]).__name__] -= 1
         for name, reason in refused.items():
             rows[name].reason = rows[name].reason or f"not fused: {reason}"
         _report_untraced(failures, rows, {t.full_name(n) for t in traces for n in t.graph.nodes if n.op == "call_module"})
     for module in served:
         KernelForward(module).install()
     _install_chains(plans, modules, rows, recompute and mode == "training")
-    report.rows = list(rows.values())
-    report.left_to_torch = dict(others)
+    report.rows = [rows[name] for name in modules if name in rows]
+    report.left_to_torch = dict(+others)
     return report
 
 

@@ -1,6 +1,6 @@
 """Which modules may be fused, proved from the graphs of the forwards.
 
-From each convolution (inference) or batch norm the chain is followed for as long as the value just computed has exactly one
+From each convolution or linear layer (inference) or batch norm the chain is followed for as long as the value just computed has exactly one
 use and that use is the next step: a batch norm module, an addition, an activation. Modules that are called more than once,
 shared under several names, hooked or left alone are no part of a chain. No step between the head and the end may change a
 tensor in place, but for the chain's own addition and activation: the head's input and the residual must still be what they
@@ -20,8 +20,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..nn.fold import outputs_of
 from .chain import ACTIVATIONS
-from .kernels import SYNCHRONISED, has_hooks, is_sharded, op_of, why_left_alone
+from .kernels import SYNCHRONISED, has_hooks, is_linear, is_sharded, op_of, why_left_alone
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
 _ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.LeakyReLU: "leaky_relu"}
@@ -69,11 +70,11 @@ class Prover:
         self.claimed: set[fx.Node] = set()
 
     def chains(self, training: bool) -> tuple[list[Plan], dict[str, str]]:
-        """The chains, and by the head's name why a batch norm after a convolution is not folded."""
+        """The chains, and by the head's name why a batch norm after a convolution or linear layer is not folded."""
         plans: list[Plan] = []
         refused: dict[str, str] = {}
         calls = [(n, self._module(n)) for n in self.trace.graph.nodes if n.op == "call_module"]
-        convs = [(n, m) for n, m in calls if isinstance(m, _ConvNd) and op_of(m) in self.ops and not training]
+        convs = [(n, m) for n, m in calls if ((isinstance(m, _ConvNd) and op_of(m) in self.ops) or is_linear(m)) and not training]
         norms = [(n, m) for n, m in calls if isinstance(m, _BatchNorm) and op_of(m) in self.ops]
         # From the last to the first: where two branches are added the later one adds, for the other is a tensor by then.
         for find, candidates in ((self._conv_chain, convs), (self._batch_norm_chain, norms)):
@@ -215,8 +216,8 @@ class Prover:
 def _why_not_foldable(bn: nn.Module, conv: nn.Module) -> str | None:
     if bn.running_mean is None or bn.running_var is None:
         return "it has no running statistics"
-    if bn.num_features != conv.out_channels:
-        return f"it has {bn.num_features} channels, the convolution {conv.out_channels}"
+    if bn.num_features != outputs_of(conv):
+        return f"it has {bn.num_features} channels, the layer before it {outputs_of(conv)}"
     return None
 
 
@@ -237,7 +238,7 @@ def _function_name(node: fx.Node) -> str:
 
 
 def prove(traces: list[Trace], modules: dict[str, nn.Module], ops: frozenset[str], training: bool) -> tuple[list[Plan], dict[str, str]]:
-    """The chains of all traces, and by name why a convolution with a batch norm after it has none."""
+    """The chains of all traces, and by name why a convolution or linear layer with a batch norm after it has none."""
     plans: list[Plan] = []
     refused: dict[str, str] = {}
     calls = Counter(id(modules[t.full_name(n)]) for t in traces for n in t.graph.nodes if n.op == "call_module")

@@ -87,9 +87,12 @@ def undo_fusions(model: nn.Module, rows: dict[str, Row], names: set[str] | None 
     for name, module in model.named_modules():
         forward = installed(module)
         if isinstance(forward, (HeadForward, BatchNormForward)) and (names is None or forward.chain.name in names):
-            KernelForward(module).install()
             row = rows[name]
-            row.op = op_of(module)
+            row.op = op_of(module) or ""
+            if row.op:
+                KernelForward(module).install()
+            else:
+                del module.forward
             if row.fused:
                 undone.append(row)
                 row.fused = []
@@ -246,7 +249,7 @@ def _watch_kernel(name: str, forward: KernelForward, note: Callable[..., Any]) -
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a leaf module on torch's kernels, without hooks."""
-    kind = getattr(nn, kind_of(module).__name__)
+    kind = getattr(nn, (kind_of(module) or type(module)).__name__)
     twin = kind.__new__(kind)
     nn.Module.__init__(twin)
     twin.__dict__.update({k: v for k, v in vars(module).items() if k != "forward" and not k.endswith("_hooks")})
