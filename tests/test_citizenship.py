@@ -329,8 +329,8 @@ def test_export(op: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
 def test_fake_kernels_give_the_kernels_sizes_strides_and_dtypes(family: str) -> None:
-    """Every raw op in every call that the cases make, row-major and channels_last."""
-    for raw, args in recorded(FAMILIES[family]):
+    """Every raw op in every call that the cases make, row-major and channels_last; packed weights have a size of the kernel's own."""
+    for raw, args in (call for call in recorded(FAMILIES[family]) if not call[0].name().endswith("_pack")):
         args = [a.detach() if isinstance(a, Tensor) else a for a in args]
         real = leaves(raw(*pytree.tree_map_only(Tensor, lambda t: t.clone(memory_format=torch.preserve_format), args)))
         with FakeTensorMode() as mode:
