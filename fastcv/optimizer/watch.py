@@ -2,37 +2,46 @@
 
 A change shows in the tensor object, its memory or its version counter; all of load_state_dict, optimizers and .to() show
 there. Writes through ``tensor.data`` do not, so a few elements of each tensor are compared as well: a step of an optimizer
-or of a moving average that goes through ``.data`` changes all of them.
+or of a moving average that goes through ``.data`` changes all of them. Nothing here keeps a tensor's memory alive:
+fully_shard frees it between calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-_SAME_SIZE = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_BITS = {8: ctypes.c_uint64, 4: ctypes.c_uint32, 2: ctypes.c_uint16}
 
 
 class Watch:
-    """The state of some tensors, which may be None, at the time of making."""
+    """The state of some CPU tensors, each of which may be None, at the time of making."""
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
         self._seen = [(t, 0, 0) if t is None else (t, t.data_ptr(), t._version) for t in tensors]
-        self._probes: list[tuple[Callable[[int], int], int, int]] = []
-        for t in tensors:
-            if t is not None and t.numel():
-                array = t.detach().view(_SAME_SIZE[t.element_size()]).numpy()
-                last = t.numel() - 1
-                self._probes += [(array.item, i, array.item(i)) for i in sorted({0, last // 2, last} if t.dim() > 1 else {0, last})]
+        self._probes = [(probe, probe.value) for t in tensors if t is not None and t.numel() for probe in _elements(t)]
 
     def holds(self, tensors: Sequence[Tensor | None]) -> bool:
         """True if these are the same tensors and none has changed."""
         for t, (known, address, version) in zip(tensors, self._seen, strict=True):
             if t is not known or (t is not None and (t._version != version or t.data_ptr() != address)):
                 return False
-        for item, i, value in self._probes:  # noqa: SIM110 - all() costs a generator at every call
-            if item(i) != value:
+        for probe, value in self._probes:  # noqa: SIM110 - all() costs a generator at every call
+            if probe.value != value:
                 return False
         return True
+
+
+def _elements(t: Tensor) -> list[ctypes._SimpleCData]:
+    """The first, the middle and the last element where they lie in memory, as bits; of a vector the first and the last."""
+    last = t.numel() - 1
+    found = []
+    for i in sorted({0, last // 2, last} if t.dim() > 1 else {0, last}):
+        offset, rest = 0, i
+        for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
+            rest, index = divmod(rest, size)
+            offset += index * stride
+        found.append(_BITS[t.element_size()].from_address(t.data_ptr() + offset * t.element_size()))
+    return found
