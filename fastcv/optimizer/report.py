@@ -28,12 +28,14 @@ class Report:
     """rows: every module that fastcv serves or that resembles one. left_to_torch: the other leaf modules, counted by type.
 
     errors: with an example, name -> (error, allowed) of the whole model: "output" and, in training mode, "gradient".
+    layout_kept: in inference with an example, why row-major images stay row-major inside the model; "" if they do not.
     """
 
     mode: str
     rows: list[Row] = field(default_factory=list)
     left_to_torch: dict[str, int] = field(default_factory=dict)
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    layout_kept: str | None = None
 
     def skipped(self) -> list[Row]:
         """The rows with a reason: what strict=True raises about."""
@@ -65,6 +67,10 @@ class Report:
         )
         if self.left_to_torch:
             lines.append("left to torch: " + ", ".join(f"{name} x{count}" for name, count in sorted(self.left_to_torch.items())))
+        if self.layout_kept is not None:
+            lines.append(
+                f"images keep their layout: {self.layout_kept}" if self.layout_kept else "row-major images: channels_last inside the model"
+            )
         if self.saved_bytes:
             lines.append(f"saved for one batch like the example: {self.saved_bytes / 1e6:.2f} MB, computed again in the backward pass")
         for name, (error, allowed) in self.errors.items():

@@ -5,7 +5,8 @@ asked of each fused chain and each module on the input it gets within the model,
 training mode, of all parameters' gradients together (some are zero but for rounding, and have no relative error alone).
 The largest error of a small example is a matter of luck in the last bit, so what breaks the rule by its largest error is
 undone only if it breaks it by the Euclidean norm of its error as well; a wrong element stands out in both.
-Everything runs on copies: statistics, gradients and random states of the model stay.
+Everything runs on copies: statistics, gradients and random states of the model stay. What is exact enough may then run
+inside channels_last (layout.py).
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from torch.utils import _pytree as pytree
 from .chain import BatchNormChain, Chain
 from .forwards import BatchNormForward, HeadForward, KernelForward, installed
 from .kernels import SYNCHRONISED, kind_of, op_of
+from .layout import LayoutForward, why_not_channels_last
 from .pending import Pending
 from .report import Report, Row
 from .trace import model_copy
 
 _ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+
+
+Results = dict[str, Tensor]
 
 
 class Measured(NamedTuple):
@@ -63,7 +68,23 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
             overall = _errors(_run(model_copy(model), args, kwargs, training), torchs, exact, single)
         report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
         if all(result.passed for result in overall.values()):
+            if not training:
+                report.layout_kept = why_not_channels_last(model, args, kwargs)
+            if report.layout_kept == "":
+                _go_inside(model, report, args, kwargs, (torchs, exact, single))
             return
+
+
+def _go_inside(model: nn.Module, report: Report, args: Any, kwargs: Any, references: tuple[Results, Results, Results]) -> None:
+    """Sets the model's forward to run inside channels_last, if its outputs are as exact there."""
+    twin = model_copy(model)
+    LayoutForward(twin).install()
+    overall = _errors(_run(twin, args, kwargs, training=False), *references)
+    if not all(result.passed for result in overall.values()):
+        report.layout_kept = "its output would err by more than twice torch's own error"
+        return
+    report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
+    LayoutForward(model).install()
 
 
 def _saved_bytes(watched: nn.Module) -> dict[str, int]:
@@ -152,9 +173,6 @@ def _run(model: nn.Module, args: Any, kwargs: Any, training: bool) -> dict[str, 
             if gradients:
                 results["gradient"] = torch.cat(gradients)
     return results
-
-
-Results = dict[str, Tensor]
 
 
 def _errors(ours: Results, torchs: Results, exact: Results, single: Results) -> dict[str, Measured]:

@@ -136,7 +136,7 @@ ZOO: tuple[Entry, ...] = (
             "auxiliary_channels": 32,
             "num_labels": 7,
         },
-        true={"backbone": _STAGES},
+        true={"backbone": {"hidden_sizes": [96, 192, 384, 768], **_STAGES}},
         size=(64, 512),
     ),
     Entry("vit", "ViT", small={**_TRANSFORMER, "intermediate_size": 64}),

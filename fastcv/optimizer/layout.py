@@ -1,0 +1,105 @@
+"""channels_last inside a model whose user keeps row-major images: converted on entry, and back on exit.
+
+Kernels of 1x1 and depthwise convolutions read channels_last images in place and transpose row-major ones, so a model made
+mostly of them is faster inside that layout. Whether one may be run so is tried on the example: a forward that takes views
+which only row-major images have, or changes its input, or gives outputs of other strides keeps its layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
+
+from .forwards import InstanceForward, installed
+from .kernels import has_hooks, under_transform
+from .trace import model_copy
+
+ROWS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+
+
+def _is_only(t: Any, layout: torch.memory_format) -> bool:
+    """True for a batch of images in this layout that is not in the other as well."""
+    if type(t) is not Tensor or t.dim() != 4 or not t.is_floating_point() or t.device.type != "cpu":
+        return False
+    return all(t.is_contiguous(memory_format=f) == (f is layout) for f in (ROWS, CHANNELS_LAST))
+
+
+def _all_rows(args: Any, kwargs: Any) -> bool:
+    """True if there are row-major images and no channels_last ones."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    return any(_is_only(t, ROWS) for t in leaves) and not any(_is_only(t, CHANNELS_LAST) for t in leaves)
+
+
+def _converted(values: Any, source: torch.memory_format, to: torch.memory_format) -> Any:
+    return pytree.tree_map(lambda t: t.contiguous(memory_format=to) if _is_only(t, source) else t, values)
+
+
+class LayoutForward(InstanceForward):
+    """The forward of a whole model: without gradients, in evaluation mode, on channels_last copies of its row-major images."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.inner = installed(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.module.training or torch.is_grad_enabled() or under_transform()) and _all_rows(args, kwargs):
+            try:
+                return self.inside(args, kwargs)
+            except RuntimeError:  # such as a view on a path that the example did not take; an error of the user's comes again
+                pass
+        return self._forward(*args, **kwargs)
+
+    def inside(self, args: Any, kwargs: Any) -> Any:
+        """The output for channels_last copies, in the layout that the user expects."""
+        args, kwargs = _converted((args, kwargs), ROWS, CHANNELS_LAST)
+        return _converted(self._forward(*args, **kwargs), CHANNELS_LAST, ROWS)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.inner or type(self.module).forward.__get__(self.module))(*args, **kwargs)
+
+
+def why_not_channels_last(model: nn.Module, args: Any, kwargs: Any) -> str:
+    """Why the optimised ``model`` keeps the layout of its images, tried on these; "" if it may run inside channels_last."""
+    convs = [m for m in model.modules() if isinstance(m, _ConvNd) and installed(m) is not None]
+    fit = [m for m in convs if max(m.kernel_size) == 1 or m.groups == m.in_channels]
+    if not _all_rows(args, kwargs):
+        return "the example has no row-major images"
+    if 2 * len(fit) < len(convs) or not fit:
+        return f"{len(fit)} of {len(convs)} convolutions are 1x1 or depthwise"
+    if any(has_hooks(m) for m in model.modules()):
+        return "it has hooks, which would see the layout"
+    plain, inside = model_copy(model).eval(), LayoutForward(model_copy(model).eval())
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own_args, own_kwargs = _copies(args, kwargs)
+        versions = _versions(own_args, own_kwargs)
+        before = plain(*own_args, **own_kwargs)
+        if versions != _versions(own_args, own_kwargs):
+            return "it changes its input"
+        torch.manual_seed(0)
+        try:
+            after = inside.inside(*_copies(args, kwargs))
+        except RuntimeError as error:
+            return f"it takes views that only row-major images have ({str(error).splitlines()[0]})"
+    (mine, own), (theirs, spec) = pytree.tree_flatten(after), pytree.tree_flatten(before)
+    if own != spec or not all(map(_alike, mine, theirs)):
+        return "its outputs would have other strides, or are of a kind that cannot be looked into"
+    return ""
+
+
+def _versions(*values: Any) -> list[int]:
+    return [t._version for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def _copies(args: Any, kwargs: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype is b.dtype and a.stride() == b.stride()
+    return type(a) is type(b) and isinstance(a, (int, float, str, type(None)))
