@@ -16,19 +16,21 @@ from fastcv.testing import assert_close
 class Mobile(nn.Module):
     """Depthwise and 1x1 convolutions; returns maps and logits. view: takes a view that only row-major maps have."""
 
-    def __init__(self, view: bool = False, changes: bool = False) -> None:
+    def __init__(self, view: bool = False, changes: bool = False, asserts: bool = False, returns: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.depthwise = nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1, groups=3, bias=False), nn.BatchNorm2d(3), nn.ReLU6())
         self.pointwise = nn.Sequential(nn.Conv2d(3, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
-        self.view, self.changes, self.layouts = view, changes, []
+        self.view, self.changes, self.asserts, self.returns, self.layouts = view, changes, asserts, returns, []
 
     def forward(self, x):
         if self.changes:
             x.mul_(2)
+        image = x
         x = self.pointwise(self.depthwise(x))
+        assert x.is_contiguous() or not self.asserts
         self.layouts.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
-        return {"maps": x, "logits": (x.view(len(x), -1) if self.view else x.flatten(1)).sum(1), "n": len(x)}
+        return {"maps": x, "logits": (x.view(len(x), -1) if self.view else x.flatten(1)).sum(1), "n": image if self.returns else len(x)}
 
 
 X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1))
@@ -74,7 +76,13 @@ def test_with_gradients_and_in_training_the_layout_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"), [({"view": True}, "views that only row-major images have"), ({"changes": True}, "changes its input")]
+    ("options", "reason"),
+    [
+        ({"view": True}, "asks for row-major images (RuntimeError: view size is not compatible"),
+        ({"asserts": True}, "asks for row-major images (AssertionError"),
+        ({"changes": True}, "changes its input"),
+        ({"returns": True}, "returns its input"),
+    ],
 )
 def test_what_cannot_be_is_left_and_named(options: dict[str, bool], reason: str) -> None:
     _, ours = made(**options)

@@ -2,7 +2,7 @@
 
 Kernels of 1x1 and depthwise convolutions read channels_last images in place and transpose row-major ones, so a model made
 mostly of them is faster inside that layout. Whether one may be run so is tried on the example: a forward that takes views
-which only row-major images have, or changes its input, or gives outputs of other strides keeps its layout.
+which only row-major images have, changes or returns its input, or gives outputs of other strides keeps its layout.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LayoutForward(InstanceForward):
         if not (self.module.training or torch.is_grad_enabled() or under_transform()) and _all_rows(args, kwargs):
             try:
                 return self.inside(args, kwargs)
-            except RuntimeError:  # such as a view on a path that the example did not take; an error of the user's comes again
+            except Exception:  # such as a view on a path that the example did not take; an error of the user's comes again
                 pass
         return self._forward(*args, **kwargs)
 
@@ -80,11 +80,13 @@ def why_not_channels_last(model: nn.Module, args: Any, kwargs: Any) -> str:
         before = plain(*own_args, **own_kwargs)
         if versions != _versions(own_args, own_kwargs):
             return "it changes its input"
+        if _memory(before) & _memory((own_args, own_kwargs)):
+            return "it returns its input, or a view of it"
         torch.manual_seed(0)
         try:
             after = inside.inside(*_copies(args, kwargs))
-        except RuntimeError as error:
-            return f"it takes views that only row-major images have ({str(error).splitlines()[0]})"
+        except Exception as error:
+            return f"it asks for row-major images ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
     (mine, own), (theirs, spec) = pytree.tree_flatten(after), pytree.tree_flatten(before)
     if own != spec or not all(map(_alike, mine, theirs)):
         return "its outputs would have other strides, or are of a kind that cannot be looked into"
@@ -93,6 +95,10 @@ def why_not_channels_last(model: nn.Module, args: Any, kwargs: Any) -> str:
 
 def _versions(*values: Any) -> list[int]:
     return [t._version for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def _memory(values: Any) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.numel()}
 
 
 def _copies(args: Any, kwargs: Any) -> Any:
