@@ -110,9 +110,14 @@ def test_hooks_would_see_the_layout() -> None:
 def test_a_path_the_example_did_not_take() -> None:
     model, ours = made()
     model.view = ours.view = True
-    assert torch.allclose(ours(X)["logits"], model(X)["logits"], rtol=1e-5) and not ours.layouts[-1]
     with pytest.raises(RuntimeError, match="channels"):
         ours(torch.randn(1, 4, 8, 8))
+    assert ours.fastcv_report.layout_kept == ""  # the error was the input's, not the layout's
+    for calls in (2, 1):  # the first finds out, in two runs of the forward; from then on the layout stays
+        before = len(ours.layouts)
+        assert torch.allclose(ours(X)["logits"], model(X)["logits"], rtol=1e-5) and not ours.layouts[-1]
+        assert len(ours.layouts) - before == calls
+    assert ours.fastcv_report.layout_kept.startswith("in a later call it asks for row-major images (RuntimeError: view size")
 
 
 @torch.no_grad()

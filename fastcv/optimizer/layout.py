@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .forwards import InstanceForward, installed
 from .kernels import has_hooks, under_transform
+from .report import Report
 from .trace import model_copy
 
 ROWS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
@@ -41,17 +42,24 @@ def _converted(values: Any, source: torch.memory_format, to: torch.memory_format
 class LayoutForward(InstanceForward):
     """The forward of a whole model: without gradients, in evaluation mode, on channels_last copies of its row-major images."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, report: Report) -> None:
         super().__init__(module)
+        self.report = report
         self.inner = installed(module)
+        self.given_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.module.training or torch.is_grad_enabled() or under_transform()) and _all_rows(args, kwargs):
-            try:
-                return self.inside(args, kwargs)
-            except Exception:  # such as a view on a path that the example did not take; an error of the user's comes again
-                pass
-        return self._forward(*args, **kwargs)
+        stays = self.given_up or self.module.training or torch.is_grad_enabled() or under_transform()
+        if stays or not _all_rows(args, kwargs):
+            return self._forward(*args, **kwargs)
+        try:
+            return self.inside(args, kwargs)
+        except Exception as error:
+            reason = _asks_for_rows(error)
+        output = self._forward(*args, **kwargs)  # where the error was the user's own, it comes again
+        self.given_up = True  # it was the layout: such as a view on a path that the example did not take
+        self.report.layout_kept = f"in a later call {reason}"
+        return output
 
     def inside(self, args: Any, kwargs: Any) -> Any:
         """The output for channels_last copies, in the layout that the user expects."""
@@ -62,7 +70,7 @@ class LayoutForward(InstanceForward):
         return (self.inner or type(self.module).forward.__get__(self.module))(*args, **kwargs)
 
 
-def why_not_channels_last(model: nn.Module, args: Any, kwargs: Any) -> str:
+def why_not_channels_last(model: nn.Module, report: Report, args: Any, kwargs: Any) -> str:
     """Why the optimised ``model`` keeps the layout of its images, tried on these; "" if it may run inside channels_last."""
     convs = [m for m in model.modules() if isinstance(m, _ConvNd) and installed(m) is not None]
     fit = [m for m in convs if max(m.kernel_size) == 1 or m.groups == m.in_channels]
@@ -72,7 +80,7 @@ def why_not_channels_last(model: nn.Module, args: Any, kwargs: Any) -> str:
         return f"{len(fit)} of {len(convs)} convolutions are 1x1 or depthwise"
     if any(has_hooks(m) for m in model.modules()):
         return "it has hooks, which would see the layout"
-    plain, inside = model_copy(model).eval(), LayoutForward(model_copy(model).eval())
+    plain, inside = model_copy(model).eval(), LayoutForward(model_copy(model).eval(), report)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         own_args, own_kwargs = _copies(args, kwargs)
@@ -86,11 +94,15 @@ def why_not_channels_last(model: nn.Module, args: Any, kwargs: Any) -> str:
         try:
             after = inside.inside(*_copies(args, kwargs))
         except Exception as error:
-            return f"it asks for row-major images ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+            return _asks_for_rows(error)
     (mine, own), (theirs, spec) = pytree.tree_flatten(after), pytree.tree_flatten(before)
     if own != spec or not all(map(_alike, mine, theirs)):
         return "its outputs would have other strides, or are of a kind that cannot be looked into"
     return ""
+
+
+def _asks_for_rows(error: Exception) -> str:
+    return f"it asks for row-major images ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
 
 
 def _versions(*values: Any) -> list[int]:

@@ -69,7 +69,7 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
         report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
         if all(result.passed for result in overall.values()):
             if not training:
-                report.layout_kept = why_not_channels_last(model, args, kwargs)
+                report.layout_kept = why_not_channels_last(model, report, args, kwargs)
             if report.layout_kept == "":
                 _go_inside(model, report, args, kwargs, (torchs, exact, single))
             return
@@ -78,13 +78,13 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
 def _go_inside(model: nn.Module, report: Report, args: Any, kwargs: Any, references: tuple[Results, Results, Results]) -> None:
     """Sets the model's forward to run inside channels_last, if its outputs are as exact there."""
     twin = model_copy(model)
-    LayoutForward(twin).install()
+    LayoutForward(twin, report).install()
     overall = _errors(_run(twin, args, kwargs, training=False), *references)
     if not all(result.passed for result in overall.values()):
         report.layout_kept = "its output would err by more than twice torch's own error"
         return
     report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
-    LayoutForward(model).install()
+    LayoutForward(model, report).install()
 
 
 def _saved_bytes(watched: nn.Module) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 A change shows in the tensor object, its memory or its version counter; all of load_state_dict, optimizers and .to() show
 there. Writes through ``tensor.data`` do not, so a few elements of each tensor are compared as well: a step of an optimizer
-or of a moving average that goes through ``.data`` changes all of them. Nothing here keeps a tensor's memory alive:
-fully_shard frees it between calls.
+or of a moving average that goes through ``.data`` changes all of them. Those are read by address, where the tensor still has
+its memory: a view would keep fully_shard from freeing it between calls.
 """
 
 from __future__ import annotations
