@@ -75,8 +75,7 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
   check(activation >= 0 && activation < kActivations, op, ": unknown activation ", activation);
   check(precision >= 0 && precision < kPrecisions, op, ": unknown precision ", precision);
   check(weight.size(0) > 0 && weight.size(0) % groups == 0, op,
-        ": expected weight.shape[0] to be a positive multiple of groups=", groups, ", got weight ",
-        show(weight));
+        ": expected weight.shape[0] to be a positive multiple of groups=", groups, ", got weight ", show(weight));
   p.n = x.size(0);
   p.c = x.size(1);
   p.groups = groups;
@@ -156,8 +155,7 @@ Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
 // Lets a call use packed weights if the kernel that will run it arranged them; otherwise they are passed over.
 void use_packed(const char* op, const VariantTable<ConvParams>& table, ConvParams& p, const Tensor& packed) {
   check(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() && is_dense(packed, false), op,
-        ": packed must be what ", op, "_pack returned, got ", dtype_name(packed.scalar_type()), " ",
-        show(packed));
+        ": packed must be what ", op, "_pack returned, got ", dtype_name(packed.scalar_type()), " ", show(packed));
   PackedHead head;
   const Variant<ConvParams>* row = table.pick(p);
   if (row == nullptr || row->kept == nullptr) return;

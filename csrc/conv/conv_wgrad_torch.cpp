@@ -36,8 +36,8 @@ Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kern
   p.out_channels = grad_output.size(1);
   p.groups = groups;
   check(groups > 0 && p.in_channels % groups == 0 && p.out_channels % groups == 0,
-        "conv_wgrad: expected channels that groups=", groups, " divides, got input ", show(input),
-        " and grad_output ", show(grad_output));
+        "conv_wgrad: expected channels that groups=", groups, " divides, got input ", show(input), " and grad_output ",
+        show(grad_output));
   for (int i = 0; i < 3; ++i) p.in[i] = p.out[i] = p.kernel[i] = p.stride[i] = p.dilation[i] = 1;
   for (int64_t i = 0; i < nd; ++i) {
     const int64_t dim = 3 - nd + i;
