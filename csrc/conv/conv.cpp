@@ -37,7 +37,7 @@ double cost(const ConvParams& p, Algorithm algorithm) {
   }
   const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
   // A point of a tile costs its product, its share of the input's transform and its share of the output's.
-  return points * (tiles * (1.15 + 25 / k + 20 / c) + 10 / 4.0);
+  return points * (tiles * (1.15 + 8 / k + 6 / c) + 10 / 4.0);
 }
 
 // Whether the error stays within twice torch's on normal data. Rounding errors of F(4x4) come out about 7 times
