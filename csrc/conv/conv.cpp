@@ -78,10 +78,14 @@ const char* why_not_depthwise_nchw(const ConvParams& p) {
   return nullptr;
 }
 
-const char* why_not_depthwise_channels(const ConvParams& p) {
-  if (p.groups != p.c || p.groups != p.k) return "needs groups == input channels == output channels";
+template <int vector_bytes>
+const char* why_not_small_groups(const ConvParams& p) {
+  const int64_t group = p.c / p.groups, vector = vector_bytes / (p.dtype == DType::f64 ? 8 : 4);
+  if (p.c != p.k) return "needs as many output channels as input channels";
+  if (group == 0 || 2 * group > vector || vector % group != 0) return "needs groups of which a vector holds several";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
-  if (p.kernel[2] != 3 && p.kernel[2] != 5 && p.kernel[2] != 7) return "needs a kernel 3, 5 or 7 wide";
+  if (p.kernel[2] != 3 && (group > 1 || (p.kernel[2] != 5 && p.kernel[2] != 7)))
+    return "needs a kernel 3 wide, or 5 or 7 where every channel is a group";
   if (p.kernel[1] > 16) return "needs a kernel up to 16 high";
   if (p.stride[2] > 2 || p.stride[1] > 16) return "needs a stride of 1 or 2";
   if (p.transposed && (p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
@@ -92,7 +96,10 @@ const char* why_not_depthwise_channels(const ConvParams& p) {
   }
   return nullptr;
 }
-const char* slower_depthwise_channels(const ConvParams& p) { return p.c < 8 ? "is for at least 8 channels" : nullptr; }
+const char* slower_small_groups(const ConvParams& p) {
+  if (p.c < 8) return "is for 8 channels or more in all";
+  return p.groups < p.c && p.stride[2] > 1 ? "is for stride 1, or depthwise" : nullptr;
+}
 
 const char* why_not_winograd(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
@@ -163,8 +170,8 @@ constexpr Variant<ConvParams> kRows[] = {
      nullptr, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
      &avx512bf16::conv_igemm_bf16, nullptr, &avx512bf16::conv_igemm_bf16_kept},
-    {"depthwise_channels_avx512", Isa::avx512, &why_not_depthwise_channels, &avx512::conv_depthwise_channels_workspace,
-     &avx512::conv_depthwise_channels, &slower_depthwise_channels},
+    {"small_groups_avx512", Isa::avx512, &why_not_small_groups<64>, &avx512::conv_small_groups_workspace,
+     &avx512::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
     {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
@@ -180,8 +187,8 @@ constexpr Variant<ConvParams> kRows[] = {
     // Behind a row that takes everything, so never taken unless asked for: numbers below 2^-126 are zeros to it.
     {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6,
      nullptr, &amx::conv_igemm_bf16x6_kept},
-    {"depthwise_channels_avx2", Isa::avx2, &why_not_depthwise_channels, &avx2::conv_depthwise_channels_workspace,
-     &avx2::conv_depthwise_channels, &slower_depthwise_channels},
+    {"small_groups_avx2", Isa::avx2, &why_not_small_groups<32>, &avx2::conv_small_groups_workspace,
+     &avx2::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
     {"winograd4_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4_workspace, &avx2::conv_winograd4,
      slower_winograd4, &avx2::conv_winograd4_kept},
@@ -193,8 +200,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &slower_im2col_nchw},
     {"igemm_avx2", Isa::avx2, nullptr, &avx2::conv_igemm_workspace, &avx2::conv_igemm, nullptr, &avx2::conv_igemm_kept},
 #endif
-    {"depthwise_channels_portable", Isa::portable, &why_not_depthwise_channels,
-     &portable::conv_depthwise_channels_workspace, &portable::conv_depthwise_channels, &slower_depthwise_channels},
+    {"small_groups_portable", Isa::portable, &why_not_small_groups<16>, &portable::conv_small_groups_workspace,
+     &portable::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
      &portable::conv_depthwise},
     {"winograd4_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4_workspace,

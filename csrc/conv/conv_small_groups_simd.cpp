@@ -1,10 +1,11 @@
-// Depthwise convolution with vectors along the channels, for kernels 3, 5 or 7 wide.
+// Depthwise convolution, and that of groups of which a vector holds several: vectors along the channels.
 //
-// A tile is a row of neighbouring outputs of one vector of channels. For each line of the kernel it loads the inputs
-// under all of them once and holds them in registers, where every tap finds its own. channels_last tensors of the
+// A tile is a row of neighbouring outputs of one vector of channels. For each line of the kernel (and each channel of a
+// group, which a permutation brings to all lanes of its group) it loads the inputs under all outputs once and holds
+// them in registers, where every tap of the 3, 5 or 7 along the width finds its own. channels_last tensors of the
 // arithmetic's type are read in place. Of others, a chunk of lines of one vector of channels is first copied to a
 // window of that form, with the zeros beside the image; row-major planes are transposed on their way in and out.
-// Every output is one chain of sums, line by line, from the bias on.
+// Every output is one chain of sums from the bias on: by line, by channel of the group, by column.
 #include "common/dispatch.h"
 #include "conv/conv.h"
 #include "conv/conv_store.h"
@@ -24,7 +25,8 @@ struct TileCall {
   const Acc* x;  // input of the first output's first tap, in the first line
   int64_t line_pitch, pixel_pitch;
   int64_t lines;
-  const Acc *weights, *bias;  // [lines][width][lanes], [lanes]
+  const Acc *weights, *bias;  // [lines][channels of a group][width][lanes], [lanes]
+  int64_t group;              // channels of a group
   Acc* out;
   int64_t out_pitch;
   int outputs;
@@ -34,8 +36,8 @@ struct TileCall {
   const Acc* zeros;
 };
 
-// Careful: where inputs lie beside the image, or channels beside the tensor.
-template <class Acc, int Width, int Step, bool Careful>
+// Careful: where inputs lie beside the image, or channels beside the tensor. Grouped: groups of several channels.
+template <class Acc, int Width, int Step, bool Careful, bool Grouped>
 [[gnu::noinline]] void tile(const TileCall<Acc>& c) {
   constexpr int kLanes = Vec<Acc>::width, kInputs = (kOutputs - 1) * Step + Width;
   const int lanes = Careful ? c.lanes : kLanes;
@@ -44,29 +46,34 @@ template <class Acc, int Width, int Step, bool Careful>
 #pragma GCC unroll 7
   for (int o = 0; o < kOutputs; ++o) sum[o] = bias;
   const Acc *x = c.x, *w = c.weights;
+  Mask<Acc> first_of_group{};
+  if constexpr (Grouped)
+    for (int i = 0; i < kLanes; ++i) first_of_group.v[i] = static_cast<int_of<Acc>>(i / c.group * c.group);
   for (int64_t line = 0; line < c.lines; ++line) {
-    Vec<Acc> input[kInputs];
+    for (int64_t channel = 0; channel < (Grouped ? c.group : 1); ++channel) {
+      [[maybe_unused]] const Mask<Acc> index = first_of_group + Mask<Acc>(static_cast<int_of<Acc>>(channel));
+      Vec<Acc> input[kInputs];
 #pragma GCC unroll 19
-    for (int i = 0; i < kInputs; ++i) {
-      const Acc* from = x + i * c.pixel_pitch;
-      if constexpr (Careful) {
-        const bool inside = static_cast<uint64_t>(c.column + i) < static_cast<uint64_t>(c.columns);
-        if (!inside) from = c.zeros;
+      for (int i = 0; i < kInputs; ++i) {
+        const Acc* from = x + i * c.pixel_pitch;
+        if constexpr (Careful) {
+          const bool inside = static_cast<uint64_t>(c.column + i) < static_cast<uint64_t>(c.columns);
+          if (!inside) from = c.zeros;
+        }
         input[i] = lanes == kLanes ? load(from) : load_n(from, lanes);
-      } else {
-        input[i] = load(from);
+        if constexpr (Grouped) input[i] = permute(input[i], index);
+        hold(input[i]);
       }
-      hold(input[i]);
-    }
 #pragma GCC unroll 7
-    for (int s = 0; s < Width; ++s) {
-      Vec<Acc> weight = load(w + s * kLanes);
-      hold(weight);
+      for (int s = 0; s < Width; ++s) {
+        Vec<Acc> weight = load(w + s * kLanes);
+        hold(weight);
 #pragma GCC unroll 7
-      for (int o = 0; o < kOutputs; ++o) sum[o] = fma(input[o * Step + s], weight, sum[o]);
+        for (int o = 0; o < kOutputs; ++o) sum[o] = fma(input[o * Step + s], weight, sum[o]);
+      }
+      w += Width * kLanes;
     }
     x += c.line_pitch;
-    w += Width * kLanes;
   }
 #pragma GCC unroll 7
   for (int o = 0; o < kOutputs; ++o) {
@@ -80,45 +87,36 @@ template <class Acc>
 using TileFunction = void (*)(const TileCall<Acc>&);
 
 template <class Acc, bool Careful>
-TileFunction<Acc> tile_for(int64_t width, int64_t step) {
-  switch (width * 2 + step) {
-    case 3 * 2 + 1:
-      return &tile<Acc, 3, 1, Careful>;
-    case 3 * 2 + 2:
-      return &tile<Acc, 3, 2, Careful>;
-    case 5 * 2 + 1:
-      return &tile<Acc, 5, 1, Careful>;
-    case 5 * 2 + 2:
-      return &tile<Acc, 5, 2, Careful>;
-    case 7 * 2 + 1:
-      return &tile<Acc, 7, 1, Careful>;
-    default:
-      return &tile<Acc, 7, 2, Careful>;
-  }
+TileFunction<Acc> tile_for(int64_t width, int64_t step, bool grouped) {
+  if (grouped) return step == 1 ? &tile<Acc, 3, 1, Careful, true> : &tile<Acc, 3, 2, Careful, true>;
+  if (width == 3) return step == 1 ? &tile<Acc, 3, 1, Careful, false> : &tile<Acc, 3, 2, Careful, false>;
+  if (width == 5) return step == 1 ? &tile<Acc, 5, 1, Careful, false> : &tile<Acc, 5, 2, Careful, false>;
+  return step == 1 ? &tile<Acc, 7, 1, Careful, false> : &tile<Acc, 7, 2, Careful, false>;
 }
 
 template <class S>
-class DepthwiseChannels {
+class SmallGroups {
   using Acc = acc_t<S>;
   static constexpr int kLanes = Vec<Acc>::width;
 
  public:
-  DepthwiseChannels(const ConvParams& params, int threads) : p(params), slots(static_cast<size_t>(threads)) {
+  SmallGroups(const ConvParams& params, int threads) : p(params), slots(static_cast<size_t>(threads)) {
     // With stride 1 the input gradient is the convolution with the kernel turned round.
     for (int i = 0; i < 2; ++i) {
       before[i] = p.transposed ? p.kernel[1 + i] - 1 - p.pad[1 + i] : p.pad[1 + i];
       step[i] = p.transposed ? 1 : p.stride[1 + i];
     }
     vectors = ceil_div(p.c, kLanes);
+    group_channels = p.c / p.groups;
     in_place = p.channels_last && std::is_same_v<S, Acc>;
     direct = in_place && p.residual == nullptr && p.activation == Activation::none;
-    plain = tile_for<Acc, false>(p.kernel[2], step[1]);
-    careful = tile_for<Acc, true>(p.kernel[2], step[1]);
+    plain = tile_for<Acc, false>(p.kernel[2], step[1], group_channels > 1);
+    careful = tile_for<Acc, true>(p.kernel[2], step[1], group_channels > 1);
     cut(threads);
     const auto aligned = [](int64_t elements) {
       return static_cast<size_t>(round_up(elements * static_cast<int64_t>(sizeof(Acc)), 64));
     };
-    bias_at = aligned(vectors * taps() * kLanes);
+    bias_at = aligned(vectors * terms() * kLanes);
     zeros_at = bias_at + aligned(vectors * kLanes);
     shared_bytes = zeros_at + aligned(kLanes);
     sums_at = aligned(window_elements());
@@ -131,18 +129,18 @@ class DepthwiseChannels {
     Acc *weights = reinterpret_cast<Acc*>(base), *bias = reinterpret_cast<Acc*>(base + bias_at);
     Acc* zeros = reinterpret_cast<Acc*>(base + zeros_at);
     constexpr int64_t kGrain = 1 << 16;
-    parallel_for(exec, vectors, most(1, kGrain / (taps() * kLanes)), [&](int64_t begin, int64_t end) {
+    parallel_for(exec, vectors, most(1, kGrain / (terms() * kLanes)), [&](int64_t begin, int64_t end) {
       for (int64_t v = begin; v < end; ++v) pack(v, weights, bias);
     });
     store(zeros, Vec<Acc>(Acc(0)));
-    const int64_t items = p.n * row_chunks * col_chunks * groups, cost = rows * cols * taps() * group * kLanes;
+    const int64_t items = p.n * row_chunks * col_chunks * spans, cost = rows * cols * terms() * span * kLanes;
     parallel_slots(exec, items, most(1, kGrain / cost), [&](int slot, int64_t begin, int64_t end) {
       char* scratch = base + shared_bytes + static_cast<size_t>(slot) * slot_bytes;
       Chunk c;
       c.window = reinterpret_cast<Acc*>(scratch);
       c.sums = reinterpret_cast<Acc*>(scratch + sums_at);
       for (int64_t item = begin; item < end; ++item) {
-        int64_t rest = item / groups;
+        int64_t rest = item / spans;
         c.column = rest % col_chunks * cols;
         rest /= col_chunks;
         c.row = rest % row_chunks * rows;
@@ -152,10 +150,11 @@ class DepthwiseChannels {
         c.lines.begin = least(p.in[1], most(0, c.row * step[0] - before[0]));
         c.lines.size =
             most(0, least(p.in[1], (c.row + c.rows - 1) * step[0] - before[0] + p.kernel[1]) - c.lines.begin);
-        const int64_t first = item % groups * group, last = least(vectors, first + group);
+        const int64_t first = item % spans * span, last = least(vectors, first + span);
         TileCall<Acc> call{};
         call.zeros = zeros;
         call.columns = p.in[2];
+        call.group = group_channels;
         run_vectors(c, call, first, last, weights, bias);
       }
     });
@@ -168,7 +167,7 @@ class DepthwiseChannels {
     Range lines;                         // of the input
   };
 
-  int64_t taps() const { return p.kernel[1] * p.kernel[2]; }
+  int64_t terms() const { return group_channels * p.kernel[1] * p.kernel[2]; }
   // Columns of the window, from that of the first output's first tap on.
   int64_t window_columns() const { return (round_up(cols, kOutputs) - 1) * step[1] + p.kernel[2]; }
   int64_t window_elements() const {
@@ -179,35 +178,55 @@ class DepthwiseChannels {
   void cut(int threads) {
     constexpr int64_t kSecondLevel = 256 << 10;
     cols = in_place || p.out[2] <= 256 ? p.out[2] : round_up(ceil_div(p.out[2], ceil_div(p.out[2], 224)), kOutputs);
-    // In place all channels of a pixel in turn: they are what the memory streams.
-    group = direct ? vectors : 1;
+    // In place the channels of a pixel in turn, as memory streams them: as many as have their weights in the
+    // first-level cache.
+    constexpr int64_t kWeights = 16 << 10;
+    span = direct ? most(1, least(vectors, kWeights / (terms() * kLanes * static_cast<int64_t>(sizeof(Acc))))) : 1;
     rows = least(p.out[1], direct ? 4 : 64);
     const auto elements = [&] { return window_elements() + (direct ? 0 : rows * cols * kLanes); };
     while (rows > 1 && elements() * static_cast<int64_t>(sizeof(Acc)) > kSecondLevel) rows = (rows + 1) / 2;
-    groups = ceil_div(vectors, group);
+    spans = ceil_div(vectors, span);
     col_chunks = ceil_div(p.out[2], cols);
-    while (rows > 1 && threads > 1 && p.n * groups * col_chunks * ceil_div(p.out[1], rows) < 2 * threads)
+    while (rows > 1 && threads > 1 && p.n * spans * col_chunks * ceil_div(p.out[1], rows) < 2 * threads)
       rows = (rows + 1) / 2;
     row_chunks = ceil_div(p.out[1], rows);
     rows = ceil_div(p.out[1], row_chunks);
     row_chunks = ceil_div(p.out[1], rows);
   }
 
+  // Weights of one vector of output channels to [line][channel of the group][column][lane].
   void pack(int64_t v, Acc* weights, Acc* bias) const {
-    const int64_t first = v * kLanes, count = taps();
+    const int64_t first = v * kLanes, taps = p.kernel[1] * p.kernel[2], count = terms();
     const int lanes = lanes_of(v);
-    const S* w = static_cast<const S*>(p.w) + first * count;
-    for (int64_t tap = 0; tap < count; tap += kLanes) {
-      const int n = static_cast<int>(least(kLanes, count - tap));
+    const S *w = static_cast<const S*>(p.w), *b = static_cast<const S*>(p.bias);
+    Acc* out = weights + v * count * kLanes;
+    store(bias + first, b == nullptr ? Vec<Acc>(Acc(0)) : load_n(b + first, lanes));
+    const auto row_of = [&](int64_t channel, int64_t tap) {
+      return (tap / p.kernel[2] * group_channels + channel) * p.kernel[2] + tap % p.kernel[2];
+    };
+    if (p.transposed && group_channels > 1) {
+      for (int64_t c = 0; c < group_channels; ++c)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          for (int i = 0; i < kLanes; ++i) {
+            const int64_t row = (first + i) / group_channels * group_channels + c,
+                          column = (first + i) % group_channels;
+            const int64_t from = p.weight_channels_last ? (row * taps + tap) * group_channels + column
+                                                        : (row * group_channels + column) * taps + tap;
+            out[row_of(c, taps - 1 - tap) * kLanes + i] = i < lanes ? load_one(w + from) : Acc(0);
+          }
+      return;
+    }
+    for (int64_t q = 0; q < count; q += kLanes) {
+      const int n = static_cast<int>(least(kLanes, count - q));
       Vec<Acc> square[kLanes];
-      load_square(square, w + tap, count, lanes, n);
+      load_square(square, w + first * count + q, count, lanes, n);
       for (int i = 0; i < n; ++i) {
-        const int64_t at = p.transposed ? count - 1 - (tap + i) : tap + i;
-        store(weights + (v * count + at) * kLanes, square[i]);
+        const int64_t at = q + i;
+        const int64_t tap = p.weight_channels_last ? at / group_channels : at % taps;
+        const int64_t channel = p.weight_channels_last ? at % group_channels : at / taps;
+        store(out + row_of(channel, p.transposed ? taps - 1 - tap : tap) * kLanes, square[i]);
       }
     }
-    const S* b = static_cast<const S*>(p.bias);
-    store(bias + first, b == nullptr ? Vec<Acc>(Acc(0)) : load_n(b + first, lanes));
   }
   int lanes_of(int64_t v) const { return static_cast<int>(least(kLanes, p.c - v * kLanes)); }
 
@@ -224,7 +243,7 @@ class DepthwiseChannels {
         const bool inside = call.column >= 0 && call.column + (kOutputs - 1) * step[1] + p.kernel[2] <= p.in[2];
         for (int64_t v = first; v < last; ++v) {
           call.lanes = lanes_of(v);
-          call.weights = weights + (v * p.kernel[1] + skipped) * p.kernel[2] * kLanes;
+          call.weights = weights + (v * p.kernel[1] + skipped) * group_channels * p.kernel[2] * kLanes;
           call.bias = bias + v * kLanes;
           if (in_place) {
             call.pixel_pitch = p.c;
@@ -328,7 +347,9 @@ class DepthwiseChannels {
 
   const ConvParams& p;
   int64_t before[2], step[2];  // height, width: padding before the first input, inputs per output
-  int64_t vectors, group, groups, rows, cols, row_chunks, col_chunks;
+  int64_t vectors, group_channels;
+  int64_t span, spans;  // vectors of a piece of work; such pieces
+  int64_t rows, cols, row_chunks, col_chunks;
   bool in_place, direct;
   TileFunction<Acc> plain, careful;
   size_t bias_at, zeros_at, shared_bytes, sums_at, slot_bytes, slots;
@@ -336,13 +357,13 @@ class DepthwiseChannels {
 
 }  // namespace
 
-void conv_depthwise_channels(const ConvParams& p, const Exec& exec) {
-  dispatch_float(p.dtype, [&](auto zero) { DepthwiseChannels<decltype(zero)>(p, exec.threads).run(exec); });
+void conv_small_groups(const ConvParams& p, const Exec& exec) {
+  dispatch_float(p.dtype, [&](auto zero) { SmallGroups<decltype(zero)>(p, exec.threads).run(exec); });
 }
 
-size_t conv_depthwise_channels_workspace(const ConvParams& p, int threads) {
+size_t conv_small_groups_workspace(const ConvParams& p, int threads) {
   size_t bytes = 0;
-  dispatch_float(p.dtype, [&](auto zero) { bytes = DepthwiseChannels<decltype(zero)>(p, threads).workspace(); });
+  dispatch_float(p.dtype, [&](auto zero) { bytes = SmallGroups<decltype(zero)>(p, threads).workspace(); });
   return bytes;
 }
 
