@@ -66,9 +66,13 @@ def changed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, state: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    inner = getattr(model, "_orig_mod", model)
+    inner.reshard()
+    own = dict(inner.named_parameters())
+    assert all(isinstance(p, DTensor) for p in own.values())
+    inner.load_state_dict({k: distribute_tensor(t, own[k].device_mesh, own[k].placements) if k in own else t for k, t in state.items()})
 
 
 def settled(model: nn.Module) -> list[Tensor]:
