@@ -1,7 +1,9 @@
 """Vision models of transformers with random weights: errors, share of time in fastcv, speed. ``python benchmarks/zoo.py``.
 
 One image without gradients, and a training pass of two. Errors are against float64, relative to the Euclidean norm; speeds are
-medians of interleaved rounds, as times of torch over those of fastcv: above 1 fastcv is faster. Writes results/zoo.csv and .md.
+medians of interleaved rounds, as times of torch over those of fastcv: above 1 fastcv is faster. Writes results/zoo.csv and .md: what
+is measured replaces what stands there, everything else stays, so that ``--models levit --parts compile`` fills one cell. The answers in
+float64, which take minutes of some models, are kept under --references and computed once.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ import argparse
 import copy
 import csv
 import gc
+import io
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,53 +77,82 @@ def share(call: Callable[[], Any]) -> float:
     return sum(e.self_cpu_time_total for e in events if e.key.startswith("fastcv::")) / total
 
 
-def run(entry: Entry, small: bool, with_compile: bool, with_training: bool, seconds: float) -> dict[str, Any]:
+class References:
+    """Answers in float64, by name, kept as files that the versions of torch and transformers are part of the names of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, entry: Entry, small: bool, what: str, compute: Callable[[], Tensor]) -> Tensor:
+        side = entry.size[0 if small else 1]
+        versions = f"torch{torch.__version__}-transformers{version('transformers')}"
+        path = self.folder / f"{entry.name}-{side}{'-small' if small else ''}-{what}-{versions}.pt"
+        if path.exists():
+            return torch.load(path, weights_only=True)
+        result = compute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        torch.save(result, unfinished)
+        unfinished.replace(path)
+        return result
+
+
+def contenders_of(model: nn.Module, ours: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """torch and fastcv, in both layouts."""
+    calls = {"torch": calling(model, x), "fastcv": calling(ours, x)}
+    for name, m in (("torch", model), ("fastcv", ours)):
+        calls[f"{name} channels_last"] = calling(copy.deepcopy(m).to(memory_format=LAST), x.to(memory_format=LAST))
+    return calls
+
+
+def infer(entry: Entry, small: bool, seconds: float, references: References) -> dict[str, Any]:
+    """Errors, share of time and speed of one image in both layouts."""
     model, x = entry.build(small), entry.images(small, 1)
-    exact = calling(copy.deepcopy(model).double(), x.double())()
+    exact = references.get(entry, small, "output", calling(copy.deepcopy(model).double(), x.double()))
     ours = fastcv.optimize(model)
-    report = ours.fastcv_report
-    last, ours_last = copy.deepcopy(model).to(memory_format=LAST), copy.deepcopy(ours).to(memory_format=LAST)
-    contenders = {
-        "torch": calling(model, x),
-        "torch channels_last": calling(last, x.to(memory_format=LAST)),
-        "fastcv": calling(ours, x),
-        "fastcv channels_last": calling(ours_last, x.to(memory_format=LAST)),
-    }
+    rows = ours.fastcv_report.rows
+    contenders = contenders_of(model, ours, x)
     row: dict[str, Any] = {
         "model": entry.name,
         "size": x.shape[-1],
-        "on_fastcv": sum(bool(r.op) for r in report.rows),
-        "of": len(report.rows),
-        "chains": sum(bool(r.fused) for r in report.rows),
+        "on_fastcv": sum(bool(r.op) for r in rows),
+        "of": len(rows),
+        "chains": sum(bool(r.fused) for r in rows),
         "error": relative(contenders["fastcv"](), exact),
         "torch_error": relative(contenders["torch"](), exact),
         "share": share(contenders["fastcv"]),
     }
-    if with_compile:
-        torch._dynamo.reset()
-        try:
-            compiled = torch.compile(copy.deepcopy(model))
-            call = calling(compiled, x)
-            start = time.perf_counter()
-            call()
-            row["compile_s"] = time.perf_counter() - start
-            contenders["compile"] = call
-        except Exception as error:  # a model that torch.compile refuses is a row without its time
-            print(f"{entry.name}: torch.compile: {type(error).__name__}", file=sys.stderr)
     times = interleave(contenders, seconds, ROUNDS)
     mine = min(times["fastcv"].median, times["fastcv channels_last"].median)
     row |= {"fastcv_ms": mine * 1e3, "torch_ms": times["torch"].median * 1e3, "ratio": times["torch"].median / times["fastcv"].median}
     row["ratio_channels_last"] = times["torch channels_last"].median / times["fastcv channels_last"].median
     row["ratio_best"] = min(times["torch"].median, times["torch channels_last"].median) / mine
-    row["ratio_compile"] = times["compile"].median / mine if "compile" in times else None
-    del contenders, last, ours_last, ours
-    gc.collect()
-    return row | train(entry, model, small, seconds) if with_training else row
+    return row
 
 
-def train(entry: Entry, model: nn.Module, small: bool, seconds: float) -> dict[str, Any]:
-    x = entry.images(small, 2)
-    exact = training(copy.deepcopy(model).double(), x.double())()
+def compare_with_compile(entry: Entry, small: bool, seconds: float) -> dict[str, Any]:
+    """torch.compile against fastcv in its better layout; a model that torch.compile refuses has the reason instead of the time."""
+    model, x = entry.build(small), entry.images(small, 1)
+    contenders = contenders_of(model, fastcv.optimize(model), x)
+    torch._dynamo.reset()
+    contenders["compile"] = calling(torch.compile(model), x)
+    start = time.perf_counter()
+    try:
+        contenders["compile"]()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        print(f"{entry.name}: torch.compile: {reason}", file=sys.stderr)
+        return {"compile_error": reason, "ratio_compile": "", "compile_s": ""}
+    seconds_to_compile = time.perf_counter() - start
+    times = interleave({k: v for k, v in contenders.items() if not k.startswith("torch")}, seconds, ROUNDS)
+    mine = min(times["fastcv"].median, times["fastcv channels_last"].median)
+    return {"compile_error": "", "ratio_compile": times["compile"].median / mine, "compile_s": seconds_to_compile}
+
+
+def train(entry: Entry, small: bool, seconds: float, references: References) -> dict[str, Any]:
+    """Gradient errors and speed of a training pass of two images."""
+    model, x = entry.build(small), entry.images(small, 2)
+    exact = references.get(entry, small, "gradient", training(copy.deepcopy(model).double(), x.double()))
     calls = {"torch": training(copy.deepcopy(model), x), "fastcv": training(fastcv.optimize(model.train(), mode="training"), x)}
     errors = {name: relative(call(), exact) for name, call in calls.items()}
     times: dict[str, Sample] = interleave(calls, seconds / 2, ROUNDS)
@@ -128,6 +161,51 @@ def train(entry: Entry, model: nn.Module, small: bool, seconds: float) -> dict[s
         "torch_gradient_error": errors["torch"],
         "ratio_training": times["torch"].median / times["fastcv"].median,
     }
+
+
+PARTS = ("inference", "compile", "training")
+
+
+def measure(entry: Entry, parts: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """The columns of the parts."""
+    references, row = References(options.references), {"model": entry.name}
+    if "inference" in parts:
+        row |= infer(entry, options.small, options.seconds, references)
+        gc.collect()
+    if "compile" in parts:
+        row |= compare_with_compile(entry, options.small, options.seconds)
+        gc.collect()
+    if "training" in parts:
+        row |= train(entry, options.small, options.seconds, references)
+    return row
+
+
+def merged(path: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table of the file with the new columns of one model in it, in the order of the zoo."""
+    rows: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = {row["model"]: {k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)}
+    rows[new["model"]] = rows.get(new["model"], {}) | new
+    order = [entry.name for entry in ZOO]
+    return sorted(rows.values(), key=lambda row: order.index(row["model"]) if row["model"] in order else len(order))
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """As CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -145,7 +223,12 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "torch.compile / fastcv": lambda r: f"{float(r['ratio_compile']):.2f}",
     "training": lambda r: f"{float(r['ratio_training']):.2f}",
 }
-NEEDS = {"gradient error (torch's)": "gradient_error", "torch.compile / fastcv": "ratio_compile", "training": "ratio_training"}
+INFERENCE = ("on fastcv", "chains", "output error (torch's)", "time in fastcv", "fastcv ms", "torch / fastcv", "both channels_last")
+NEEDS = dict.fromkeys((*INFERENCE, "pixels", "best layouts"), "ratio") | {
+    "gradient error (torch's)": "gradient_error",
+    "torch.compile / fastcv": "ratio_compile",
+    "training": "ratio_training",
+}
 
 
 def markdown(rows: list[dict[str, Any]], machine: str) -> str:
@@ -154,7 +237,8 @@ def markdown(rows: list[dict[str, Any]], machine: str) -> str:
         cells = [str(cell(r)) if title not in NEEDS or r.get(NEEDS[title]) else "-" for title, cell in COLUMNS.items()]
         lines.append("| " + " | ".join(cells) + " |")
     names = {"ratio": "row-major", "ratio_channels_last": "channels_last", "ratio_best": "best layouts", "ratio_training": "training"}
-    means = {text: geometric_mean([float(r[key]) for r in rows if r.get(key)]) for key, text in names.items()}
+    measured = {text: [float(r[key]) for r in rows if r.get(key)] for key, text in names.items()}
+    means = {text: geometric_mean(ratios) for text, ratios in measured.items() if ratios}
     return "\n".join(lines) + "\n\nGeometric means, torch / fastcv: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()) + ".\n"
 
 
@@ -162,32 +246,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=[], help="only these")
     parser.add_argument("--small", action="store_true", help="the small configurations of the tests")
-    parser.add_argument("--compile", nargs="*", default=None, help="also time torch.compile, of all or of these models")
-    parser.add_argument("--no-training", action="store_true", help="leave out the training pass")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["inference", "training"], help="what to measure")
+    parser.add_argument("--references", type=Path, default=Path.home() / ".cache" / "fastcv" / "zoo", help="folder of float64 answers")
     parser.add_argument("--seconds", type=float, default=8.0, help="about this long per model")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "zoo", help="path without suffix")
+    parser.add_argument("--output", type=Path, help="path without suffix, by default results/zoo or results/zoo-small")
     options = parser.parse_args()
+    options.output = options.output or Path(__file__).parent / "results" / ("zoo-small" if options.small else "zoo")
     warnings.simplefilter("ignore")
-    rows: list[dict[str, Any]] = []
+    unknown = sorted(set(options.models) - {entry.name for entry in ZOO})
+    if unknown:
+        parser.error(f"no model {unknown[0]!r}; there are {', '.join(entry.name for entry in ZOO)}")
     info = fastcv.build_info()
     machine = (
         f"{cpu_name()}, {torch.get_num_threads()} threads, {fastcv.cpu_isa()}; torch {torch.__version__}, "
-        f"fastcv {info['version']} ({info['git']}), {info['compiler']}. One image, float32; training: two images, forward and backward."
+        f"fastcv {info['version']} ({info['git']}, or as zoo.csv says), {info['compiler']}. "
+        "One image, float32; training: two images, forward and backward."
     )
     for entry in ZOO:
         if options.models and entry.name not in options.models:
             continue
-        with_compile = options.compile is not None and (not options.compile or entry.name in options.compile)
-        rows.append(run(entry, options.small, with_compile, not options.no_training, options.seconds))
+        new = measure(entry, options.parts, options) | {f"{part}_commit": info["git"] for part in options.parts}
         gc.collect()
-        print({k: round(v, 9) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        with open(f"{options.output}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, keys)
-            writer.writeheader()
-            writer.writerows(rows)
-        Path(f"{options.output}.md").write_text(markdown(rows, machine))
+        print({k: round(v, 9) if isinstance(v, float) else v for k, v in new.items()}, flush=True)
+        rows = merged(Path(f"{options.output}.csv"), new)
+        write(Path(f"{options.output}.csv"), table(rows))
+        write(Path(f"{options.output}.md"), markdown(rows, machine))
     return 0
 
 

@@ -133,7 +133,7 @@ def packs_of(model: nn.Module) -> list[PackedWeights]:
 
 
 def made(model: nn.Module) -> int:
-    return sum(p._packed is not None for p in packs_of(model))
+    return sum(p.packed is not None for p in packs_of(model))
 
 
 @pytest.fixture
@@ -160,10 +160,10 @@ def test_weights_are_packed_at_the_second_call_and_kept(nets: tuple[nn.Module, n
         assert made(ours) == 0
         second = ours(X)
         assert made(ours) == 3
-        kept = [p._packed.data_ptr() for p in packs_of(ours)]
+        kept = [p.packed.data_ptr() for p in packs_of(ours)]
         third = ours(torch.cat([X, X]))[:2]
     assert torch.equal(first, second) and torch.equal(second, third)
-    assert kept == [p._packed.data_ptr() for p in packs_of(ours)]
+    assert kept == [p.packed.data_ptr() for p in packs_of(ours)]
 
 
 @pytest.mark.parametrize("how", ["in place", "data", "load", "new", "optimizer"])

@@ -259,3 +259,62 @@ def test_command(tmp_path) -> None:
     for wrong in (["nowhere:resnet"], ["torch"], ["fastcv.models.resnet_cifar:resnet8", "--size", "3xy"], ["math:pi"], ["builtins:dict"]):
         done = subprocess.run([*command, *wrong], capture_output=True, text=True)
         assert done.returncode == 2 and "fastcv explain: " in done.stdout, wrong
+
+
+class Trained(nn.Module):
+    """A fused batch norm whose reader computes it again, a function in the forward, a linear layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 1)
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.conv2(F.relu(self.bn(self.conv1(x))))
+        return self.fc(self.fc(torch.sigmoid(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+@pytest.mark.parametrize("mode", ["training", "inference"])
+def test_backward(mode: str, optimised: bool) -> None:
+    model = Trained().train(mode == "training")
+    ours = fastcv.optimize(model, mode="training") if optimised else model
+    with torch.no_grad():  # the caller's mode does not matter
+        result = explain(ours, images(), backward=True)
+    found = layers(result)
+    assert set(result.backward_totals) == {"model", "torch", "between"} and all(t >= 0 for t in result.backward_totals.values())
+    assert all(layer.backward.seconds > 0 and layer.backward.torch_seconds > 0 for layer in result.layers)
+    assert "mm" in found["fc"].backward.ops and found["fc"].calls == 2
+    assert {"sigmoid_backward"} <= set(found[""].backward.ops)
+    if optimised:
+        batch_norm = found["bn"]
+        assert batch_norm.fused == ["relu"] and set(batch_norm.backward.ops) >= {"fastcv.batch_norm_backward"}
+        for name, ops in (("conv1", ["conv_wgrad"]), ("conv2", ["conv_dgrad", "conv_wgrad"])):
+            part = found[name].backward
+            assert [c.op for c in part.choices if c.op.startswith("conv")] == ops and part.flops and part.bound
+            assert all(op.removeprefix("conv_") in part.kernel for op in ops)
+        assert "fastcv.conv_wgrad" in found["conv1"].backward.ops and "mean" not in batch_norm.backward.ops
+    else:
+        assert set(found["conv2"].backward.ops) == {"convolution_backward"}
+    assert all(p.grad is None for p in ours.parameters())
+    text, page, data = str(result), result.to_html(), json.loads(result.to_json())
+    assert (
+        "back ms" in text and "backward " in text and "Backward</th>" in page and ", backward</li>" in page and not re.search(r"\$\w", page)
+    )
+    assert data["layers"][0]["backward"]["seconds"] > 0 and data["backward_totals"]["model"] > 0
+
+
+def test_backward_of_checkpointed_layers() -> None:
+    class Checkpointed(Trained):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    result = explain(fastcv.optimize(Checkpointed(), mode="training"), images(), backward=True)
+    assert result.backward_totals["model"] > 0 and all(layer.calls in (1, 2, 4) for layer in result.layers)
+
+
+def test_without_backward_nothing_of_it_is_shown(model: nn.Module) -> None:
+    result = explain(model, images())
+    assert not result.backward_totals and "back" not in str(result) and "Backward" not in result.to_html()
+    with pytest.raises(ValueError, match="no output of the model has a gradient"):
+        explain(nn.Flatten(), images(), backward=True)

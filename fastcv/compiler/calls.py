@@ -4,15 +4,21 @@ inputs of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import functional
+from ..functional import conv as convolutions
 from ..nn.fold import fold_tensors
+from ..optimizer.kernels import under_transform
+from ..optimizer.packed_weights import PackedWeights
+from ..optimizer.watch import Watch
 
 
 def _numbers(values: Sequence[Any]) -> list[Any]:
@@ -33,11 +39,20 @@ def batch_norm_act(*args: Any) -> Tensor:
     return functional.batch_norm_act(*rest, activation, slope)
 
 
-class FoldedConv(nn.Module):
-    """activation(batch_norm(op(x)) + residual); folds in float64, and again when one of the tensors has changed.
+class _Kept:
+    """What is made of one weight."""
 
-    op: a convolution or transposed convolution of fastcv.functional, with its arguments after the bias as geometry; or
-    "linear", whose product is torch's. Only conv2d takes a residual and an activation.
+    def __init__(self) -> None:
+        self.packs = PackedWeights()
+        self.folded: tuple[float, Watch, tuple[Tensor, Tensor]] | None = None
+
+
+class PackedConv(nn.Module):
+    """One convolution of the graph, or one linear layer, whose product is torch's: activation(op(x) + residual).
+
+    op: a convolution or transposed convolution of fastcv.functional, with its arguments after the bias as geometry; or "linear".
+    Only conv2d takes a residual and an activation. The weight as the kernel arranges it is kept between calls (packed_weights.py),
+    for each weight: torch.compile runs one graph for all models of the same code and shapes.
     """
 
     def __init__(self, op: str, geometry: Sequence[Any], activation: str | None) -> None:
@@ -45,9 +60,34 @@ class FoldedConv(nn.Module):
         self.op = op
         self.geometry = tuple(geometry)
         self.activation = activation
-        self._known: list[tuple[Tensor | None, int, int]] = []
-        self._eps: float | None = None
-        self._folded: tuple[Tensor, Tensor] | None = None
+        self._kept = WeakIdKeyDictionary()
+        self._latest: tuple[Callable[[], Tensor | None], _Kept] | None = None
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+        return self._run(self._of(weight).packs, x, weight, bias, residual)
+
+    def _of(self, weight: Tensor) -> _Kept:
+        latest = self._latest
+        if latest is not None and latest[0]() is weight:
+            return latest[1]
+        kept = self._kept.get(weight)
+        if kept is None:
+            kept = self._kept[weight] = _Kept()
+        self._latest = (weakref.ref(weight), kept)
+        return kept
+
+    def _run(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if self.op == "linear":
+            return F.linear(x, weight, bias)
+        used = None if under_transform() else packs
+        if self.op == "conv2d":
+            return convolutions.convolve_fused(x, weight, bias, *self.geometry, residual, self.activation, used)
+        run = convolutions.transposed if self.op.startswith("conv_transpose") else convolutions.convolve
+        return run(int(self.op[-2]), self.op, x, weight, bias, *self.geometry, used)
+
+
+class FoldedConv(PackedConv):
+    """The same with a batch norm after the convolution; folds in float64, and again when one of the tensors has changed."""
 
     def forward(
         self,
@@ -61,27 +101,18 @@ class FoldedConv(nn.Module):
         var: Tensor,
         eps: float,
     ) -> Tensor:
-        w, b = self._fold(eps, weight, bias, gamma, beta, mean, var)
-        if self.op == "conv2d":
-            return functional.conv2d_fused(x, w, b, *self.geometry, residual, self.activation)
-        return (F.linear if self.op == "linear" else getattr(functional, self.op))(x, w, b, *self.geometry)
+        kept = self._of(weight)
+        w, b = self._fold(kept, eps, weight, bias, gamma, beta, mean, var)
+        return self._run(kept.packs, x, w, b, residual)
 
-    def _fold(self, eps: float, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._folded is not None and self._eps == eps:
-            for t, (known, address, version) in zip(tensors, self._known, strict=True):
-                if t is not known or (t is not None and (_version(t) != version or t.data_ptr() != address)):
-                    break
-            else:
-                return self._folded
+    def _fold(self, kept: _Kept, eps: float, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        if kept.folded is not None:
+            known, watch, result = kept.folded
+            if known == eps and watch.holds(tensors):
+                return result
         groups = self.geometry[3] if self.op.startswith("conv_transpose") else None
         with torch.no_grad():
             folded = fold_tensors(*tensors, eps, groups)
-        if any(t is not None and t.is_inference() for t in tensors):
-            return folded  # their changes do not show
-        self._known = [(None, 0, 0) if t is None else (t, t.data_ptr(), t._version) for t in tensors]
-        self._folded, self._eps = folded, eps
+        if all(t is None or (t.device.type == "cpu" and not t.is_inference()) for t in tensors):  # others' changes do not show
+            kept.folded = (eps, Watch(tensors), folded)
         return folded
-
-
-def _version(t: Tensor) -> int:
-    return -1 if t.is_inference() else t._version

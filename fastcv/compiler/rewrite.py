@@ -2,8 +2,9 @@
 
 The graph is of calls as the user wrote them (torch.nn.functional, operators, methods), with example values of fake tensors.
 What is fused is what fastcv.optimize fuses: convolution (or linear layer) + batch norm in evaluation + addition + activation
-where no gradient is recorded, batch norm + addition + activation anywhere. A chain's values have one use each, the next step, and between
-its first and last step nothing is changed in place but what the chain itself changes.
+where no gradient is recorded, batch norm + addition + activation anywhere. A chain's values have one use each, the next step, and
+between its first and last step nothing is changed in place but what the chain itself changes. Convolutions by a module's parameter
+become calls that keep the packed weight, where no gradient is recorded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from .. import functional
 from ..optimizer.kernels import DTYPES
@@ -83,6 +85,19 @@ def _is_subclass(x: Tensor) -> bool:
     return torch.utils._python_dispatch.is_traceable_wrapper_subclass(x)
 
 
+def _shows_changes(node: Any) -> bool:
+    """True for an input or a constant of the graph whose changes its version counter shows: not those of FSDP's parameters."""
+    if not isinstance(node, fx.Node) or node.op not in ("placeholder", "get_attr"):
+        return False
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    return source is None or not source.guard_source.is_fsdp_module()
+
+
+def _is_parameter(node: Any) -> bool:
+    """True for a weight that is the same tensor at every call: a module's parameter, or a constant of the graph."""
+    return _shows_changes(node) and (node.op == "get_attr" or isinstance(_value(node), nn.Parameter))
+
+
 def _shape(t: Tensor) -> tuple[str, ...]:
     """Sizes by name: comparing symbols themselves would add a guard, and a guard a recompilation."""
     return tuple(map(str, t.shape))
@@ -95,7 +110,7 @@ class Rewriter:
         self.gm = gm
         self.graph = gm.graph
         self.gradients = gradients
-        self.cached = cached  # whether the graph runs as it is, so that a call may remember folded weights
+        self.cached = cached  # whether the graph runs as it is, so that a call may keep folded and packed weights
         self.done: Counter[str] = Counter()
 
     def run(self) -> Counter[str]:
@@ -133,22 +148,29 @@ class Rewriter:
         residual = activation = None
         if op == "conv2d":
             residual, activation, _ = self._extend(nodes, _OF_CONV)
-        if len(nodes) == 1:
-            return
         conv = _bound(node, ("input", "weight", "bias", *after_bias), (None, *after_bias.values()))
-        if conv is None:
+        geometry = None if conv is None else tuple(conv[k] for k in after_bias)
+        if conv is None or any(isinstance(v, fx.Node) for v in pytree.tree_leaves(geometry)):  # a number that follows from a size
             return
-        geometry = tuple(conv[k] for k in after_bias)
+        weight_stays = op != "linear" and self.cached and _is_parameter(conv["weight"])
         if norm is not None:
-            name = f"_fastcv_folded_{self.done['folded']}"
-            self.gm.add_submodule(name, calls.FoldedConv(op, geometry, activation))
             tensors = (conv["weight"], conv["bias"], norm["weight"], norm["bias"], norm["running_mean"], norm["running_var"])
-            self._replace(nodes, "call_module", name, (conv["input"], residual, *tensors, norm["eps"]))
-            self.done["folded"] += 1
-        else:
+            args = (conv["input"], residual, *tensors, norm["eps"])
+            self._replace_by_module(nodes, "folded", calls.FoldedConv(op, geometry, activation), args)
+        elif weight_stays:
+            name = op if len(nodes) == 1 else "conv2d_fused"
+            args = (conv["input"], conv["weight"], conv["bias"], residual)
+            self._replace_by_module(nodes, name, calls.PackedConv(op, geometry, activation), args)
+        elif len(nodes) > 1:
             args = (conv["input"], conv["weight"], conv["bias"], *geometry, residual, activation)
             self._replace(nodes, "call_function", functional.conv2d_fused, args)
             self.done["conv2d_fused"] += 1
+
+    def _replace_by_module(self, nodes: list[fx.Node], done: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        name = f"_fastcv_{done}_{self.done[done]}"
+        self.gm.add_submodule(name, module)
+        self._replace(nodes, "call_module", name, args)
+        self.done[done] += 1
 
     def _norm_chain(self, node: fx.Node) -> None:
         if node.target is not F.batch_norm or not _served(node):
@@ -205,7 +227,7 @@ class Rewriter:
         """True if the statistics and parameters are inputs of the graph, whose changes their version counters show."""
         norm = _norm(node)
         tensors = [norm[k] for k in ("running_mean", "running_var", "weight", "bias")] + [*node.args[0].args[1:3]]
-        return all(t is None or (isinstance(t, fx.Node) and t.op in ("placeholder", "get_attr")) for t in tensors)
+        return all(t is None or _shows_changes(t) for t in tensors)
 
     def _replace(self, nodes: list[fx.Node], op: str, target: Any, args: tuple[Any, ...]) -> None:
         last = nodes[-1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from statistics import median, quantiles
 from typing import Any
 
@@ -21,11 +19,13 @@ from ..optimizer.report import Report
 from ..optimizer.report import Row as ReportRow
 from ..optimizer.trace import model_copy
 from . import work
+from .explanation import Backward as BackwardPart
 from .explanation import Choice, Explanation, Layer
+from .gradients import Backward, Spans
 from .watch import Clock, Work, record, watched
 
 
-def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, **kwargs: Any) -> Explanation:
+def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, backward: bool = False, **kwargs: Any) -> Explanation:
     """Runs ``model(*inputs, **kwargs)`` and says for every layer what ran, how long, and how far from the machine's roof.
 
     The result prints as a table (with rich where it is installed), has ``to_json()`` and ``to_html()``, and ``save(path)`` for
@@ -33,9 +33,11 @@ def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, **kwargs: Any)
     model on torch alone (what ``fastcv.restore`` gives), call by call in turn, and if an input has 4 dimensions, the model with
     everything in channels_last; times are medians of about ``seconds`` of such rounds, at least three.
 
-    A model in training mode runs its forward as the caller's gradient mode says, one in evaluation mode without gradients.
-    All runs are on copies: the model, its statistics, its hooks and the random state stay as they are; what the model raises
-    is raised. Raises TypeError if model is no Module, ValueError for compiled models and without inputs, NotBuiltError.
+    backward: also run the backward pass, from all outputs with a gradient, for the gradients of the parameters; each layer then
+    says how long its part of that takes and which variants compute it. Without it a model in training mode runs its forward as
+    the caller's gradient mode says, one in evaluation mode without gradients. All runs are on copies: the model, its statistics,
+    its gradients, its hooks and the random state stay as they are; what the model raises is raised. Raises TypeError if model is
+    no Module, ValueError for compiled models, without inputs, and with backward=True if no output has a gradient; NotBuiltError.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fastcv.explain: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -49,22 +51,26 @@ def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, **kwargs: Any)
     spatial = any(isinstance(t, Tensor) and t.dim() == 4 and t.device.type == "cpu" for t in pytree.tree_leaves((inputs, kwargs)))
     if spatial:
         contenders["channels_last"] = model_copy(model).to(memory_format=torch.channels_last)
-    clocks = {name: Clock() for name in contenders}
-    calls = {}
+    runs = {}
     for name, contender in contenders.items():
         arguments = _channels_last((inputs, kwargs)) if name == "channels_last" else (inputs, kwargs)
-        calls[name] = _call(watched(contender, clocks[name]), *arguments)
-    with torch.random.fork_rng(devices=[]), _gradients(model):
-        for name in contenders:
+        runs[name] = _Run(contender, *arguments, backward and name != "channels_last")
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(backward or (torch.is_grad_enabled() and model.training)):
+        for run in runs.values():
             for _ in range(2):  # warm-up: folded and packed weights, first touch of memory
-                calls[name]()
-            clocks[name].take()
-        done = record(calls["model"], clocks["model"])
-        called = dict(clocks["model"].calls)
-        clocks["model"].take()
-        rounds = _rounds(calls, clocks, seconds)
+                run.take()
+        done, done_backward = runs["model"].record()
+        called = dict(runs["model"].clock.calls)
+        runs["model"].take()
+        rounds, backward_rounds = _rounds(runs, seconds)
     layers = _layers(model, done, rounds, {name: max(1, count // 3) for name, count in called.items()})
     totals = {name: median(sum(times.values()) for times in runs) for name, runs in rounds.items()}
+    backward_totals = {}
+    if backward:
+        _add_backward(layers, done_backward, backward_rounds)
+        backward_totals = {name: median(sum(times.values()) for times in runs) for name, runs in backward_rounds.items() if runs}
+        counted = sum(layer.backward.seconds for layer in layers if layer.backward)
+        backward_totals["between"] = max(0.0, backward_totals["model"] - counted)
     spread = quantiles([sum(times.values()) for times in rounds["model"]], n=10, method="inclusive")
     names = {layer.name for layer in layers}
     between = median(sum(t for name, t in times.items() if name not in names) for times in rounds["model"])
@@ -77,41 +83,83 @@ def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, **kwargs: Any)
         len(rounds["model"]),
         _describe((inputs, kwargs)),
         _machine(),
+        backward_totals,
     )
-
-
-def _gradients(model: nn.Module) -> AbstractContextManager[Any]:
-    return torch.set_grad_enabled(torch.is_grad_enabled() and model.training)
 
 
 def _channels_last(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t, value)
 
 
-def _call(model: Callable[..., Any], inputs: Any, kwargs: Any) -> Callable[[], Any]:
-    """A call of the model on its own inputs: what it changes in place is copied for every call, before the clocks start."""
+class _Run:
+    """One contender: a watched copy of the model that nobody else uses, its inputs, and its clocks."""
 
-    def call() -> Any:
-        args, keywords = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (inputs, kwargs))
-        return model(*args, **keywords)
+    def __init__(self, model: nn.Module, inputs: Any, kwargs: Any, backward: bool) -> None:
+        spans = Spans() if backward else None
+        self.clock = Clock(spans)
+        self.backward = Backward(model, spans) if backward else None
+        self._inputs = inputs, kwargs
+        self._model = watched(model, self.clock)
 
-    return call
+    def _forward(self) -> Any:
+        """A call on its own inputs: what it changes in place is copied for every call, before the clocks start."""
+        args, keywords = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), self._inputs)
+        if self.backward is not None:
+            self.backward.spans.clear()
+        return self._model(*args, **keywords)
+
+    def take(self) -> tuple[dict[str, float], dict[str, float]]:
+        """One call: exclusive seconds by frame, forward and backward."""
+        output = self._forward()
+        forward = self.clock.take()
+        if self.backward is None:
+            return forward, {}
+        self.backward.prepare(output)()
+        self.clock.take()  # of what the backward pass calls again, such as a checkpointed layer
+        return forward, self.backward.clock.take()
+
+    def record(self) -> tuple[dict[str, Work], dict[str, Work]]:
+        """One call, not timed: what ran in each frame, forward and backward."""
+        outputs: list[Any] = []
+        forward = record(lambda: outputs.append(self._forward()), self.clock)
+        if self.backward is None:
+            return forward, {}
+        backward = record(self.backward.prepare(outputs[0]), self.backward.clock)
+        self.backward.clock.take()
+        return forward, backward
 
 
-def _rounds(calls: dict[str, Callable[[], Any]], clocks: dict[str, Clock], seconds: float) -> dict[str, list[dict[str, float]]]:
-    """Exclusive seconds by frame, of each contender in each round; the order turns from round to round."""
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
-    order = list(calls)
+Rounds = dict[str, list[dict[str, float]]]
+
+
+def _rounds(runs: dict[str, _Run], seconds: float) -> tuple[Rounds, Rounds]:
+    """Exclusive seconds by frame, of each contender in each round, forward and backward; the order turns from round to round."""
+    forward: Rounds = {name: [] for name in runs}
+    backward: Rounds = {name: [] for name, run in runs.items() if run.backward is not None}
+    order = list(runs)
     end = time.perf_counter() + seconds
-    while len(rounds[order[0]]) < 3 or (time.perf_counter() < end and len(rounds[order[0]]) < 200):
+    while len(forward[order[0]]) < 3 or (time.perf_counter() < end and len(forward[order[0]]) < 200):
         for name in order:
-            calls[name]()
-            rounds[name].append(clocks[name].take())
+            times, gradient_times = runs[name].take()
+            forward[name].append(times)
+            if name in backward:
+                backward[name].append(gradient_times)
         order = order[1:] + order[:1]
-    return rounds
+    return forward, backward
 
 
-def _layers(model: nn.Module, done: dict[str, Work], rounds: dict[str, list[dict[str, float]]], calls: dict[str, int]) -> list[Layer]:
+def _add_backward(layers: list[Layer], done: dict[str, Work], rounds: Rounds) -> None:
+    times = {kind: _medians(rounds[kind]) for kind in ("model", "torch")}
+    for layer in layers:
+        entry = done.get(layer.name, Work())
+        layer.backward = part = BackwardPart(entry.ops, _choices(entry.choices), entry.flops, entry.bytes)
+        part.seconds = times["model"].get(layer.name, 0.0)
+        part.torch_seconds = sum(times["torch"].get(name, 0.0) for name in layer.members)
+        if layer.bound and entry.dtype is not None:
+            part.bound, part.least_seconds = _roof(entry)
+
+
+def _layers(model: nn.Module, done: dict[str, Work], rounds: Rounds, calls: dict[str, int]) -> list[Layer]:
     report = vars(model).get("fastcv_report")
     rows = {row.name: row for row in report.rows} if isinstance(report, Report) else None
     modules = dict(model.named_modules())
@@ -140,11 +188,12 @@ def _layers(model: nn.Module, done: dict[str, Work], rounds: dict[str, list[dict
             bytes=entry.bytes,
             seconds=seconds,
             torch_seconds=sum(times["torch"].get(m, 0.0) for m in members),
+            members=members,
             conversions=entry.conversions,
             reason=_reason(module, entry, row, rows is not None),
         )
         if entry.input is None or entry.input.device.type == "meta":
-            _against_roof(layer, entry)
+            layer.bound, layer.least_seconds = _roof(entry)
         layers.append(layer)
     return layers
 
@@ -153,13 +202,13 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {name: median(run.get(name, 0.0) for run in runs) for name in runs[0]}
 
 
-def _against_roof(layer: Layer, entry: Work) -> None:
+def _roof(entry: Work) -> tuple[str, float]:
+    """The nearer roof, and the seconds that it allows."""
     compute = 0.0
     if entry.flops and entry.dtype is not None and entry.dtype.is_floating_point:
         compute = entry.flops / roofs.arithmetic(entry.dtype)
     memory = entry.bytes / roofs.copy(entry.bytes) if entry.bytes else 0.0
-    layer.bound = "arithmetic" if compute > memory else "memory"
-    layer.least_seconds = max(compute, memory)
+    return "arithmetic" if compute > memory else "memory", max(compute, memory)
 
 
 def _choices(recorded: list[tuple[str, str, str]]) -> list[Choice]:

@@ -9,9 +9,14 @@ from string import Template
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .explanation import Explanation, Layer
+    from .explanation import Backward, Explanation, Layer
 
 _KINDS = {"fastcv": "on fastcv", "both": "partly on torch", "torch": "on torch"}
+_BACKWARD_NOTE = (
+    "<p>“Backward” is the time for the gradients of the layer's inputs and parameters: of the nodes of autograd's graph that were made "
+    "while it ran, and of adding to its parameters' gradients. The other columns are of the forward pass; percentages are of both passes "
+    "together.</p>"
+)
 _TOTALS = {"model": "this model", "torch": "on torch alone", "channels_last": "in channels_last"}
 
 
@@ -19,7 +24,7 @@ def page(explanation: Explanation) -> str:
     """The page's text."""
     from .explanation import _time
 
-    machine, total = explanation.machine, explanation.totals["model"]
+    machine = explanation.machine
     parts = _shares(explanation)
     template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -31,39 +36,52 @@ def page(explanation: Explanation) -> str:
             f"copy {machine['copy_roof'] / 1e9:.1f} GB/s; fastcv {machine['fastcv']}, torch {machine['torch']}"
         ),
         totals="\n".join(
-            f"<li><strong>{_time(explanation.totals[k])}</strong>{v}</li>" for k, v in _TOTALS.items() if k in explanation.totals
+            f"<li><strong>{_time(times[k])}</strong>{text}{passed}</li>"
+            for passed, times in _passes(explanation)
+            for k, text in _TOTALS.items()
+            if k in times
         ),
         findings="".join(f'<p class="soft">{escape(line)}</p>\n' for line in explanation.findings()[1:] if "channels_last" not in line),
         share="".join(f'<span class="{kind}" style="width:{share:.2f}%"></span>' for kind, _, share in parts),
         share_label=escape("Share of the time: " + ", ".join(f"{text} {share:.0f}%" for _, text, share in parts)),
         legend="\n".join(f'<li><i class="{kind}"></i>{text}: {share:.1f}%</li>' for kind, text, share in parts),
-        rows="\n".join(_row(explanation, layer, total) for layer in explanation.by_time()),
+        rows="\n".join(_row(explanation, layer) for layer in explanation.by_time()),
+        backward_column='<th scope="col">Backward</th>' if explanation.backward_totals else "",
+        backward_note=_BACKWARD_NOTE if explanation.backward_totals else "",
         roofline=_roofline(explanation),
         rounds=explanation.rounds,
     )
 
 
+def _passes(explanation: Explanation) -> list[tuple[str, dict[str, float]]]:
+    """What stands behind the names of the totals, and the totals, of each pass that was measured."""
+    if not explanation.backward_totals:
+        return [("", explanation.totals)]
+    return [(", forward", explanation.totals), (", backward", explanation.backward_totals)]
+
+
 def _shares(explanation: Explanation) -> list[tuple[str, str, float]]:
     # Medians do not add up to the median of the whole where the machine is disturbed: what they leave is its own part.
-    counted = sum(layer.seconds for layer in explanation.layers) + explanation.between_layers
-    total = max(explanation.totals["model"], counted)
+    between = explanation.between_layers + explanation.backward_totals.get("between", 0.0)
+    counted = sum(layer.all_seconds for layer in explanation.layers) + between
+    total = max(explanation.all_seconds, counted)
     parts = [
-        (kind, text, 100 * sum(layer.seconds for layer in explanation.layers if layer.runs_on == kind) / total)
+        (kind, text, 100 * sum(layer.all_seconds for layer in explanation.layers if layer.runs_on == kind) / total)
         for kind, text in _KINDS.items()
     ]
-    parts.append(("between", "between the layers (Python)", 100 * explanation.between_layers / total))
+    parts.append(("between", "between the layers (Python, autograd's engine)", 100 * between / total))
     parts.append(("rest", "in no median (a disturbed machine)", 100 * (total - counted) / total))
     return [p for p in parts if p[2] > 0]
 
 
-def _row(explanation: Explanation, layer: Layer, total: float) -> str:
-    slowest = max(one.seconds for one in explanation.layers)
+def _row(explanation: Explanation, layer: Layer) -> str:
+    total = explanation.all_seconds
+    slowest = max(max(one.seconds, one.backward.seconds if one.backward else 0.0) for one in explanation.layers)
     kind = layer.runs_on
     name = escape(layer.name or "(model)")
     cells = [
         f'<th scope="row">{name}<br><span class="soft">{escape(layer.title)}</span></th>',
-        f'<td class="time">{1e3 * layer.seconds:.3f} ms <span class="soft">{100 * layer.seconds / total:.1f}%</span>'
-        f'<span class="bar {kind}" style="width:{100 * layer.seconds / slowest:.1f}%"></span></td>',
+        _time_cell(layer.seconds, total, slowest, kind, ""),
         f'<td class="n">{_ratio(layer)}</td>',
         f'<td><span class="tag {kind}">{_KINDS[kind]}</span><br><code>{escape(layer.kernel)}</code></td>',
         f"<td>{_sizes(layer.input)} → {_sizes(layer.output)}<br>"
@@ -73,7 +91,26 @@ def _row(explanation: Explanation, layer: Layer, total: float) -> str:
         f'<td class="n">{f"{layer.roof_percent:.0f}%<br><span class=soft>{layer.bound}</span>" if layer.bound else "-"}</td>',
         f"<td>{_why(explanation, layer)}</td>",
     ]
+    if layer.backward is not None:
+        cells.insert(3, _backward_cell(layer.backward, total, slowest))
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _time_cell(seconds: float, total: float, slowest: float, kind: str, more: str) -> str:
+    return (
+        f'<td class="time">{1e3 * seconds:.3f} ms <span class="soft">{100 * seconds / total:.1f}%</span>'
+        f'<span class="bar {kind}" style="width:{100 * seconds / slowest:.1f}%"></span>{more}</td>'
+    )
+
+
+def _backward_cell(part: Backward, total: float, slowest: float) -> str:
+    ours = [op.startswith("fastcv.") for op in part.ops]
+    kind = "fastcv" if all(ours) else "both" if any(ours) else "torch"
+    against = f"on torch {1e3 * part.torch_seconds:.3f} ms, {part.torch_seconds / part.seconds:.2f}x" if part.seconds > 0 else ""
+    roof = f"; {part.roof_percent:.0f}% of the roof ({part.bound})" if part.bound and part.seconds > 0 else ""
+    return _time_cell(
+        part.seconds, total, slowest, kind, f'<span class="soft">{against}{roof}</span><br><code>{escape(part.kernel)}</code>'
+    )
 
 
 def _ratio(layer: Layer) -> str:

@@ -28,11 +28,28 @@ from . import work
 class Clock:
     """Exclusive seconds per name: the time within a frame less that of the frames within it. One thread's only."""
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Any = None) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
-        self.stack: list[list[Any]] = []  # [name, seconds in inner frames]
+        self.stack: list[list[Any]] = []  # [name, seconds in inner frames, start]
         self.thread = threading.get_ident()
+        self.spans = spans  # told of every change of the innermost frame (gradients.py)
+
+    def enter(self, name: str) -> None:
+        """Begins a frame."""
+        if self.spans is not None:
+            self.spans.note(name)
+        self.stack.append([name, 0.0, time.perf_counter()])
+
+    def leave(self) -> None:
+        """Ends the innermost frame."""
+        end = time.perf_counter()
+        name, inner, start = self.stack.pop()
+        self.seconds[name] += end - start - inner
+        if self.stack:
+            self.stack[-1][1] += end - start
+        if self.spans is not None:
+            self.spans.note(self.current)
 
     def timed(self, name: str, function: Callable[..., Any], call_of_layer: bool = True) -> Callable[..., Any]:
         """``function``, its time counted under ``name``; call_of_layer: False for what is part of a call counted elsewhere."""
@@ -40,18 +57,12 @@ class Clock:
         def call(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self.thread:
                 return function(*args, **kwargs)
-            frame = [name, 0.0]
-            self.stack.append(frame)
-            start = time.perf_counter()
+            self.enter(name)
             try:
                 return function(*args, **kwargs)
             finally:
-                spent = time.perf_counter() - start
-                self.stack.pop()
-                self.seconds[name] += spent - frame[1]
+                self.leave()
                 self.calls[name] += call_of_layer
-                if self.stack:
-                    self.stack[-1][1] += spent
 
         return call
 

@@ -21,10 +21,15 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """``torch.nn.SyncBatchNorm``: same arguments, state_dict and answers; torch's refuses CPU tensors, this one takes them.
 
     [N, C, ...], float32, float64, bfloat16 or float16. In training every process of ``process_group`` (by default the whole
-    world) normalises with the statistics of all of them; a process may have another N than the others, or none. Any backend
-    that gathers and reduces CPU tensors serves (gloo); CUDA tensors take torch's own forward. In evaluation, and in a single
-    process, it is batch norm. Differentiable once. Raises ValueError for fewer than two dimensions, no channels, or one value
-    per channel in all processes. Source: csrc/norm/batch_norm.h.
+    world) normalises with the statistics of all of them; a process may have another N than the others, or none. In evaluation,
+    and in a single process, it is batch norm. Differentiable once. Raises ValueError for fewer than two dimensions, no channels,
+    or one value per channel in all processes. Source: csrc/norm/batch_norm.h.
+
+    What the processes exchange is the same for every N: forward, one gather of the vector (mean, variance, count); backward, one
+    sum of two vectors of channels. No process sends more or fewer bytes than another, and every process takes part in both.
+    CPU tensors: any backend that gathers and reduces those (gloo). CUDA tensors take torch's own forward, with its exchange on the
+    device (nccl); torch leaves empty processes out by a mask, for which the host waits once per forward, except while a CUDA
+    graph is captured. An empty part of 16 bits goes there as float32: torch's would be vectors of 16 bits among others' of 32.
     """
 
     def __init__(
@@ -48,7 +53,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         group = _group(self)
         if group is not None and input.device.type != "cpu":
-            return nn.SyncBatchNorm.forward(self, input)
+            alike = input.float() if input.numel() == 0 and input.element_size() == 2 else input
+            return nn.SyncBatchNorm.forward(self, alike).to(input.dtype)
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
         if group is None:

@@ -21,7 +21,7 @@ from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, any_global_hook, has_hooks, is_linear, kind_of, op_of, under_transform
+from .kernels import DTYPES, any_global_hook, has_hooks, is_linear, is_managed, kind_of, op_of, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending
 from .region import Region, current_frame
@@ -96,6 +96,9 @@ class ConvChain(Chain):
 
     def may_begin(self, x: Tensor) -> bool:
         conv, bn, buffers = self.head, self.bn, {}
+        if is_managed(conv) or (bn is not None and is_managed(bn)):
+            self.drop()
+            return False
         if bn is not None:
             buffers = bn._buffers
             if bn.training or buffers["running_mean"] is None or buffers["running_var"] is None:

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..nn.conv import forward as convolution_forward
 from . import recompute
 from .chain import Chain
-from .kernels import DTYPES, has_hooks, is_sharded, kernel_class, under_transform
+from .kernels import DTYPES, has_hooks, is_managed, is_sharded, kernel_class, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending, value_of
 from .region import Frame, Region
@@ -56,7 +56,7 @@ class KernelForward(InstanceForward):
         x = args[0] if args else next(iter(kwargs.values()), None)
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
         if served and self.packs is not None and len(args) == 1 and not kwargs and type(x) is Tensor and not under_transform():
-            if not self.module.training and not has_hooks(self.module):  # fully_shard's hooks bring weights that change unseen
+            if not (self.module.training or is_managed(self.module) or has_hooks(self.module)):
                 return convolution_forward(self.module, x, packs=self.packs)
             self.packs.drop()
         return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)

@@ -125,6 +125,11 @@ def is_sharded(t: Tensor) -> bool:
     return type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed.")
 
 
+def is_managed(module: nn.Module) -> bool:
+    """True for a module whose parameters FSDP brings and takes away: it writes them into the same tensor without a new version."""
+    return "_is_fsdp_managed_module" in module.__dict__
+
+
 def why_left_alone(module: nn.Module) -> str | None:
     """Why ``module`` keeps torch's forward; None if fastcv serves it."""
     kind = type(module)

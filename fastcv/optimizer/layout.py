@@ -39,6 +39,18 @@ def _converted(values: Any, source: torch.memory_format, to: torch.memory_format
     return pytree.tree_map(lambda t: t.contiguous(memory_format=to) if _is_only(t, source) else t, values)
 
 
+def in_other_layout(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any] | None:
+    """``model``, which is changed, and the arguments in channels_last; if anything was channels_last before, row-major. None without
+    batches of images.
+    """
+    leaves = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() == 4 and t.is_floating_point()]
+    if not leaves:
+        return None
+    last = any(_is_only(t, CHANNELS_LAST) for t in (*leaves, *(p.data for p in model.parameters())))
+    source, to = (CHANNELS_LAST, ROWS) if last else (ROWS, CHANNELS_LAST)
+    return model.to(memory_format=to), *_converted((args, kwargs), source, to)
+
+
 class LayoutForward(InstanceForward):
     """The forward of a whole model: without gradients, in evaluation mode, on channels_last copies of its row-major images."""
 

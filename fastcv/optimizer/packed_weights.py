@@ -7,6 +7,7 @@ much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,37 +26,40 @@ class PackedWeights:
     """What functional.conv asks for the packed weights of a call; for one module."""
 
     def __init__(self) -> None:
-        self.drop()
+        # The kind of call, the weight, its arrangement once it is made: one tuple, so that calls of other threads see all or none of it.
+        self._entry: tuple[Any, Watch, Tensor | None] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeights, ()  # copies and pickles start anew
 
+    @property
+    def packed(self) -> Tensor | None:
+        """What is kept."""
+        return None if self._entry is None else self._entry[2]
+
     def drop(self) -> None:
         """Forgets them."""
-        self._kind: Any = None
-        self._watch: Watch | None = None
-        self._packed: Tensor | None = None
+        self._entry = None
 
     def of_conv(self, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
         """For the raw op conv(x, weight, ..., *geometry, precision); None where it is to arrange them itself."""
-        if not self._again((x.shape[1:], x.stride(), geometry, precision), weight, x.dtype):
-            return None
-        if self._packed is None:
-            self._packed = _pack_conv(x, weight, *geometry, precision)
-        return self._packed
+        kind = (x.shape[1:], x.stride(), geometry, precision)
+        return self._again(kind, weight, x.dtype, lambda: _pack_conv(x, weight, *geometry, precision))
 
     def of_dgrad(self, g: Tensor, weight: Tensor, size: Any, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
         """For the raw op conv_dgrad(g, weight, bias, size, *geometry, precision)."""
-        if not self._again((g.shape[1:], g.stride(), size, geometry, precision), weight, g.dtype):
-            return None
-        if self._packed is None:
-            self._packed = _pack_dgrad(g, weight, size, *geometry, precision)
-        return self._packed
+        kind = (g.shape[1:], g.stride(), size, geometry, precision)
+        return self._again(kind, weight, g.dtype, lambda: _pack_dgrad(g, weight, size, *geometry, precision))
 
-    def _again(self, kind: Any, weight: Tensor, dtype: torch.dtype) -> bool:
+    def _again(self, kind: Any, weight: Tensor, dtype: torch.dtype, pack: Callable[[], Tensor]) -> Tensor | None:
         if type(weight) not in _PLAIN or weight.dtype is not dtype or weight.device.type != "cpu" or weight.is_inference():
-            return False  # the last has no version counter, for the others the op has a sentence
-        if self._watch is not None and kind == self._kind and self._watch.holds((weight,)):
-            return True
-        self._kind, self._watch, self._packed = kind, Watch((weight,)), None
-        return False
+            return None  # the last has no version counter, for the others the op has a sentence
+        entry = self._entry
+        if entry is None or kind != entry[0] or not entry[1].holds((weight,)):
+            self._entry = (kind, Watch((weight,)), None)
+            return None
+        packed = entry[2]
+        if packed is None:
+            packed = pack()
+            self._entry = (kind, entry[1], packed)
+        return packed

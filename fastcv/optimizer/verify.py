@@ -1,24 +1,21 @@
 """Compares an optimised model with torch's on an example, against float64, and undoes what errs too much.
 
-The rule is fastcv.testing's: an error against float64 of at most twice torch's own in the same dtype, plus one eps. It is
-asked of each fused chain and each module on the input it gets within the model, then of the whole model's outputs and, in
-training mode, of all parameters' gradients together (some are zero but for rounding, and have no relative error alone).
-The largest error of a small example is a matter of luck in the last bit, so what breaks the rule by its largest error is
-undone only if it breaks it by the Euclidean norm of its error as well; a wrong element stands out in both.
-Everything runs on copies: statistics, gradients and random states of the model stay. What is exact enough may then run
-inside channels_last (layout.py).
+The rule (yardstick.py) is asked of each fused chain and each module on the input it gets within the model, then of the whole
+model's outputs and, in training mode, of all parameters' gradients together (some are zero but for rounding, and have no
+relative error alone). Where every part passes and the whole does not, fusions are undone in the order of their own errors, no
+more of them than it takes; then kernels. Everything runs on copies: statistics, gradients and random states of the model
+stay. What is exact enough may then run inside channels_last (layout.py).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .chain import BatchNormChain, Chain
 from .forwards import BatchNormForward, HeadForward, KernelForward, installed
@@ -27,19 +24,9 @@ from .layout import LayoutForward, why_not_channels_last
 from .pending import Pending
 from .report import Report, Row
 from .trace import model_copy
+from .yardstick import Measured, Yardstick, cast, fresh, measure, run
 
 _ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
-
-
-Results = dict[str, Tensor]
-
-
-class Measured(NamedTuple):
-    """An error against float64 by the largest element, what torch's own allows, and whether the rule is kept."""
-
-    error: float
-    allowed: float
-    passed: bool
 
 
 def verify(model: nn.Module, report: Report, example: Any) -> None:
@@ -47,17 +34,19 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
     args, kwargs = _arguments(example)
     training = report.mode == "training"
     rows = {row.name: row for row in report.rows}
-    torchs = _run(_torch_only(model), args, kwargs, training)
-    exact, single = (
-        _run(_torch_only(model).to(dtype), _cast(args, dtype), _cast(kwargs, dtype), training) for dtype in (torch.float64, torch.float32)
-    )
+    yardstick = Yardstick(model, args, kwargs, training)
+
+    def judge(twin: nn.Module) -> dict[str, Measured]:
+        return yardstick.judge(run(twin, args, kwargs, training))
+
+    measured: dict[str, Measured] = {}
     for undo in (None, undo_fusions, undo_kernels):
         if undo is not None:
-            for row in undo(model, rows):
+            for row in _undo_enough(model, rows, undo, measured, judge):
                 row.reason = "undone: the model's output erred by more than twice torch's own error"
         watched = model_copy(model)
         measured = _watch(watched)
-        overall = _errors(_run(watched, args, kwargs, training), torchs, exact, single)
+        overall = judge(watched)
         for name, result in measured.items():
             rows[name].max_error, rows[name].allowed = result.error, result.allowed
         for name, size in _saved_bytes(watched).items():
@@ -65,22 +54,27 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
         bad = {name for name, result in measured.items() if not result.passed}
         if bad:
             _undo_alone(model, rows, bad)
-            overall = _errors(_run(model_copy(model), args, kwargs, training), torchs, exact, single)
+            overall = judge(model_copy(model))
         report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
-        if all(result.passed for result in overall.values()):
+        if _passed(overall):
             if not training:
                 report.layout_kept = why_not_channels_last(model, report, args, kwargs)
             if report.layout_kept == "":
-                _go_inside(model, report, args, kwargs, (torchs, exact, single))
-            return
+                _go_inside(model, report, judge)
+            break
+    report.both_layouts = yardstick.both_layouts
 
 
-def _go_inside(model: nn.Module, report: Report, args: Any, kwargs: Any, references: tuple[Results, Results, Results]) -> None:
+def _passed(results: dict[str, Measured]) -> bool:
+    return all(result.passed for result in results.values())
+
+
+def _go_inside(model: nn.Module, report: Report, judge: Callable[[nn.Module], dict[str, Measured]]) -> None:
     """Sets the model's forward to run inside channels_last, if its outputs are as exact there."""
     twin = model_copy(model)
     LayoutForward(twin, report).install()
-    overall = _errors(_run(twin, args, kwargs, training=False), *references)
-    if not all(result.passed for result in overall.values()):
+    overall = judge(twin)
+    if not _passed(overall):
         report.layout_kept = "its output would err by more than twice torch's own error"
         return
     report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
@@ -92,6 +86,35 @@ def _saved_bytes(watched: nn.Module) -> dict[str, int]:
     forwards = [installed(module) for module in watched.modules()]
     chains = {f.chain.name: f.chain for f in forwards if isinstance(f, HeadForward)}
     return {name: chain.saved_bytes for name, chain in chains.items() if isinstance(chain, BatchNormChain)}
+
+
+Undo = Callable[[nn.Module, dict[str, Row], set[str] | None], list[Row]]
+
+
+def _undo_enough(
+    model: nn.Module, rows: dict[str, Row], undo: Undo, measured: dict[str, Measured], judge: Callable[[nn.Module], dict[str, Measured]]
+) -> list[Row]:
+    """Undoes as few as it takes, those with the largest errors of their own first, or all if that is not enough."""
+    forwards = {name: installed(module) for name, module in model.named_modules()}
+    kind = HeadForward if undo is undo_fusions else KernelForward
+    names = [f.chain.name if isinstance(f, HeadForward) else name for name, f in forwards.items() if isinstance(f, kind)]
+    order = sorted(names, key=lambda name: -_share(measured.get(name)))  # stable: what the example did not run comes last
+
+    def enough(count: int) -> bool:
+        twin = model_copy(model)
+        undo(twin, {name: copy.copy(row) for name, row in rows.items()}, set(order[:count]))
+        return _passed(judge(twin))
+
+    low, high = 1, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return undo(model, rows, set(order[:high]))
+
+
+def _share(result: Measured | None) -> float:
+    """Of what the rule allows, how much a part takes up; -1 for one that was not measured."""
+    return -1.0 if result is None else result.error / result.allowed
 
 
 def _undo_alone(model: nn.Module, rows: dict[str, Row], names: set[str]) -> None:
@@ -137,79 +160,13 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().to(dtype) if t.is_floating_point() else t, value)
-
-
-def _fresh(value: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(memory_format=torch.preserve_format), value)
-
-
-def _torch_only(model: nn.Module) -> nn.Module:
-    twin = model_copy(model)
-    for module in twin.modules():
-        if installed(module) is not None and not isinstance(module, SYNCHRONISED):
-            del module.forward
-    return twin
-
-
-def _run(model: nn.Module, args: Any, kwargs: Any, training: bool) -> dict[str, Tensor]:
-    """Outputs, and in training mode gradients of a fixed weighting of them, as one vector each. Dropout is off."""
-    model.train(training)
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
-        torch.manual_seed(0)
-        output = model(*_fresh(args), **_fresh(kwargs))
-        tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
-        results = {"output": torch.cat([t.detach().flatten() for t in tensors])} if tensors else {}
-        used = [t for t in tensors if t.requires_grad]
-        if used:
-            generator = torch.Generator().manual_seed(0)
-            weights = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in used]
-            torch.autograd.backward(used, weights)
-            gradients = [p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]
-            if gradients:
-                results["gradient"] = torch.cat(gradients)
-    return results
-
-
-def _errors(ours: Results, torchs: Results, exact: Results, single: Results) -> dict[str, Measured]:
-    return {key: _measure(ours[key], torchs[key], exact[key], single[key]) for key in exact if key in ours}
-
-
-def _measure(ours: Tensor, torchs: Tensor, exact: Tensor, single: Tensor) -> Measured:
-    """single: torch's result in float32, whose error, scaled, stands for torch's own where torch in float64 is the reference."""
-    from ..testing.compare import max_error
-
-    eps = torch.finfo(ours.dtype).eps
-    scaled = eps / torch.finfo(torch.float32).eps if ours.dtype is torch.float64 else 0.0
-    largest, total = (
-        (error(ours, exact), 2 * max(error(torchs, exact), error(single, exact) * scaled if scaled else 0.0) + eps)
-        for error in (max_error, _total_error)
-    )
-    return Measured(*largest, passed=largest[0] <= largest[1] or total[0] <= total[1])
-
-
-def _total_error(result: Tensor, reference: Tensor) -> float:
-    """Euclidean norm of the error over that of the reference, both without the elements that are not finite."""
-    result, reference = result.double(), reference.double()
-    finite = reference.isfinite()
-    if not torch.equal(finite, result.isfinite()):
-        return float("inf")
-    scale = reference[finite].norm().item()
-    error = (result[finite] - reference[finite]).norm().item()
-    return error / scale if scale > 0 else error
-
-
 def _watch(model: nn.Module) -> dict[str, Measured]:
     """Makes the copy's chains and kernels measure themselves at each call; returns where their worst results will stand."""
     worst: dict[str, Measured] = {}
 
     def note(name: str, ours: Any, reference: Callable[[torch.dtype | None], Any]) -> Any:
         if isinstance(ours, Tensor) and ours.is_floating_point():
-            result = _measure(ours.detach(), reference(None), reference(torch.float64), reference(torch.float32))
+            result = _measure(ours.detach(), reference)
             before = worst.get(name)
             if before is None or (before.passed, before.allowed - before.error) > (result.passed, result.allowed - result.error):
                 worst[name] = result
@@ -224,13 +181,19 @@ def _watch(model: nn.Module) -> dict[str, Measured]:
     return worst
 
 
+def _measure(ours: Tensor, reference: Callable[[torch.dtype | None], Any]) -> Measured:
+    """reference: torch's answer in a dtype, or in the dtype of the model."""
+    peers = [reference(None), *([reference(torch.float32)] if ours.dtype is torch.float64 else [])]
+    return measure(ours, reference(torch.float64), peers)
+
+
 def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
     compute = chain.compute
 
     def measured(pending: Pending, activation: str | None, again: bool) -> Tensor:
         modules = [chain.head] if isinstance(chain, BatchNormChain) else [chain.head, chain.bn][: 1 + pending.normalised]
         twins = [_twin(m) for m in modules if m is not None]
-        x, residual = pending.x.detach().clone(memory_format=torch.preserve_format), _fresh(pending.residual)
+        x, residual = pending.x.detach().clone(memory_format=torch.preserve_format), fresh(pending.residual)
 
         def reference(dtype: torch.dtype | None) -> Tensor:
             cast = (lambda t: t) if dtype is None else (lambda t: t.to(dtype))
@@ -253,11 +216,11 @@ def _watch_kernel(name: str, forward: KernelForward, note: Callable[..., Any]) -
 
     def measured(*args: Any, **kwargs: Any) -> Any:
         twin = _twin(module)
-        inputs = _fresh((args, kwargs))
+        inputs = fresh((args, kwargs))
 
         def reference(dtype: torch.dtype | None) -> Any:
             with torch.no_grad():
-                own_args, own_kwargs = inputs if dtype is None else _cast(inputs, dtype)
+                own_args, own_kwargs = inputs if dtype is None else cast(inputs, dtype)
                 return (twin if dtype is None else copy.deepcopy(twin).to(dtype))(*own_args, **own_kwargs)
 
         return note(name, forward(*args, **kwargs), reference)
