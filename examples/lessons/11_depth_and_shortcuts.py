@@ -19,7 +19,7 @@ class PlainBlock(BasicBlock):
 
 def network(blocks: tuple[int, int, int], shortcuts: bool) -> ResNetCifar:
     torch.manual_seed(0)
-    made = ResNetCifar(blocks, (8, 16, 32), in_channels=1, layers=fastcv.nn)
+    made = ResNetCifar(blocks, (8, 16, 32), in_chans=1, layers=fastcv.nn)
     if not shortcuts:
         for block in (m for m in made.modules() if isinstance(m, BasicBlock)):
             block.__class__, block.downsample = PlainBlock, None

@@ -32,9 +32,11 @@ def pixel_features(image: Any, color: bool = True, position: float = 0.0) -> np.
         raise ValueError(f"an image is an array (H, W) or (H, W, C), got {pixels.dtype} of shape {pixels.shape}")
     scale = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
     values = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32) / np.float32(scale)
+    if not np.isfinite(values).all():
+        raise ValueError("the image has pixels that are not finite")
     values = values if color else values.mean(-1, keepdims=True)
-    if not position >= 0:
-        raise ValueError(f"position must be at least 0, got {position}")
+    if not 0 <= position < np.inf:
+        raise ValueError(f"position must be a number of at least 0, got {position}")
     if position:
         height, width = pixels.shape[:2]
         places = np.stack(np.mgrid[:height, :width], -1).astype(np.float32) * np.float32(position / max(height, width))
@@ -53,10 +55,8 @@ def _mean_shift(features: np.ndarray, bandwidth: float | None, seed: int) -> np.
     """Clusters of the pixels rounded to an eighth of the bandwidth; one seed per occupied cell of the bandwidth."""
     if bandwidth is None:
         bandwidth = estimate_bandwidth(features, quantile=0.1, n_samples=1000, random_state=seed)
-    if not bandwidth > 0:
-        if bandwidth == 0:
-            return np.unique(features, axis=0, return_inverse=True)[1]
-        raise ValueError(f"bandwidth must be at least 0, got {bandwidth}")
+    if bandwidth == 0:  # estimated: a tenth of the pixels have the same features
+        return np.unique(features, axis=0, return_inverse=True)[1]
     cell = bandwidth / _CELLS
     keys = np.round(features / cell).astype(np.int64)
     keys -= keys.min(0)
@@ -139,6 +139,9 @@ def segment(
     pixels = np.asarray(image)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    for name, value in (("bandwidth", bandwidth), ("sigma", sigma)):
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"{name} must be a positive number or None, got {value}")
     clusters, features = at_least("clusters", clusters, 1), pixel_features(pixels, color, position)
     if method == "kmeans":
         labels = _kmeans(features, clusters, seed)
