@@ -35,7 +35,7 @@ def lesson() -> Lesson:
             losses[name, depth], accuracies[name, depth] = history[-1].train_loss, history[-1].validation_accuracy
             color = BLUE if shortcuts else ORANGE
             cell.plot([e.epoch for e in history], [e.train_loss for e in history], style, color=color, label=f"{depth} layers")
-        tidy(cell, yscale="log", xlabel="epoch", title=name)
+        tidy(cell, yscale="log", xlabel="epoch", title=name, xticks=range(1, 6))
         cell.legend(frameon=False)
     axes[0][0].set_ylabel("training loss")
     text = f"""

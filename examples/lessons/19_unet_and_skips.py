@@ -61,7 +61,8 @@ def lesson() -> Lesson:
     One or two digits in light ink on dimmed pieces of two photographs, {len(images)} to train on; the network marks the digits' pixels.
     The test images share neither a scan nor a region of a photograph with them.
     Both have the same encoder: two poolings, so the lowest map has a 16th of the pixels and knows what, but not where.
-    Without skips the decoder paints from that map alone: IoU {100 * curves["without skips"][-1]:.1f} %, rounded shapes that lose holes and thin strokes.
+    Without skips the decoder paints from that map alone: IoU {100 * curves["without skips"][-1]:.1f} %, rounded, holes and
+    thin strokes lost.
     With skips each decoder stage also sees the encoder's map of its size: IoU {100 * curves["with skips"][-1]:.1f} %, borders to the
     pixel.
     IoU is TP / (TP + FP + FN). Pixel accuracy, (TP + TN) / all, flatters: {100 * pixels:.1f} % here, and {100 * nothing:.1f} % for

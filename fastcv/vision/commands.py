@@ -147,7 +147,7 @@ def segment(
     full_size: bool = typer.Option(
         False,
         "--full-size",
-        help="unet: do not scale the image to the size of the training images; for networks trained on pieces of images.",
+        help="unet: do not scale the image to the training images' size; for networks trained on pieces.",
     ),
     seed: int = typer.Option(0, help="For the draws."),
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("segments.png"),

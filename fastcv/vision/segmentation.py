@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["METHODS", "mean_colors", "pixel_features", "segment", "superpixels"]
 METHODS = ("kmeans", "meanshift", "ncut")
 _MOST = 200_000  # pixels that k-means learns its centres from
 _FLOOR = 1e-2  # affinity of the most unlike neighbours among superpixels
+_MOST_SEEDS = 20_000  # of mean-shift: with as many clusters no segment would be seen, and the pairs of seeds take minutes
 _CELLS = 8  # cells per bandwidth to which mean-shift rounds the pixels
 
 
@@ -60,10 +62,15 @@ def _mean_shift(features: np.ndarray, bandwidth: float | None, seed: int) -> np.
     cell = bandwidth / _CELLS
     keys = np.round(features / cell).astype(np.int64)
     keys -= keys.min(0)
-    code = np.ravel_multi_index(tuple(keys.T), tuple(keys.max(0) + 1))  # one number per cell sorts faster than rows
+    sides = [int(side) + 1 for side in keys.max(0)]
+    if math.prod(sides) > 2**62:
+        raise ValueError(f"bandwidth={bandwidth:g} is too small: the features fall into more cells than can be counted")
+    code = np.ravel_multi_index(tuple(keys.T), sides)  # one number per cell sorts faster than rows
     _, first, counts = np.unique(code, return_index=True, return_counts=True)
     points = np.round(features[first] / cell) * cell
     seeds = np.unique(np.round(points / bandwidth), axis=0) * bandwidth
+    if len(seeds) > _MOST_SEEDS:
+        raise ValueError(f"bandwidth={bandwidth:g} is too small: there are {len(seeds):,} cells of that width to start from")
     modes, mass, _ = climb(tensor(points), tensor(counts), tensor(seeds.astype(np.float32)), float(bandwidth), 100)
     return nearest_centres(tensor(features), heaviest(modes, mass, float(bandwidth)))[1].numpy()
 
