@@ -32,7 +32,7 @@ class Lesson:
     figure: Figure
 
     def lines(self) -> list[str]:
-        return textwrap.wrap(" ".join(self.text.split()), 130)
+        return textwrap.wrap(" ".join(self.text.split()), 130, break_on_hyphens=False)
 
 
 def main(lesson: Callable[[], Lesson]) -> None:

@@ -1,4 +1,4 @@
-"""``fastcv segment`` and ``fastcv knn``: pictures from a command line."""
+"""``fastcv segment`` and ``fastcv knn`` (and ``fastcv search``): pictures from a command line."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ import typer
 
 from .. import _ext
 
-__all__ = ["register"]
+__all__ = ["one_sentence", "register"]
 
-PACKAGES = {"matplotlib": "plots", "sklearn": "data", "scipy": "data", "PIL": "plots"}
+PACKAGES = {"matplotlib": "plots", "sklearn": "data", "scipy": "data", "PIL": "plots", "optuna": "search"}
 KNN_FILES = ("k.png", "neighbours.png", "report.json")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the two commands."""
+    """Adds the commands."""
+    from .search_command import search
+
     app.command("segment")(segment)
     app.command("knn")(knn)
+    app.command("search")(search)
 
 
 @contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
+def one_sentence(name: str) -> Iterator[None]:
     """Exit status 2 with one sentence for bad input."""
     try:
         yield
@@ -154,7 +157,7 @@ def segment(
     labels: Annotated[Path | None, typer.Option(help="Also write the labels here, as a 16-bit PNG.")] = None,
 ) -> None:
     """Segments a photograph and draws it: the image, the mean colours (or classes), the borders."""
-    with _one_sentence("segment"):
+    with one_sentence("segment"):
         import numpy as np
         from PIL import Image
 
@@ -212,7 +215,7 @@ def knn(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of pictures to write.")] = Path("knn-output"),
 ) -> None:
     """Chooses k and L1 or L2 by cross-validation, reads the test images once, and draws both."""
-    with _one_sentence("knn"):
+    with one_sentence("knn"):
         from ..train.output import check_output
 
         candidates = [int(k) if k.strip().isdecimal() else 0 for k in ks.split(",")]
