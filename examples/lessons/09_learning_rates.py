@@ -9,7 +9,7 @@ from common import COLORS, Lesson, accuracy, convs, digits, figure, main, tidy
 import fastcv.nn
 from fastcv.train.data import Standardiser, augment
 
-T, STEPS, PEAK, SEEDS = 100, 1000, 0.1, (0, 1)
+T, STEPS, TRIED, PEAK, SEEDS = 100, 1000, 400, 0.1, (0, 1)
 RATES, LOST = (0.001, 0.01, 0.03, 0.3, 3.0), 20.0
 SCHEDULES = {
     "constant": lambda t: 1.0,
@@ -54,10 +54,10 @@ def lesson() -> Lesson:
     made, ((rates, shapes, result),) = figure(13, 4.6, ncols=3)
     ends = {}
     for rate, color in zip(RATES, COLORS, strict=False):
-        losses, _ = trained(SCHEDULES["constant"], rate, 400, 0)
-        ends[rate] = np.mean(losses[-50:]) if len(losses) == 400 else math.nan
-        if len(losses) == 400:
-            rates.plot(np.arange(20, 401), smooth(losses, 20), color=color, label=f"rate {rate:g}")
+        losses, _ = trained(SCHEDULES["constant"], rate, TRIED, 0)
+        ends[rate] = np.mean(losses[-50:]) if len(losses) == TRIED else math.nan
+        if len(losses) == TRIED:
+            rates.plot(np.arange(20, TRIED + 1), smooth(losses, 20), color=color, label=f"rate {rate:g}")
         else:
             rates.plot(range(1, len(losses) + 1), np.minimum(losses, LOST), color=color, marker=".", label=f"rate {rate:g}")
     tidy(rates, yscale="log", xlabel="step", ylabel="training loss, mean of 20 steps", title="the rate", ylim=(None, 2 * LOST))
@@ -75,7 +75,7 @@ def lesson() -> Lesson:
     none, step, cosine, linear, root, warm = ((final[name], errors[name]) for name in SCHEDULES)
     lost = "diverges at once" if math.isnan(ends[3.0]) else f"ends at {ends[3.0]:.2f}"
     text = f"""
-    Left: one network at five constant rates. After 400 steps the loss is {ends[0.001]:.2f} at 0.001, hardly begun; {ends[0.01]:.2f} at
+    Left: one network at five constant rates. After {TRIED} steps the loss is {ends[0.001]:.2f} at 0.001, hardly begun; {ends[0.01]:.2f} at
     0.01; {ends[0.03]:.2f} at 0.03; {ends[0.3]:.2f} at 0.3, thrown out to guessing (ln 10 = 2.30) and stuck there; 3 {lost}.
     Search rates on a logarithmic scale, and look at the curve of the loss, not only at its end.
     Middle: step decay, cosine a/2 (1 + cos(πt/T)), linear a(1 - t/T), inverse square root a/√t, and a linear warm-up.

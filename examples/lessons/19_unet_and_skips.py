@@ -9,7 +9,7 @@ from fastcv.models.unet import UNet
 from fastcv.train import composed
 from fastcv.train.data import Standardiser
 
-EPOCHS = 6
+EPOCHS, IMAGES = 6, 480
 
 
 def iou(logits: Tensor, masks: Tensor) -> float:
@@ -20,7 +20,7 @@ def iou(logits: Tensor, masks: Tensor) -> float:
 def lesson() -> Lesson:
     data = composed.load()
     masks = data.labels > 0
-    images, tests, truth = data.images[:480], data.images[data.test[:160]], masks[data.test[:160]]
+    images, tests, truth = data.images[:IMAGES], data.images[data.test[:160]], masks[data.test[:160]]
     prepare = Standardiser(images)
     curves, answers = {}, {}
     for name, skips in (("with skips", True), ("without skips", False)):

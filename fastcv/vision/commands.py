@@ -115,7 +115,7 @@ def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | 
     border = np.zeros((height, width), bool)
     border[1:] |= labels[1:] != labels[:-1]
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    thickness = round(max(height, width) / 600)  # a line of one pixel of a large image would not be seen in the picture
+    thickness = max(height, width) // 1000  # a line of one pixel of a large image would not be seen in the picture
     drawn = image.copy()
     drawn[binary_dilation(border, iterations=thickness) if thickness else border] = (255, 40, 40)
     painted, name = (mean_colors(image, labels), "mean colours") if names is None else (_palette(len(names))[labels], "classes")
@@ -130,7 +130,7 @@ def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | 
         counts = np.bincount(labels.ravel(), minlength=len(names))
         shown = [i for i in (-counts).argsort(kind="stable")[:12] if counts[i]]
         patches = [Patch(facecolor=_palette(len(names))[i] / 255, edgecolor="#888888") for i in shown]
-        texts = [f"{names[i][:20]} {100 * counts[i] / labels.size:.1f} %".replace("$", r"\$") for i in shown]
+        texts = [f"{names[i][:20]}: {max(100 * counts[i] / labels.size, 0.1):.1f} %".replace("$", r"\$") for i in shown]
         figure.legend(patches, texts, loc="outside lower center", ncols=6, frameon=False, fontsize=10)
     figure.suptitle(title.replace("$", r"\$"))
     buffer = io.BytesIO()

@@ -76,7 +76,8 @@ def search_architecture(
     described = _describe(data, epochs, seed)
     before = study.user_attrs.get("search")
     if before is not None and before != described:
-        raise ValueError(f"{folder} holds a search with {before}, not {described}; choose another folder")
+        other = ", ".join(f"{name} {before.get(name)} (not {value})" for name, value in described.items() if before.get(name) != value)
+        raise ValueError(f"{folder} holds a search with {other}; choose another folder")
     study.set_user_attr("search", described)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # an interrupted candidate does not count and is drawn anew

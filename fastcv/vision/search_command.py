@@ -44,13 +44,13 @@ def search(
         done = len(json.loads(listed.read_text())) if listed.exists() else 0
         console, title = Console(), f"{trials} candidates of {epochs} epochs on {images.name}" + (f", {done} done" if done else "")
         try:
-            with task(console, title, trials, min(done, trials)) as progress:
+            with task(console, title, trials * epochs, min(done, trials) * epochs) as progress:
 
                 def tell(row: dict[str, Any]) -> None:
                     progress.line(_sentence(row))
-                    progress.advance()
+                    progress.advance(epochs - row["epochs"])
 
-                best = search_architecture(images, output, trials, epochs, seed, on_trial=tell)
+                best = search_architecture(images, output, trials, epochs, seed, progress.advance, tell)
         except KeyboardInterrupt:
             typer.echo("fastcv search: interrupted; the same command goes on", err=True)
             raise typer.Exit(130) from None
