@@ -115,12 +115,12 @@ def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | 
     border = np.zeros((height, width), bool)
     border[1:] |= labels[1:] != labels[:-1]
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    thickness = max(height, width) // 1000  # a line of one pixel of a large image would not be seen in the picture
+    thickness = max(height, width) // 1500  # a line of one pixel of a large image would not be seen in the picture
     drawn = image.copy()
     drawn[binary_dilation(border, iterations=thickness) if thickness else border] = (255, 40, 40)
     painted, name = (mean_colors(image, labels), "mean colours") if names is None else (_palette(len(names))[labels], "classes")
     panel, ratio = 5.0, min(max(height / width, 0.2), 2.0)
-    figure = Figure(figsize=(3 * panel, panel * ratio + 0.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(3 * panel, panel * ratio + (0.6 if names is None else 1.2)), layout="constrained", dpi=110)
     for axes, picture, heading in zip(figure.subplots(1, 3), (image, painted, drawn), ("image", name, "borders"), strict=True):
         stretched = not 0.1 <= height / width <= 10  # a line of pixels would be too thin to see
         axes.imshow(picture, interpolation="nearest" if width < 400 else "antialiased", aspect="auto" if stretched else "equal")
