@@ -92,10 +92,12 @@ def main() -> None:
         parser.error(f"--threads must be at least 1, got {arguments.threads}")
     import torch
 
+    import fastcv
+
     torch.set_num_threads(arguments.threads)
     try:
         build(arguments.output, chosen)
-    except OSError as error:
+    except (OSError, fastcv.NotBuiltError) as error:
         print(f"lessons: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
