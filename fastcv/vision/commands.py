@@ -241,6 +241,8 @@ def _knn(data: str, ks: list[int], folds: int, limit: int, seed: int, output: Pa
     from .knn_classifier import KNNImageClassifier
 
     images = data_room.load_digits() if data == "digits" else data_room.load(data)
+    if images.task != "classification":
+        raise ValueError(f"--data {data} is for {images.task}, nearest neighbours need one label per image")
     parts = data_room.split(images, seed)
     train = parts.development
     if len(train) > limit:
