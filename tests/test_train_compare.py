@@ -13,7 +13,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
-from test_train import _run, _same, _train, _words, digits  # noqa: E402, F401
+from test_train import _run, _same, _train, _words, digits  # noqa: F401
 
 SHORT = _words("--model train_models:net --batch-size 28 --epochs 2 --lr 0.02")
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 
 import fastcv
@@ -22,7 +21,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
-from test_train import TESTS, _run, _same, _train, _words, digits  # noqa: E402, F401
+from test_train import TESTS, _run, _same, _train, _words, digits  # noqa: F401
 
 # resnet8: 10 layers with filters or a matrix, each a unit, and the norms. 140 images to train; nothing random but their order.
 RUN = _words(
