@@ -89,29 +89,29 @@ def training(network: nn.Module, x: Tensor, library: Any) -> Callable[[], Tensor
     return call
 
 
-def build(name: str, layers: Any) -> nn.Module:
+def build(name: str, layers: Any, size: tuple[int, ...]) -> nn.Module:
     """The model, the same parameters each time, none of them all zero: such a head would hide what stands before it."""
     torch.manual_seed(0)
-    network = models.get_model(name, layers=layers)
+    network = models.get_model(name, layers=layers, **models.model_info(name).config_for(*size))
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.constant_(parameter, 0.01)
     return network
 
 
-def maker(contender: str, name: str, train: bool) -> Callable[[], nn.Module]:
+def maker(contender: str, name: str, train: bool, size: tuple[int, ...]) -> Callable[[], nn.Module]:
     mode = "training" if train else "inference"
     return {
-        "torch": lambda: build(name, nn),
-        "compile": lambda: torch.compile(build(name, nn).train(train)),
-        "fastcv.nn": lambda: build(name, fastcv.nn),
-        "optimize": lambda: fastcv.optimize(build(name, nn).train(train), mode=mode, inplace=True),
+        "torch": lambda: build(name, nn, size),
+        "compile": lambda: torch.compile(build(name, nn, size).train(train)),
+        "fastcv.nn": lambda: build(name, fastcv.nn, size),
+        "optimize": lambda: fastcv.optimize(build(name, nn, size).train(train), mode=mode, inplace=True),
     }[contender]
 
 
 def calling(contender: str, name: str, train: bool, images: Tensor, layout: torch.memory_format) -> Callable[[], Tensor]:
     """A new network of this contender and what one call of it does."""
-    network, x = maker(contender, name, train)().to(memory_format=layout), images.to(memory_format=layout)
+    network, x = maker(contender, name, train, tuple(images.shape[1:]))().to(memory_format=layout), images.to(memory_format=layout)
     return training(network, x, fastcv.nn if contender in OURS else nn) if train else inference(network, x)
 
 
@@ -132,7 +132,7 @@ def trial(contender: str, name: str, train: bool, images: Tensor, layout: torch.
 
 def needed(name: str, batch: int, train: bool, size: tuple[int, ...], contenders: int) -> float:
     """About how many bytes the race takes: parameters, gradients and momenta of all, and the maps of one with their gradients."""
-    page = summarise(build(name, nn), (1, *size))
+    page = summarise(build(name, nn, size), (1, *size))
     return contenders * 4 * page.parameters * (3 if train else 1) + (2.5 if train else 0.5) * batch * page.memory
 
 

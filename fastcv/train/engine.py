@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch.utils.data import DistributedSampler
 
 import fastcv
 
-from . import checkpoint, sharding
+from . import checkpoint
 from .augmentation import Augmentation, mixed
 from .data import Images, Standardiser, split
 from .evaluation import Scores, autocast, counted_of, cross_entropy, evaluate, ignored_of, inputs_of, loader_of
@@ -100,7 +100,7 @@ class Engine:
             raise OptionError(f"{len(self.parts.train)} training images are too few for {world.size} processes")
         self.steps = own // self.batch_size
         self.updates_per_epoch = math.ceil(self.steps / options.grad_accum_steps)
-        self.sharded = options.parallel == "fsdp" and world.size > 1
+        self.sharding = _sharding() if options.parallel == "fsdp" and world.size > 1 else None
         self.ema = self._average() if options.model_ema else None
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -113,21 +113,23 @@ class Engine:
         self.optimizer = optimizer_of(self.network, options)
         self.schedule = schedule_of(self.optimizer, options, self.updates_per_epoch)
         if state is not None:
-            self.optimizer.load_state_dict(sharding.spread(state["optimizer"], self.optimizer) if self.sharded else state["optimizer"])
+            whole = state["optimizer"]
+            self.optimizer.load_state_dict(whole if self.sharding is None else self.sharding.spread(whole, self.optimizer))
             self.schedule.load_state_dict(state["lr_scheduler"])
 
     def _average(self) -> AveragedModel:
         decay = self.options.model_ema_decay
-        if self.sharded:
-            return AveragedModel(self.network, avg_fn=lambda average, p, _: sharding.averaged(average, p, decay), use_buffers=True)
+        if self.sharding is not None:
+            averaged = self.sharding.averaged
+            return AveragedModel(self.network, avg_fn=lambda average, p, _: averaged(average, p, decay), use_buffers=True)
         return AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def _distributed(self) -> nn.Module:
         """The network that trains, whose parameters are this process's or shared with the others as --parallel says."""
-        if self.sharded:
+        if self.sharding is not None:
             if self.ema is not None:
-                sharding.shard(self.ema.module)
-            return sharding.shard(self.network)
+                self.sharding.shard(self.ema.module)
+            return self.sharding.shard(self.network)
         if self.world.size > 1:
             return DistributedDataParallel(self.network, device_ids=[self.device.index] if self.device.type == "cuda" else None)
         return self.network
@@ -162,12 +164,13 @@ class Engine:
         }
         if self.ema is not None:
             found |= {"model_ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
-        return sharding.whole(found) if self.sharded else found
+        return found if self.sharding is None else self.sharding.whole(found)
 
     def _share_buffers(self) -> None:
-        if self.sharded:
+        """Every process takes the first one's running statistics, where DistributedDataParallel does not see to it."""
+        if self.sharding is not None:
             for network in (self.network, *([self.ema.module] if self.ema is not None else [])):
-                sharding.share_buffers(network)
+                self.sharding.share_buffers(network)
 
     def facts(self) -> dict[str, Any]:
         """What is known of the data and must be known to use the network."""
@@ -301,7 +304,8 @@ class Engine:
         inputs, targets = mixed(inputs_of(images, self.prepare, options, self.device), labels, len(self.data.classes), options)
         self.trained.train()
         waiting = self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) and not ends else contextlib.nullcontext()
-        sharding.accumulate(self.trained, ends)
+        if self.sharding is not None:
+            self.trained.set_requires_gradient_sync(ends)
         with waiting:
             with autocast(options, self.device):
                 logits, auxiliary = outputs_of(self.trained, inputs)
@@ -390,6 +394,13 @@ class Engine:
             f"epoch {row['epoch']:>3}/{self.options.epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  val {quality}"
             f"  lr {row['lr']:.4g}  {row['images_per_second']:.0f} img/s  eta {self._eta(0)}"
         )
+
+
+def _sharding() -> ModuleType:
+    """Imported where it is used: it takes long, and a torch that was built without distributed lacks what it needs."""
+    from . import sharding
+
+    return sharding
 
 
 def _nothing() -> dict[str, float]:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ["accumulate", "averaged", "shard", "share_buffers", "spread", "whole"]
+__all__ = ["averaged", "shard", "share_buffers", "spread", "whole"]
 
 
 def shard(network: nn.Module) -> nn.Module:
@@ -27,12 +27,6 @@ def shard(network: nn.Module) -> nn.Module:
         if module is not network and module not in within and any(p.dim() > 1 for p in module.parameters(recurse=False)):
             fully_shard(module, reshard_after_forward=True)
     return fully_shard(network, reshard_after_forward=True)
-
-
-def accumulate(network: nn.Module, ends: bool) -> None:
-    """Whether the next backward pass reduces the gradients over the processes: only that which ends an update does."""
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(ends)
 
 
 def averaged(average: Tensor, parameter: Tensor, decay: float) -> Tensor:
