@@ -26,9 +26,9 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
-from test_train import TESTS, _run, _same, _train, _words, digits  # noqa: E402, F401
+from test_train import TESTS, _run, _same, _train, _words, digits  # noqa: F401
 
-from fastcv.train import sharding  # noqa: E402
+from fastcv.train import sharding
 
 # resnet8: 10 layers with filters or a matrix, each a unit, and the norms. 140 images to train; nothing random but their order.
 RUN = _words(
@@ -98,7 +98,8 @@ def _program(folder: Path, arguments: list[str]) -> None:
     Engine._update = stopped
     assert run(2, "stopped") == 128 + signal.SIGTERM
     Engine._update = update
-    assert checkpoint.load(folder / "stopped" / "last.pt")["epoch"] == 0
+    if os.environ["RANK"] == "0":  # who has written it
+        assert checkpoint.load(folder / "stopped" / "last.pt")["epoch"] == 0
     assert run(3, "stopped") == 0
 
 
@@ -109,7 +110,7 @@ def test_fsdp_trains_as_one_process_and_goes_on_with_the_same_bits(digits: Path,
     paths = os.pathsep.join([str(Path(fastcv.__file__).parents[1]), str(TESTS)])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     result = subprocess.run([*command, "--sync-bn"], capture_output=True, text=True, env=environment, timeout=600)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-9000:]
+    assert result.returncode == 0, (result.stdout + result.stderr)[-20000:]
     sharded = checkpoint.load(tmp_path / "alone" / "last.pt")
     _same(checkpoint.load(tmp_path / "stopped" / "last.pt"), sharded)
     assert sharded["world_size"] == 2 and not any(hasattr(value, "full_tensor") for value in sharded["model"].values())
