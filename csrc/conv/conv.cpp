@@ -37,7 +37,7 @@ double cost(const ConvParams& p, Algorithm algorithm) {
   }
   const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
   // A point of a tile costs its product, its share of the input's transform and its share of the output's.
-  return points * (tiles * (1.15 + 25 / k + 20 / c) + 10 / 4.0);
+  return points * (tiles * (1.15 + 8 / k + 6 / c) + 10 / 4.0);
 }
 
 // Whether the error stays within twice torch's on normal data. Rounding errors of F(4x4) come out about 7 times
@@ -110,12 +110,12 @@ const char* why_not_im2col_nchw(const ConvParams& p) {
   return nullptr;
 }
 // It spares the packing of weights, which few pixels do not earn back but must fill its vectors, and gathers each panel
-// of pixels once for all outputs of a group, which must be many.
+// of pixels once for all outputs of a group, which must be many; where one pixel makes an output, nothing is gathered.
 const char* slower_im2col_nchw(const ConvParams& p) {
-  const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
-  if (pixels < 32 || pixels > 256) return "is for maps of 32 to 256 pixels";
-  if (p.k < 64 * p.groups || p.c * p.kernel[0] * p.kernel[1] * p.kernel[2] < 64 * p.groups)
-    return "is for layers with many channels";
+  const int64_t pixels = p.out[0] * p.out[1] * p.out[2], taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+  const bool pointwise = taps == 1 && pixels == p.in[0] * p.in[1] * p.in[2] && p.pad[0] + p.pad[1] + p.pad[2] == 0;
+  if (pixels < 32 || (pixels > 256 && !pointwise)) return "is for maps of 32 to 256 pixels, or 1x1 kernels";
+  if (!pointwise && (p.k < 64 * p.groups || p.c * taps < 64 * p.groups)) return "is for layers with many channels";
   return p.transposed ? "rearranges the weights of a gradient slowly" : nullptr;
 }
 constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;

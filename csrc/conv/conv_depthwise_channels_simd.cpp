@@ -111,8 +111,7 @@ class DepthwiseChannels {
     }
     vectors = ceil_div(p.c, kLanes);
     in_place = p.channels_last && std::is_same_v<S, Acc>;
-    sums_are_final = p.residual == nullptr && p.activation == Activation::none;
-    direct = in_place && sums_are_final;
+    direct = in_place && p.residual == nullptr && p.activation == Activation::none;
     plain = tile_for<Acc, false>(p.kernel[2], step[1]);
     careful = tile_for<Acc, true>(p.kernel[2], step[1]);
     cut(threads);
@@ -322,12 +321,7 @@ class DepthwiseChannels {
           for (int i = 0; i < kLanes; ++i) square[i] = i < n ? load(sum + i * kLanes) : Vec<Acc>(Acc(0));
         }
         transpose_square(square);
-        if (sums_are_final && n == kLanes && lanes == kLanes) {
-#pragma GCC unroll 16
-          for (int i = 0; i < kLanes; ++i) store(static_cast<S*>(p.y) + at + i * plane + q, square[i]);
-          continue;
-        }
-        for (int i = 0; i < lanes; ++i) store_final<S>(p, at + i * plane + q, square[i], n);
+        store_final_square<S>(p, at + q, plane, square, lanes, n);
       }
     }
   }
@@ -335,7 +329,7 @@ class DepthwiseChannels {
   const ConvParams& p;
   int64_t before[2], step[2];  // height, width: padding before the first input, inputs per output
   int64_t vectors, group, groups, rows, cols, row_chunks, col_chunks;
-  bool in_place, sums_are_final, direct;
+  bool in_place, direct;
   TileFunction<Acc> plain, careful;
   size_t bias_at, zeros_at, shared_bytes, sums_at, slot_bytes, slots;
 };
