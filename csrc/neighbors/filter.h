@@ -18,7 +18,6 @@ constexpr float kTiny = 1e-30f;     // more than flushing to zero can lose in a 
 constexpr float kLost = 0x1p-126f;  // what it can lose in one square
 constexpr float kHuge = 1e37f;      // squares up to here leave room for products and sums
 constexpr int kCenterSamples = 64;
-constexpr int64_t kMaxFilterDepth = 1 << 16;
 
 using VecF = Vec<float>;
 inline constexpr int kW = VecF::width;
@@ -65,7 +64,9 @@ struct Bf16Product {
 
   explicit Bf16Product(double) {}
   Vec<T> step(Vec<T> sum, Vec<T> a, Vec<T> b) const {
-    return Vec<T>((Vec<T>::Raw)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)a.v, (__m512bh)b.v));
+    // _mm512_dpbf16_ps on the bits of int32 makes GCC copy every accumulator.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+    return sum;
   }
   static Vec<T> join(Vec<T> sum, Vec<T> more) { return bitcast<T>(bitcast<float>(sum) + bitcast<float>(more)); }
 

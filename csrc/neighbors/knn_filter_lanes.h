@@ -1,9 +1,9 @@
-// nearest on a product of filter.h: queries lie across the lanes, blocks of references are broadcast. For ISA files
-// only; they say which product, and which tiles take the chunks that have too many candidates.
+// The filter of knn_filter.h on a product of filter.h: queries lie across the lanes, blocks of references are
+// broadcast. For ISA files only; they say which product, and which tiles take the chunks that have too many candidates.
 #pragma once
 #include "common/dispatch.h"
 #include "neighbors/filter.h"
-#include "neighbors/nearest.h"
+#include "neighbors/knn_filter.h"
 #include "neighbors/root.h"
 #include "neighbors/topk.h"
 
@@ -16,33 +16,34 @@ struct Pair {
 };
 
 template <class P>
-struct NearestPlan {
+struct FilterPlan {
   using T = typename P::T;
   int panels;
-  int64_t units, chunks, lanes, capacity, most;
+  int64_t units, chunks, lanes, capacity, most, lists;
   int64_t packed_bytes, rows_bytes, sums_bytes, state_bytes, pairs_bytes, best_bytes, center_bytes, rest_bytes;
 
-  NearestPlan(const KnnParams& p, int threads, size_t (*tiles)(const KnnParams&, int)) {
+  FilterPlan(const KnnParams& p, int threads, size_t (*tiles)(const KnnParams&, int)) {
     constexpr int64_t kCache = 384 << 10;  // for packed queries and the rows that they came from
     units = (p.depth + P::kUnitSize - 1) / P::kUnitSize;
     const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
     const int64_t panel_bytes = kLanes<T> * (units * static_cast<int64_t>(sizeof(T)) + p.depth * size + 1);
     const int64_t all = (p.m + kLanes<T> - 1) / kLanes<T>, fair = (all * p.batch + threads - 1) / threads;
     int64_t take = kCache / panel_bytes;
-    take = take < 4 ? 4 : take > 64 ? 64 : take;
+    take = take < 8 ? 8 : take > 64 ? 64 : take;
     if (take > fair) take = fair;
     panels = static_cast<int>(take < 1 ? 1 : take);
     chunks = (all + panels - 1) / panels;
     lanes = int64_t{panels} * kLanes<T>;
-    capacity = 8 * lanes + kLanes<T>;
-    most = lanes * (64 + p.n / 8);
+    capacity = (8 + 2 * p.k) * lanes + kLanes<T>;
+    most = lanes * (64 + 8 * p.k + p.n / 8);
+    lists = p.k <= 2 ? 0 : p.k;
     const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     packed_bytes = round(lanes * units * sizeof(T));
     rows_bytes = round(kRowBlock * kRowStride<T> * sizeof(T));
     sums_bytes = round(lanes * kRowBlock * sizeof(float));
-    state_bytes = round(lanes * 5 * sizeof(float));
+    state_bytes = round(lanes * (5 + lists) * sizeof(float));
     pairs_bytes = round(capacity * sizeof(Pair));
-    best_bytes = round(lanes * 2 * sizeof(Neighbor));
+    best_bytes = round(lanes * p.k * sizeof(Neighbor));
     center_bytes = round(p.depth * (size == 8 ? 8 : 4));
     KnnParams chunk = p;
     chunk.batch = 1;
@@ -55,23 +56,25 @@ struct NearestPlan {
 };
 
 template <class P, class S>
-struct NearestChunk {
+struct FilterChunk {
   using T = typename P::T;
   using A = acc_t<S>;
   const KnnParams& p;
-  const NearestPlan<P>& plan;
+  const FilterPlan<P>& plan;
   const Bounds bounds;
   const S *x, *y;
   int64_t count, row;  // queries of this chunk, and where their results go
   T *packed, *rows;
-  float *sums, *a, *b, *square, *first, *second;  // first, second: of upper bounds, without |q|^2
+  float *sums, *a, *b, *square;
+  float *first, *last;  // the least and the k-th of a lane's upper bounds, without |q|^2
+  float* lists;         // [lane][k]: for k > 2 all of them, ascending
   Pair* pairs;
-  Neighbor* best;  // [lane][2]
+  Neighbor* best;  // [lane][k], ascending
   A* center;
   void* rest;
   int64_t waiting = 0, seen = 0;
 
-  NearestChunk(const KnnParams& params, const NearestPlan<P>& plan_, char* memory, int64_t item, int64_t q0)
+  FilterChunk(const KnnParams& params, const FilterPlan<P>& plan_, char* memory, int64_t item, int64_t q0)
       : p(params),
         plan(plan_),
         bounds(Bounds::of<P>(params.depth, sizeof(A) == 8 ? 0x1p-53f : kUnit)),
@@ -87,7 +90,8 @@ struct NearestChunk {
     b = a + plan.lanes;
     square = b + plan.lanes;
     first = square + plan.lanes;
-    second = first + plan.lanes;
+    last = p.k == 1 ? first : first + plan.lanes;
+    lists = first + 2 * plan.lanes;
     pairs = reinterpret_cast<Pair*>(take(plan.pairs_bytes));
     best = reinterpret_cast<Neighbor*>(take(plan.best_bytes));
     center = reinterpret_cast<A*>(take(plan.center_bytes));
@@ -116,28 +120,32 @@ struct NearestChunk {
         }
       }
       query_bounds(bounds, norms, a + lane, b + lane, square + lane);
-      for (int i = 0; i < kW; ++i) first[lane + i] = second[lane + i] = __builtin_inff();
+      for (int i = 0; i < kW; ++i) first[lane + i] = last[lane + i] = __builtin_inff();
     }
-    for (int64_t q = 0; q < count; ++q) best[2 * q] = best[2 * q + 1] = {INT64_MAX, INT64_MAX};
+    for (int64_t i = 0; i < plan.lanes * plan.lists; ++i) lists[i] = __builtin_inff();
+    for (int64_t i = 0; i < count * p.k; ++i) best[i] = {INT64_MAX, INT64_MAX};
   }
 
-  // Of |q - r|^2 - |q|^2 for a pair to matter, from the k-th upper bound.
-  FASTCV_INLINE VecF limit(VecF upper, VecF square, VecF direct) {
-    const VecF sum = upper + square;
-    return fma(max(sum, VecF(0.0f)), direct, upper) + (abs(upper) + square) * VecF(8 * kUnit) + VecF(kTiny);
+  // What |q - r|^2 - |q|^2 may be at most for a pair to matter, from the k-th upper bound.
+  VecF limits(int64_t lane) const {
+    const VecF upper = load(last + lane), whole = upper + load(square + lane);
+    return fma(max(whole, VecF(0.0f)), VecF(2.2f * bounds.direct), upper) +
+           (abs(upper) + load(square + lane)) * VecF(8 * kUnit) + VecF(kTiny);
   }
+  // How far the sum of a lane with any of a block of references may be off.
+  VecF width(int64_t lane, const RowBound& block) const {
+    return fma(load(a + lane), VecF(block.norm),
+               fma(load(b + lane), VecF(block.error), VecF(block.rho * bounds.rows + kTiny)));
+  }
+  uint32_t used(int64_t lane0) const { return lane0 + kLanes<T> <= count ? ~0u : (1u << (count - lane0)) - 1; }
 
-  // The sums of one panel with a block of references whose bounds are given.
+  // k = 1 and 2: the dot products of one panel with a block of references; `block` bounds all of these.
   template <bool two>
-  void select(float* s, int64_t lane0, int64_t row0, int nr, const float* rho, float norm, float error, float largest) {
+  void select(float* s, int64_t lane0, int64_t row0, int nr, const float* rho, const RowBound& block) {
     constexpr int n = kPanelVectors;
-    const VecF infinite(__builtin_inff()), direct(2.2f * bounds.direct);
-    VecF width[n], least[n], next[n];
-    for (int v = 0; v < n; ++v) {
-      width[v] = fma(load(a + lane0 + v * kW), VecF(norm),
-                     fma(load(b + lane0 + v * kW), VecF(error), VecF(largest * bounds.rows + kTiny)));
-      least[v] = next[v] = infinite;
-    }
+    const VecF infinite(__builtin_inff());
+    VecF least[n], next[n], most[n], widths[n];
+    for (int v = 0; v < n; ++v) least[v] = next[v] = infinite;
     for (int r = 0; r < nr; ++r) {
       const VecF of_row(rho[r]);
 #pragma GCC unroll 2
@@ -145,87 +153,120 @@ struct NearestChunk {
         float* at = s + r * kLanes<T> + v * kW;
         const VecF sum = fma(VecF(-2.0f), load(at), of_row);
         store(at, sum);
-        if constexpr (two) {
-          const VecF number = min(sum, infinite);
-          next[v] = min(max(number, least[v]), next[v]);
-          least[v] = min(number, least[v]);
-        } else {
-          least[v] = min(sum, least[v]);
-        }
+        const VecF number = two ? min(sum, infinite) : sum;  // where NaN
+        if constexpr (two) next[v] = min(max(number, least[v]), next[v]);
+        least[v] = min(number, least[v]);
       }
     }
-    VecF most[n];
     for (int v = 0; v < n; ++v) {
-      const VecF upper = load(first + lane0 + v * kW), mine = least[v] + width[v];
-      VecF last = min(mine, upper);
-      store(first + lane0 + v * kW, last);
-      if constexpr (two) {
-        last = min(max(mine, upper), min(next[v] + width[v], load(second + lane0 + v * kW)));
-        store(second + lane0 + v * kW, last);
-      }
-      most[v] = limit(last, load(square + lane0 + v * kW), direct) + width[v];
+      const int64_t lane = lane0 + v * kW;
+      widths[v] = width(lane, block);
+      const VecF upper = load(first + lane), mine = min(least[v] + widths[v], infinite);
+      if constexpr (two) store(last + lane, min(max(mine, upper), min(next[v] + widths[v], load(last + lane))));
+      store(first + lane, min(mine, upper));
+      most[v] = limits(lane) + widths[v];
     }
-    const uint32_t used = lane0 + kLanes<T> <= count ? ~0u : (1u << (count - lane0)) - 1;
+    const uint32_t lanes = used(lane0);
     for (int r = 0; r < nr; ++r) {
       const float* from = s + r * kLanes<T>;
       uint32_t bits = 0;
 #pragma GCC unroll 2
       for (int v = 0; v < n; ++v) bits |= not_greater_bits(load(from + v * kW), most[v]) << (v * kW);
-      if ((bits &= used) == 0) [[likely]]
+      if ((bits &= lanes) == 0) [[likely]]
         continue;
-      float widths[kLanes<T>];
-      for (int v = 0; v < n; ++v) store(widths + v * kW, width[v]);
+      float each[kLanes<T>];
+      for (int v = 0; v < n; ++v) store(each + v * kW, widths[v]);
       for (; bits != 0; bits &= bits - 1) {
         const int lane = __builtin_ctz(bits);
-        pairs[waiting++] = {static_cast<int32_t>(lane0 + lane), static_cast<int32_t>(row0 + r),
-                            from[lane] - widths[lane]};
+        add_pair(lane0 + lane, row0 + r, from[lane] - each[lane]);
       }
-      if (waiting > 8 * plan.lanes) flush();
     }
   }
 
-  // Sums the pairs that still matter directly, and keeps the best.
-  void flush() {
+  // k > 2: the limit falls while the references pass.
+  void select_many(const float* s, int64_t lane0, int64_t row0, int nr, const float* rho, const RowBound& block) {
+    constexpr int n = kPanelVectors;
+    VecF most[n];
+    float each[kLanes<T>];
+    for (int v = 0; v < n; ++v) {
+      const VecF mine = width(lane0 + v * kW, block);
+      store(each + v * kW, mine);
+      most[v] = limits(lane0 + v * kW) + mine;
+    }
+    const uint32_t lanes = used(lane0);
+    for (int r = 0; r < nr; ++r) {
+      VecF sum[n];
+      uint32_t bits = 0;
+#pragma GCC unroll 2
+      for (int v = 0; v < n; ++v) {
+        sum[v] = fma(VecF(-2.0f), load(s + r * kLanes<T> + v * kW), VecF(rho[r]));
+        bits |= not_greater_bits(sum[v], most[v]) << (v * kW);
+      }
+      if ((bits &= lanes) == 0) [[likely]]
+        continue;
+      float sums_here[kLanes<T>];
+      for (int v = 0; v < n; ++v) store(sums_here + v * kW, sum[v]);
+      for (; bits != 0; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        add_pair(lane0 + lane, row0 + r, sums_here[lane] - each[lane]);
+        const float upper = sums_here[lane] + each[lane];
+        float* mine = lists + (lane0 + lane) * p.k;
+        if (!(upper < mine[p.k - 1])) continue;
+        int64_t i = p.k - 1;
+        for (; i > 0 && mine[i - 1] > upper; --i) mine[i] = mine[i - 1];
+        mine[i] = upper;
+        last[lane0 + lane] = mine[p.k - 1];
+      }
+      for (int v = 0; v < n; ++v) most[v] = limits(lane0 + v * kW) + load(each + v * kW);
+    }
+  }
+
+  void add_pair(int64_t lane, int64_t reference, float low) {
+    if (waiting == plan.capacity) {
+      drop_pairs();
+      if (waiting > plan.capacity / 2) sum_pairs();
+    }
+    pairs[waiting++] = {static_cast<int32_t>(lane), static_cast<int32_t>(reference), low};
+  }
+
+  // Forgets the pairs that no longer matter.
+  void drop_pairs() {
+    float most[kW];
+    int64_t kept = 0, known = -1;  // pairs come panel by panel: neighbours share a vector of lanes
+    for (int64_t i = 0; i < waiting; ++i) {
+      const int64_t lane = pairs[i].lane / kW * kW;
+      if (lane != known) store(most, limits(known = lane));
+      if (!(pairs[i].low > most[pairs[i].lane - lane])) pairs[kept++] = pairs[i];
+    }
+    waiting = kept;
+  }
+
+  // Sums the pairs directly and keeps the best.
+  void sum_pairs() {
     constexpr int w = Vec<A>::width;
     seen += waiting;
-    const float* upper = p.k == 1 ? first : second;
-    const S *queries[w], *references[w];
-    const Pair* taken[w];
-    int n = 0;
-    const auto sum_up = [&] {
-      for (int i = n; i < w; ++i) {
-        queries[i] = queries[0];
-        references[i] = references[0];
+    for (int64_t base = 0; base < waiting; base += w) {
+      const int n = static_cast<int>(waiting - base < w ? waiting - base : w);
+      const S *queries[w], *references[w];
+      for (int i = 0; i < w; ++i) {
+        const Pair& pair = pairs[base + (i < n ? i : 0)];
+        queries[i] = x + pair.lane * p.depth;
+        references[i] = y + pair.reference * p.depth;
       }
       A found[w];
       store(found, direct_sums(queries, references, p.depth));
       for (int i = 0; i < n; ++i) {
-        const Neighbor mine{sum_key(found[i]), taken[i]->reference};
-        Neighbor* to = best + 2 * taken[i]->lane;
+        const Neighbor mine{sum_key(found[i]), pairs[base + i].reference};
+        Neighbor* to = best + pairs[base + i].lane * p.k;
         const auto before = [](const Neighbor& l, const Neighbor& r) {
           return l.key != r.key ? l.key < r.key : l.index < r.index;
         };
-        if (before(mine, to[0])) {
-          to[1] = to[0];
-          to[0] = mine;
-        } else if (before(mine, to[1])) {
-          to[1] = mine;
-        }
+        int64_t at = p.k;
+        for (; at > 0 && before(mine, to[at - 1]); --at)
+          if (at < p.k) to[at] = to[at - 1];
+        if (at < p.k) to[at] = mine;
       }
-      n = 0;
-    };
-    for (int64_t base = 0; base < waiting; ++base) {
-      const Pair& pair = pairs[base];
-      const float bound = upper[pair.lane], whole = bound + square[pair.lane];
-      const float most = bound + 2.2f * bounds.direct * (whole > 0 ? whole : 0) +
-                         (__builtin_fabsf(bound) + square[pair.lane]) * (8 * kUnit) + kTiny;
-      if (pair.low > most) continue;
-      taken[n] = &pair;
-      queries[n] = x + pair.lane * p.depth;
-      references[n] = y + pair.reference * p.depth;
-      if (++n == w) sum_up();
     }
-    if (n > 0) sum_up();
     waiting = 0;
   }
 
@@ -242,7 +283,7 @@ struct NearestChunk {
       if (seen + waiting > plan.most) return false;
       const int nr = static_cast<int>(p.n - row0 < kRowBlock ? p.n - row0 : kRowBlock);
       for (int r = 0; r < nr; ++r) norms[r] = Norms();
-      float norm = 0, error = 0, largest = 0;
+      RowBound all{0, 0, 0};
       for (int64_t unit = 0; unit < plan.units; unit += kDepthBlock) {
         const bool last = unit + kDepthBlock >= plan.units;
         const int units = static_cast<int>(last ? plan.units - unit : kDepthBlock);
@@ -254,9 +295,9 @@ struct NearestChunk {
           if (!last) continue;
           const RowBound bound = row_bound(bounds, norms[r]);
           rho[r] = bound.rho;
-          norm = norm < bound.norm ? bound.norm : norm;
-          error = error < bound.error ? bound.error : error;
-          largest = largest < bound.rho ? bound.rho : largest;
+          all.rho = all.rho < bound.rho ? bound.rho : all.rho;
+          all.norm = all.norm < bound.norm ? bound.norm : all.norm;
+          all.error = all.error < bound.error ? bound.error : all.error;
         }
         for (int r = nr; r % kRowTile != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
         for (int panel = 0; panel < panels; ++panel) {
@@ -264,12 +305,15 @@ struct NearestChunk {
           block<P>(kernel, packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, to, unit == 0);
           if (!last) continue;
           float* s = sums + panel * kRowBlock * kLanes<T>;
-          if (p.k == 1) select<false>(s, panel * kLanes<T>, row0, nr, rho, norm, error, largest);
-          else select<true>(s, panel * kLanes<T>, row0, nr, rho, norm, error, largest);
+          const int64_t lane0 = panel * kLanes<T>;
+          if (p.k == 1) select<false>(s, lane0, row0, nr, rho, all);
+          else if (p.k == 2) select<true>(s, lane0, row0, nr, rho, all);
+          else select_many(s, lane0, row0, nr, rho, all);
         }
       }
     }
-    flush();
+    drop_pairs();
+    sum_pairs();
     return true;
   }
 
@@ -280,8 +324,8 @@ struct NearestChunk {
       int64_t* indices = p.indices + (row + q) * p.k_out;
       for (int64_t i = 0; i < p.k_out; ++i) {
         const bool real = i < p.k;
-        store_result(distances + i, real ? root(key_sum<A>(best[2 * q + i].key)) : static_cast<A>(__builtin_inf()));
-        indices[i] = real ? best[2 * q + i].index : -1;
+        store_result(distances + i, real ? root(key_sum<A>(best[q * p.k + i].key)) : static_cast<A>(__builtin_inf()));
+        indices[i] = real ? best[q * p.k + i].index : -1;
       }
     }
   }
@@ -300,15 +344,15 @@ struct NearestChunk {
 };
 
 template <class P>
-void run_nearest(const KnnParams& p, const Exec& exec, void (*tiles)(const KnnParams&, const Exec&),
-                 size_t (*tiles_workspace)(const KnnParams&, int)) {
-  const NearestPlan<P> plan(p, exec.threads, tiles_workspace);
+void run_filter(const KnnParams& p, const Exec& exec, void (*tiles)(const KnnParams&, const Exec&),
+                size_t (*tiles_workspace)(const KnnParams&, int)) {
+  const FilterPlan<P> plan(p, exec.threads, tiles_workspace);
   dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
     parallel_slots(exec, p.batch * plan.chunks, 1, [&](int slot, int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        NearestChunk<P, S>(p, plan, static_cast<char*>(exec.workspace) + slot * plan.slot_bytes(), task / plan.chunks,
-                           task % plan.chunks * plan.lanes)
+        FilterChunk<P, S>(p, plan, static_cast<char*>(exec.workspace) + slot * plan.slot_bytes(), task / plan.chunks,
+                          task % plan.chunks * plan.lanes)
             .run(tiles);
     });
   });
