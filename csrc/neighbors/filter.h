@@ -120,14 +120,22 @@ void read_centred(const S* row, const acc_t<S>* center, int64_t depth, int64_t b
   for (; i < count; ++i) to[i] = 0;
 }
 
-// The mean of a few rows of y.
+// The mean of a few rows of y, roughly: any point serves.
 template <class S>
 void find_center(const S* y, int64_t n, int64_t depth, acc_t<S>* center) {
+  using A = acc_t<S>;
+  constexpr int w = Vec<A>::width;
   const int samples = static_cast<int>(n < kCenterSamples ? n : kCenterSamples);
-  for (int64_t d = 0; d < depth; ++d) center[d] = 0;
-  for (int i = 0; i < samples; ++i) {
-    const S* row = y + n * i / samples * depth;
-    for (int64_t d = 0; d < depth; ++d) center[d] += load_one(row + d) / static_cast<acc_t<S>>(samples);
+  const A share = static_cast<A>(1.0 / samples);
+  for (int64_t d = 0; d < depth; d += w) {
+    const int count = static_cast<int>(depth - d < w ? depth - d : w);
+    Vec<A> sum(A(0));
+    for (int i = 0; i < samples; ++i) {
+      const S* from = y + n * i / samples * depth + d;
+      sum = fma(count == w ? load(from) : load_n(from, count), Vec<A>(share), sum);
+    }
+    if (count == w) store(center + d, sum);
+    else store_n(center + d, sum, count);
   }
 }
 

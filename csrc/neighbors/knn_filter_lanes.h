@@ -18,18 +18,21 @@ struct Pair {
 template <class P>
 struct FilterPlan {
   using T = typename P::T;
-  int panels;
+  int threads, panels;
   int64_t units, chunks, lanes, capacity, most, lists;
   int64_t packed_bytes, rows_bytes, sums_bytes, state_bytes, pairs_bytes, best_bytes, center_bytes, rest_bytes;
 
-  FilterPlan(const KnnParams& p, int threads, size_t (*tiles)(const KnnParams&, int)) {
+  FilterPlan(const KnnParams& p, int allowed, size_t (*tiles)(const KnnParams&, int)) {
     constexpr int64_t kCache = 384 << 10;  // for packed queries and the rows that they came from
+    constexpr int64_t kMemory = 8 << 20;   // for them where many coordinates need more than the cache
     units = (p.depth + P::kUnitSize - 1) / P::kUnitSize;
+    threads = threads_for(p.batch * p.m * p.n, units, allowed);
     const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
     const int64_t panel_bytes = kLanes<T> * (units * static_cast<int64_t>(sizeof(T)) + p.depth * size + 1);
     const int64_t all = (p.m + kLanes<T> - 1) / kLanes<T>, fair = (all * p.batch + threads - 1) / threads;
     int64_t take = kCache / panel_bytes;
-    take = take < 8 ? 8 : take > 64 ? 64 : take;
+    const int64_t least = kMemory / panel_bytes < 8 ? kMemory / panel_bytes : 8;
+    take = take < least ? least : take > 64 ? 64 : take;
     if (take > fair) take = fair;
     panels = static_cast<int>(take < 1 ? 1 : take);
     chunks = (all + panels - 1) / panels;
@@ -50,6 +53,7 @@ struct FilterPlan {
     chunk.m = lanes < p.m ? lanes : p.m;
     rest_bytes = round(static_cast<int64_t>(tiles(chunk, 1)));
   }
+  size_t bytes() const { return static_cast<size_t>(threads * slot_bytes()); }
   int64_t slot_bytes() const {
     return packed_bytes + rows_bytes + sums_bytes + state_bytes + pairs_bytes + best_bytes + center_bytes + rest_bytes;
   }
@@ -349,7 +353,8 @@ void run_filter(const KnnParams& p, const Exec& exec, void (*tiles)(const KnnPar
   const FilterPlan<P> plan(p, exec.threads, tiles_workspace);
   dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
-    parallel_slots(exec, p.batch * plan.chunks, 1, [&](int slot, int64_t begin, int64_t end) {
+    const Exec used{exec.parallel, plan.threads, exec.workspace};
+    parallel_slots(used, p.batch * plan.chunks, 1, [&](int slot, int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
         FilterChunk<P, S>(p, plan, static_cast<char*>(exec.workspace) + slot * plan.slot_bytes(), task / plan.chunks,
                           task % plan.chunks * plan.lanes)
