@@ -6,8 +6,9 @@
 // arithmetic's type are read in place. Of others, a chunk of lines of one vector of channels is first copied to a
 // window of that form, with the zeros beside the image; row-major planes are transposed on their way in and out.
 // Every output is one chain of sums from the bias on: by line, by channel of the group, by column.
-#include "common/dispatch.h"
 #include "conv/conv.h"
+
+#include "common/dispatch.h"
 #include "conv/conv_store.h"
 #include "conv/conv_tile.h"
 

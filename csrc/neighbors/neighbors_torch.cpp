@@ -91,7 +91,7 @@ Tensor cdist_backward(const Tensor& grad, const Tensor& x1, const Tensor& x2, do
   const Points a(x1), b(x2);
   const Ints expected = pair_sizes(x1, b.rows);
   check(sizes(grad) == expected && sizes(distance) == expected, "cdist_backward: expected gradient and distance of ",
-        show(expected), ", got ", show(sizes(grad)), " and ", show(sizes(distance)));
+        show(expected), ", got ", show(grad), " and ", show(distance));
   check(grad.scalar_type() == x1.scalar_type() && distance.scalar_type() == x1.scalar_type(),
         "cdist_backward: gradient and distance must have the points' dtype ", dtype_name(x1.scalar_type()));
   Tensor out = empty(sizes(x1), x1.scalar_type(), x1);
@@ -155,11 +155,11 @@ std::tuple<Tensor, Tensor> knn_backward(const Tensor& grad, const Tensor& x, con
   check_same_device(op, {&grad, &x, &distance, &index});
   const DType dtype = float_dtype(x, op);
   const int last = static_cast<int>(x.dim()) - 1;
-  check(index.dim() == last + 1, op, ": index needs as many dimensions as the points, got ", show(sizes(index)));
+  check(index.dim() == last + 1, op, ": index needs as many dimensions as the points, got ", show(index));
   const Ints expected = pair_sizes(x, index.size(last));
   check(sizes(index) == expected && sizes(grad) == expected && sizes(distance) == expected, op,
-        ": expected gradient, distance and index of one shape ", show(expected), ", got ", show(sizes(grad)), ", ",
-        show(sizes(distance)), " and ", show(sizes(index)));
+        ": expected gradient, distance and index of one shape ", show(expected), ", got ", show(grad), ", ",
+        show(distance), " and ", show(index));
   check(grad.scalar_type() == x.scalar_type() && distance.scalar_type() == x.scalar_type() &&
             index.scalar_type() == ScalarType::Long,
         op, ": gradient and distance must have the points' dtype ", dtype_name(x.scalar_type()), ", index int64");
