@@ -64,7 +64,7 @@ def lesson() -> Lesson:
     tidy(left, yscale="log", xlabel="epoch", ylabel="training loss (with the remedy on)")
     left.legend(frameon=False)
     tidy(right, xlabel="epoch", ylabel="validation loss; a ring marks where to stop", ylim=(0, 1.6))
-    tidy(ends_at, xlabel="test accuracy (%): square at the end, ring at the ring", ylim=(len(remedies) - 0.5, -0.5))
+    tidy(ends_at, xlabel="test accuracy (%), end (square) and ring", ylim=(len(remedies) - 0.5, -0.5))
     text = f"""
     {len(few)} training digits, {wrong} of them with a wrong label as hurried annotators leave behind, and a network of {weights:,}
     weights: enough to learn every mistake by heart.

@@ -18,7 +18,7 @@ __all__ = ["METHODS", "mean_colors", "pixel_features", "segment", "superpixels"]
 
 METHODS = ("kmeans", "meanshift", "ncut")
 _MOST = 200_000  # pixels that k-means learns its centres from
-_FLOOR = 1e-2  # affinity of the most unlike neighbours among superpixels
+_FLOOR = 1e-3  # affinity of the most unlike neighbours among superpixels
 _MOST_SEEDS = 20_000  # of mean-shift: with as many clusters no segment would be seen, and the pairs of seeds take minutes
 _CELLS = 8  # cells per bandwidth to which mean-shift rounds the pixels
 
@@ -117,7 +117,7 @@ def _cut(image: np.ndarray, color: bool, clusters: int, sigma: float | None, see
     distance, likeness = (functional.cdist(tensor(a), tensor(a)).numpy() for a in (centres, colors))
     near = (distance < 3 * spacing) & (distance > 0)
     if sigma is None:
-        sigma = max(float(likeness[near].mean()) if near.any() else 0.0, 1e-3)
+        sigma = max(0.5 * float(likeness[near].mean()) if near.any() else 0.0, 1e-3)
     # The floor keeps a region of mixed colours from being a part of its own, cut off for nothing.
     weights = (np.exp(-np.square(likeness / sigma) / 2) + _FLOOR) * np.exp(-np.square(distance / spacing) / 8) * near
     # Areas count: a cut of superpixels of n_i and n_j pixels is one of n_i * n_j pairs.
@@ -139,7 +139,7 @@ def segment(
 
     image: (H, W) or (H, W, 3). method: "kmeans" (``clusters`` clusters of `pixel_features`), "meanshift" (``bandwidth`` in
     the same units; None: from the data; finds the number itself) or "ncut" (a graph of superpixels cut in ``clusters`` parts;
-    sigma: the colour distance that counts as unlike, None: the mean of neighbours). color, position: see `pixel_features`
+    sigma: the colour distance that counts as unlike, None: half the mean of neighbours). color, position: see `pixel_features`
     ("ncut" has positions in its graph). Memory is a few copies of the features; pixels are float32.
     Raises ValueError with the name of what is wrong.
     """
