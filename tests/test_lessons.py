@@ -1,6 +1,8 @@
 """The lessons: each stands alone, says its ten lines, and the page gathers them. The small ones are run."""
 
 import importlib.util
+import io
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,29 @@ def test_the_page_has_a_picture_and_ten_lines_for_each(tmp_path: Path) -> None:
     (output / "mine.txt").write_text("kept")
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "mine.txt, which this program did not write" in again.stderr and (output / "mine.txt").exists()
+
+
+TRAINED = ("07", "09", "10", "11", "12", "13", "14", "19")
+
+
+@pytest.mark.parametrize("number", TRAINED)
+def test_lessons_that_train_run_on_a_little_training(builder, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    """One epoch of two batches in place of all: the script, its networks and the text's numbers, not what they show."""
+    import common
+
+    import fastcv.train.loop as loop
+
+    monkeypatch.setattr(loop.Trainer, "batches", lambda self, epoch, whole=loop.Trainer.batches: itertools.islice(whole(self, epoch), 2))
+    monkeypatch.setattr(common, "fit", lambda *a, whole=common.fit, **k: whole(*a, **k | {"epochs": min(k.get("epochs", 6), 2)}))
+    (script,) = ROOM.glob(f"{number}_*.py")
+    module = builder.load(script)
+    for name, least in {"EPOCHS": 2, "STEPS": 100, "TRIED": 60, "SEEDS": (0,), "IMAGES": 48}.items():
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, least)
+    lesson = module.lesson()
+    lines = lesson.lines()
+    assert 4 <= len(lines) <= 10 and all(len(line) <= 130 for line in lines)
+    lesson.figure.savefig(io.BytesIO())
 
 
 def test_unknown_lessons_are_named() -> None:

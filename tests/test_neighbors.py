@@ -341,11 +341,11 @@ def test_any_strides(make: Callable[[Tensor], Tensor]) -> None:
     assert torch.equal(*(torch.autograd.grad((F.cdist(t, y) * w).sum(), t)[0] for t in (a, b)))
 
 
-@pytest.mark.skipif("filter_f32_avx512bf16" not in runnable_variants("knn"), reason="needs a CPU with AVX-512 bf16")
+@pytest.mark.parametrize("variant", [v for v in runnable_variants("knn") if v.startswith("filter")])
 @pytest.mark.parametrize("data", ["normal", "offset", "scales", "clusters", "duplicates", "strange", "tiny", "huge"])
-def test_the_filter_finds_what_the_tiles_find(data: str) -> None:
-    """The bounds of the bf16 filter lose no neighbour: the same bits as the exact tiles, where bounds are tight and where not."""
-    for m, n, d, k in ((70, 2100, 64, 10), (300, 2048, 131, 32), (64, 5000, 300, 1), (33, 2500, 65, 5)):
+def test_the_filter_finds_what_the_tiles_find(data: str, variant: str) -> None:
+    """The bounds lose no neighbour: the same bits as the exact tiles, where bounds are tight and where not."""
+    for m, n, d, k in ((70, 1300, 64, 10), (130, 300, 131, 32), (64, 700, 300, 1), (33, 900, 65, 2), (41, 70, 19, 5), (300, 9, 3, 2)):
         x, y = torch.randn(2, m, d), torch.randn(2, n, d)
         if data == "offset":
             x, y = x + 1000, y + 1000
@@ -354,21 +354,23 @@ def test_the_filter_finds_what_the_tiles_find(data: str) -> None:
         elif data == "clusters":
             x, y = (t * 1e-3 + torch.randint(0, 3, (*t.shape[:-1], 1)) for t in (x, y))
         elif data == "duplicates":
-            y[:, 100:] = y[:, 3:4]
-            y[:, 200:260] = x[:, :1]
+            y[:, n // 3 :] = y[:, 3:4]
+            y[:, n // 2 : n // 2 + 60] = x[:, :1]
         elif data == "strange":
-            y[:, 7], y[:, 9, 3], y[0, 11, 0], x[0, 2, 1] = math.nan, INF, -INF, math.nan
+            y[:, 7], y[:, 6, 2], y[0, 5, 0], x[0, 2, 1] = math.nan, INF, -INF, math.nan
         elif data == "tiny":
             x, y = x * 1e-20, y * 1e-20
         elif data == "huge":
             x, y = x * 1e18, y * 1e19
-        results = []
-        for variant in ("filter_f32_avx512bf16", "tile_avx512"):
-            with fastcv.use(knn=variant):
-                results.append(F.knn(x, y, k))
-        assert torch.equal(results[0][1], results[1][1])
-        assert torch.equal(results[0][0].view(torch.int32) & 0x7FC00000, results[1][0].view(torch.int32) & 0x7FC00000)
-        assert torch.equal(results[0][0].nan_to_num(-1), results[1][0].nan_to_num(-1))
+        for dtype in DTYPES:
+            if not serves("knn", variant, dtype) or (data == "huge" and dtype == torch.float16):
+                continue
+            a, b, results = x.to(dtype), y.to(dtype), []
+            for name in (variant, "tile_" + variant.split("_")[1].replace("avx512bf16", "avx512")):
+                with fastcv.use(knn=name):
+                    results.append((*F.knn(a, b, k), *F.knn(a[1, -9:], b[1], k, squared=True)))
+            for i, j in zip(*results, strict=True):
+                assert torch.equal(i.nan_to_num(-1), j.nan_to_num(-1)) and torch.equal(i.isnan(), j.isnan()), (m, n, d, k, dtype)
 
 
 # ---- invariance ---------------------------------------------------------------------------------------------------
@@ -411,6 +413,62 @@ def test_gradients_have_the_same_bits_for_any_threads() -> None:
             assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+# ---- cosine -------------------------------------------------------------------------------------------------------
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """One minus the cosine in float64; 1 where a row is zero."""
+    a, b = (t.double() / t.double().norm(dim=-1, keepdim=True).clamp_min(1e-300) for t in (x, y))
+    return 1 - a @ b.mT
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
+def test_cosine_distances_are_scikit_learns(dtype: torch.dtype) -> None:
+    pairwise = pytest.importorskip("sklearn.metrics.pairwise")
+    x, y = (torch.randn(n, 33) if dtype != torch.uint8 else torch.randint(0, 256, (n, 33)) for n in (20, 50))
+    x[3], y[7] = 0, 0
+    x, y = x.to(dtype), y.to(dtype)
+    theirs = torch.from_numpy(pairwise.cosine_distances(x.double().numpy(), y.double().numpy()))
+    ours, eps = F.cdist(x, y, metric="cosine"), torch.finfo(torch.float32 if dtype == torch.uint8 else dtype).eps
+    torch.testing.assert_close(ours.double(), theirs, rtol=2 * eps, atol=4 * eps)
+    distances, indices = F.knn(x, y, 5, metric="cosine")
+    assert distances.dtype == ours.dtype
+    torch.testing.assert_close(distances.double(), theirs.gather(-1, indices), rtol=2 * eps, atol=4 * eps)
+    torch.testing.assert_close(distances.double(), theirs.sort(-1)[0][:, :5], rtol=2 * eps, atol=4 * eps)
+    assert torch.equal(F.nearest(x, y, metric="cosine")[1], indices[:, 0])
+
+
+def test_cosine_keeps_small_angles_and_any_length() -> None:
+    x = torch.randn(40, 64)
+    y = x + 1e-3 * torch.randn(40, 64)
+    true = cosine(x, y).diagonal()
+    ours = F.cdist(x, y, metric="cosine").diagonal().double()
+    assert ((ours - true) / true).abs().max() < 1e-3  # 1 - cos in float32 is off by a tenth here
+    for scale in (1e-30, 1e30):
+        torch.testing.assert_close(F.cdist(x * scale, y, metric="cosine"), F.cdist(x, y, metric="cosine"), rtol=1e-5, atol=1e-9)
+
+
+def test_cosine_gradients_of_any_order() -> None:
+    x, y = (torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 5))
+    for function in (lambda a, b: F.cdist(a, b, metric="cosine"), lambda a, b: F.knn(a, b, 2, metric="cosine")[0]):
+        assert torch.autograd.gradcheck(function, (x, y)) and torch.autograd.gradgradcheck(function, (x, y))
+    ours = torch.autograd.grad(F.cdist(x, y, metric="cosine").sum(), x)
+    torch.testing.assert_close(ours, torch.autograd.grad(cosine(x, y).sum(), x))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: F.cdist(torch.ones(2, 3), torch.ones(2, 3), metric="angular"), "metric must be 'minkowski' or 'cosine', got 'angular'"),
+        (lambda: F.knn(torch.ones(2, 3), torch.ones(2, 3), 1, 1, metric="cosine"), "metric='cosine' takes no p, got p=1"),
+        (lambda: F.nearest(torch.ones(2, 3), torch.ones(2, 3), squared=True, metric="cosine"), "has no squared distances"),
+    ],
+)
+def test_cosine_errors(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call()
 
 
 # ---- gradients ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from fastcv.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestN
 from fastcv.neighbors import search as searching
 from fastcv.neighbors.sharded import merge
 
-METRICS = [{}, {"p": 1}, {"p": 3}, {"metric": "manhattan"}, {"metric": "chebyshev"}, {"metric": "euclidean"}]
+METRICS = [{}, {"p": 1}, {"p": 3}, {"metric": "manhattan"}, {"metric": "chebyshev"}, {"metric": "euclidean"}, {"metric": "cosine"}]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")

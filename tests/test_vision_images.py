@@ -33,13 +33,17 @@ needs_skimage = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, 
 
 @needs_skimage
 @pytest.mark.parametrize("image", [CHINA, FLOWER], ids=["china", "flower"])
-@pytest.mark.parametrize("options", [{}, {"sigma": 2, "low": 0.05, "high": 0.15}, {"sigma": 0.5, "low": 0.2, "high": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sigma": 2, "low": 0.05, "high": 0.15}, {"sigma": 0.5, "low": 0.2, "high": 0.2}, {"sigma": 0, "low": 0.0, "high": 0.4}],
+    ids=str,
+)
 def test_edges_are_scikit_images(image: np.ndarray, options: dict) -> None:
-    """In float64 no magnitude ties with its neighbours within rounding here, so every pixel must agree."""
+    """Every pixel must agree: with smoothing no magnitudes tie here within rounding, and without it they tie in both."""
     from skimage.feature import canny as peer
 
-    for grey in (image.mean(-1) / 255, image[..., 1]):
-        scale = 255 if grey.dtype == np.uint8 else 1  # scikit-image's thresholds are in units of the image
+    for grey in (image.mean(-1) / 255, image[..., 1], image[..., 0].astype(np.uint16) * 257, image[..., 2] > 128):
+        scale = np.iinfo(grey.dtype).max if grey.dtype.kind == "u" else 1  # scikit-image's thresholds are in units of the image
         low, high = (options.get(name, default) * scale for name, default in (("low", 0.1), ("high", 0.2)))
         theirs = peer(grey, options.get("sigma", 1), low, high)
         assert np.array_equal(canny(grey, **options), theirs) and theirs.any()
@@ -144,6 +148,7 @@ def test_segmentation_of_odd_images(method: str) -> None:
         (lambda: segment(np.zeros(4), method), "an image is an array"),
         (lambda: segment(CHINA, method, clusters=0), "clusters must be"),
         (lambda: segment(CHINA, method, position=-1), "position must be"),
+        (lambda: segment(np.full((3, 3), np.nan), method), "pixels that are not finite"),
     ):
         with pytest.raises(ValueError, match=sentence):
             bad()
@@ -199,6 +204,93 @@ def test_segment_writes_a_picture_and_labels(photograph: Path, tmp_path: Path) -
     assert Image.open(tmp_path / "s.png").width > 1000 and sorted(p.name for p in tmp_path.iterdir()) == ["l.png", "s.png"]
 
 
+def invoke(*arguments: object) -> object:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from fastcv.cli import _application
+
+    return CliRunner().invoke(_application(), list(map(str, arguments)))
+
+
+def test_segment_reads_what_files_hold(photograph: Path, tmp_path: Path) -> None:
+    """One picture in many forms has one segmentation; grey values of 16 and 32 bits keep their tones."""
+    from PIL import Image
+
+    picture = Image.open(photograph)
+    grey = np.asarray(picture.convert("L"))
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[274] = 6  # shown turned back by 90 degrees
+    forms = {
+        "grey.png": Image.fromarray(grey),
+        "bits16.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "float.tif": Image.fromarray(grey.astype(np.float32) / 255),
+        "int32.tif": Image.fromarray(grey.astype(np.int32) * 257),
+        "alpha.png": Image.fromarray(np.dstack([grey, grey])),
+    }
+    for name, form in forms.items():
+        form.save(tmp_path / name)
+        done = invoke("segment", tmp_path / name, "--clusters", 4, "-o", tmp_path / "s.png", "--labels", tmp_path / "l.png")
+        assert done.exit_code == 0, (name, done.stderr)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "l.png")), segment(np.dstack([grey] * 3), clusters=4)), name
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert (
+        invoke("segment", tmp_path / "turned.png", "--clusters", 4, "-o", tmp_path / "s.png", "--labels", tmp_path / "l.png").exit_code == 0
+    )
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "l.png")), segment(np.asarray(picture), clusters=4))
+    Image.fromarray(np.asarray(picture)[:, :1]).save(tmp_path / "line.png")  # 60 times as high as wide: the picture stays small
+    assert invoke("segment", tmp_path / "line.png", "-o", tmp_path / "s.png").exit_code == 0
+    assert Image.open(tmp_path / "s.png").height < 2000
+    Image.fromarray(np.full((4, 4), 3.0, np.float32)).save(tmp_path / "bright.tif")
+    done = invoke("segment", tmp_path / "bright.tif", "-o", tmp_path / "t.png")
+    assert done.exit_code == 2 and "its pixels go from 3 to 3, expected 0 to 1" in done.stderr and not (tmp_path / "t.png").exists()
+
+
+def test_a_trained_network_segments_as_predict_does(photograph: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for i in range(8):
+        image, truth = (np.roll(a, 7 * i, axis=1)[:40, :40] for a in stripes())
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"{i}.png")
+        Image.fromarray((truth == 1).astype(np.uint8)).save(tmp_path / "data" / "masks" / f"{i}.png")
+    (tmp_path / "data" / "classes.txt").write_text("rest\nblue\n")
+    run_ = tmp_path / "run"
+    options = ["--model", "unet_small", "--epochs", 12, "-b", 4, "--opt", "adamw", "--lr", 0.01, "--val-resize-size", 32, "--threads", 1]
+    done = invoke("train", "--data-path", tmp_path / "data", *options, "-o", run_)
+    assert done.exit_code == 0, done.stderr
+    found = {}
+    for name, more in (("fit", []), ("full", ["--full-size"])):
+        files = tmp_path / f"{name}.png", tmp_path / f"{name}-labels.png"
+        given = ["segment", photograph, "--method", "unet", "--checkpoint", run_ / "last.pt", *more, "-o", files[0], "--labels", files[1]]
+        done = invoke(*given)
+        assert done.exit_code == 0 and "by unet_small, 80x60 pixels" in done.stdout, done.stderr
+        assert Image.open(files[0]).width > 1000
+        found[name] = np.asarray(Image.open(files[1]))
+        assert found[name].shape == (60, 80) and set(np.unique(found[name])) <= {0, 1}
+    assert invoke("predict", run_ / "last.pt", photograph, "-o", tmp_path / "answers").exit_code == 0
+    (mask,) = (tmp_path / "answers").glob("*_mask.png")
+    assert np.array_equal(found["fit"], np.asarray(Image.open(mask)))
+    truth = stripes()[1] == 1
+    assert (found["full"] == truth).mean() > 0.8
+    Image.fromarray(stripes()[0][:1, :1]).save(tmp_path / "one.png")  # smaller than the network's poolings allow
+    assert (
+        invoke(
+            "segment", tmp_path / "one.png", "--method", "unet", "--checkpoint", run_ / "last.pt", "--full-size", "-o", files[0]
+        ).exit_code
+        == 0
+    )
+    for checkpoint, sentence in (
+        (photograph, "no checkpoint that can be read"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "none.pt", "does not exist"),
+    ):
+        done = invoke("segment", photograph, "--method", "unet", "--checkpoint", checkpoint, "-o", tmp_path / "x.png")
+        assert done.exit_code == 2 and sentence in done.stderr and not (tmp_path / "x.png").exists(), done.stderr
+
+
 def test_bad_input_is_one_sentence(photograph: Path, tmp_path: Path) -> None:
     pytest.importorskip("typer")
     from typer.testing import CliRunner
@@ -210,13 +302,28 @@ def test_bad_input_is_one_sentence(photograph: Path, tmp_path: Path) -> None:
     kept.write_bytes(b"kept")
     cases = {
         "does not exist": ["segment", str(tmp_path / "none.jpg")],
-        "is not an image that Pillow can read": ["segment", str(text), "-o", str(kept)],
+        "cannot be read as an image": ["segment", str(text), "-o", str(kept)],
         "must be one of kmeans, meanshift, ncut, unet": ["segment", str(photograph), "--method", "magic", "-o", str(kept)],
         "must end in .png": ["segment", str(photograph), "-o", str(tmp_path / "x.jpg")],
         "its folder does not exist": ["segment", str(photograph), "-o", str(tmp_path / "no" / "x.png")],
         "is the image itself": ["segment", str(photograph), "-o", str(photograph)],
         "clusters must be an integer of at least 1, got 0": ["segment", str(photograph), "--clusters", "0", "-o", str(kept)],
-        "bandwidth must be at least 0": ["segment", str(photograph), "--bandwidth", "-1", "-o", str(kept)],
+        "bandwidth must be a positive number or None, got -1": ["segment", str(photograph), "--bandwidth", "-1", "-o", str(kept)],
+        "bandwidth=1e-06 is too small": ["segment", str(photograph), "--method", "meanshift", "--bandwidth", "1e-6", "-o", str(kept)],
+        "sigma must be a positive number or None, got nan": [
+            "segment",
+            str(photograph),
+            "--method",
+            "ncut",
+            "--sigma",
+            "nan",
+            "-o",
+            str(kept),
+        ],
+        "position must be a number of at least 0, got inf": ["segment", str(photograph), "--position", "inf", "-o", str(kept)],
+        "--seed must be from 0 to": ["segment", str(photograph), "--seed", "-1", "-o", str(kept)],
+        "choose two names": ["segment", str(photograph), "-o", str(kept), "--labels", str(kept)],
+        "is a folder, expected an image file": ["segment", str(tmp_path), "-o", str(kept)],
         "needs --checkpoint": ["segment", str(photograph), "--method", "unet", "-o", str(kept)],
         "--ks must be whole numbers": ["knn", "--ks", "1,x"],
         "expected a folder": ["knn", "--data", str(text), "-o", str(tmp_path / "k")],

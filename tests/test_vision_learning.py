@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
@@ -64,6 +64,30 @@ def test_two_class_hinge_reaches_the_svms_optimum() -> None:
     w = mine.coef_[1] - mine.coef_[0]
     assert objective(w, mine.intercept_[1] - mine.intercept_[0]) <= 1.05 * objective(peer.coef_[0], peer.intercept_[0])
     assert (mine.predict(x) == peer.predict(x)).mean() > 0.99
+
+
+def test_multiclass_hinge_reaches_the_svms_optimum() -> None:
+    """Kesler's construction: a pair of a sample and a wrong class is one row, x in the right class's place and -x in the wrong one's.
+
+    Both signs of a row give the two classes that SVC asks for. The constant's weight is not penalised in `LinearSVM`; here it is
+    by 1/400 of the others'.
+    """
+    x, y, alpha = load_iris().data - load_iris().data.mean(0), load_iris().target, 0.01
+    wide = np.hstack([x, np.full((len(x), 1), 20.0)])
+    pairs = np.zeros((len(x), 3, 3, 5))
+    for wrong in range(3):
+        pairs[np.arange(len(x)), wrong, y] += wide
+        pairs[np.arange(len(x)), wrong, wrong] -= wide
+    rows = pairs[np.arange(3) != y[:, None]].reshape(-1, 15)
+    peer = SVC(kernel="linear", C=1 / (2 * alpha * len(x)), tol=1e-5).fit(np.vstack([rows, -rows]), np.repeat([1, 0], len(rows)))
+    theirs = peer.coef_.reshape(3, 5)
+    mine = LinearSVM(alpha=alpha, epochs=200, random_state=0).fit(x, y)
+
+    def objective(w: np.ndarray, b: np.ndarray) -> float:
+        return float(hinge_loss(torch.from_numpy(x @ w.T + b), torch.from_numpy(y))) + alpha / 2 * (w**2).sum()
+
+    assert objective(mine.coef_, mine.intercept_) <= 1.02 * objective(theirs[:, :4], 20 * theirs[:, 4])
+    assert (mine.predict(x) == (wide @ theirs.T).argmax(1)).mean() > 0.98
 
 
 @pytest.mark.parametrize("model", [LinearSVM, SoftmaxClassifier])
@@ -167,6 +191,8 @@ def test_right_gradients_pass() -> None:
     assert report.ok and len(report.entries) == 21 and "x: ok" in str(report) and max(e.error for e in report.entries) < 1e-6
     assert check_gradients(lambda t: F.conv2d(t, torch.ones(2, 1, 3, 3, dtype=t.dtype)).square().sum(), torch.randn(1, 1, 6, 6)).ok
     assert check_gradients(lambda t: 0 * t.sum(), torch.randn(3)).ok
+    turned = torch.randn(3, 4).t()
+    assert check_gradients(lambda t: t.square().sum(), turned, gradients=lambda t: 2 * t).ok  # not contiguous; one gradient, no tuple
     large = check_gradients(lambda t: 1e8 + 1e-3 * t.sum(), torch.randn(3))  # all digits of the difference are lost in the loss
     assert large.ok
 
@@ -208,6 +234,10 @@ def test_a_detached_input_is_named() -> None:
         (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), names=("a", "b")), "2 names for 1 inputs"),
         (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), gradients=lambda t: (t[:1],)), "has shape"),
         (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), gradients=lambda t: ()), "0 gradients for 1 inputs"),
+        (lambda: check_gradients(lambda t: t.log().sum(), -torch.ones(2)), "the loss at these inputs is nan"),
+        (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), step=0), "step must be positive, got 0"),
+        (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), entries=0), "entries must be positive, got 0"),
+        (lambda: check_gradients(lambda a, b: a.sum() + b.sum(), torch.ones(2), torch.ones(2), names=("a", "a")), "names must differ"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
@@ -243,3 +273,35 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
         search_architecture(data, tmp_path / "resumed", trials=3, epochs=2, seed=5)
     with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
         search_architecture(data, tmp_path / "none", trials=0)
+
+
+def test_the_search_command_goes_on_and_names_bad_input(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from fastcv.cli import _application
+
+    runner, folder = CliRunner(), str(tmp_path / "s")
+    arguments = ["search", "--epochs", "1", "--threads", "1", "-o", folder, "--trials"]
+    first = runner.invoke(_application(), [*arguments, "1"])
+    assert first.exit_code == 0 and "candidate 1: blocks" in first.stdout and "best: candidate 1" in first.stdout, first.stderr
+    again = runner.invoke(_application(), [*arguments, "2"])
+    assert again.exit_code == 0 and "1 done" in again.stdout and "  candidate 2: blocks" in again.stdout
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "search.journal").write_text("hello\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("kept")
+    for bad, sentence in (
+        (["--trials", "0", "-o", folder], "trials must be at least 1, got 0"),
+        (["--epochs", "2", "-o", folder], "holds a search with epochs 1 (not 2)"),
+        (["--seed", "-1", "-o", folder], "seed must be at least 0, got -1"),
+        (["-o", str(broken)], "is not the journal of a search"),
+        (["-o", str(tmp_path / "mine")], "which this program did not write"),
+        (["--data", str(tmp_path / "none"), "-o", str(tmp_path / "x")], "none"),
+    ):
+        found = runner.invoke(_application(), ["search", *bad])
+        assert found.exit_code == 2 and sentence in found.stderr and found.stderr.startswith("fastcv search: "), (bad, found.stderr)
+    assert not (tmp_path / "x").exists() and len(json.loads((tmp_path / "s" / "search.json").read_text())) == 2

@@ -31,8 +31,14 @@ using Ints = std::vector<int64_t>;
 
 inline Ints sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 inline Ints strides(const Tensor& t) { return {t.strides().begin(), t.strides().end()}; }
-// "[2, 3, 8, 8]", for messages.
-std::string show(const Ints& values);
+// For messages: writes "[2, 3, 8, 8]", but only where check fails, so that the usual call pays nothing for its words.
+struct Shown {
+  std::span<const int64_t> values;
+};
+std::ostream& operator<<(std::ostream& out, Shown shown);
+inline Shown show(std::span<const int64_t> values) { return {values}; }
+inline Shown show(std::initializer_list<int64_t> values) { return {{values.begin(), values.size()}}; }
+inline Shown show(const Tensor& t) { return {{t.sizes().begin(), t.sizes().end()}}; }
 
 // Row-major strides, or with the channel (dim 1) innermost where channels_last is set (3 to 5 dimensions).
 Ints dense_strides(const Ints& sizes, bool channels_last);

@@ -15,10 +15,10 @@
 
 namespace fastcv::door {
 
-std::string show(const Ints& values) {
-  std::string text = "[";
-  for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
-  return text + "]";
+std::ostream& operator<<(std::ostream& out, Shown shown) {
+  out << '[';
+  for (size_t i = 0; i < shown.values.size(); ++i) out << (i ? ", " : "") << shown.values[i];
+  return out << ']';
 }
 
 Ints dense_strides(const Ints& sizes, bool channels_last) {
@@ -63,9 +63,19 @@ bool is_channels_last(const Tensor& t) { return strides_say_channels_last(t.size
 bool is_channels_last(const Ints& sizes, const Ints& strides) { return strides_say_channels_last(sizes, strides); }
 
 bool is_dense(const Tensor& t, bool channels_last) {
-  const Ints size = sizes(t), want = dense_strides(size, channels_last), have = strides(t);
-  for (size_t d = 0; d < size.size(); ++d)
-    if (size[d] > 1 && want[d] != have[d]) return false;
+  const auto size = t.sizes(), stride = t.strides();
+  const int n = static_cast<int>(size.size());
+  int64_t next = 1;  // as in dense_strides
+  const auto in_place = [&](int d) {
+    if (size[d] <= 1) return true;
+    const bool ok = stride[d] == next;
+    next *= size[d];
+    return ok;
+  };
+  const bool channels_inside = channels_last && n >= 3;
+  if (channels_inside && !in_place(1)) return false;
+  for (int d = n - 1; d >= 0; --d)
+    if (!(channels_inside && d == 1) && !in_place(d)) return false;
   return true;
 }
 

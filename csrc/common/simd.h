@@ -122,6 +122,18 @@ template <class To, class From>
 FASTCV_INLINE Vec<To> bitcast(Vec<From> a) {
   return Vec<To>((typename Vec<To>::Raw)a.v);
 }
+// A vector that many operations read: in a register from here on, where GCC would load it again for each of them.
+template <class T>
+FASTCV_INLINE void hold(Vec<T>& a) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(a.v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(a.v));
+#else
+  (void)a;
+#endif
+}
+
 // a * b + c, rounded once where the instruction set can.
 template <class T>
 FASTCV_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {

@@ -37,7 +37,7 @@ double cost(const ConvParams& p, Algorithm algorithm) {
   }
   const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
   // A point of a tile costs its product, its share of the input's transform and its share of the output's.
-  return points * (tiles * (1.15 + 25 / k + 20 / c) + 10 / 4.0);
+  return points * (tiles * (1.15 + 8 / k + 6 / c) + 10 / 4.0);
 }
 
 // Whether the error stays within twice torch's on normal data. Rounding errors of F(4x4) come out about 7 times
@@ -78,6 +78,29 @@ const char* why_not_depthwise_nchw(const ConvParams& p) {
   return nullptr;
 }
 
+template <int vector_bytes>
+const char* why_not_small_groups(const ConvParams& p) {
+  const int64_t group = p.c / p.groups, vector = vector_bytes / (p.dtype == DType::f64 ? 8 : 4);
+  if (p.c != p.k) return "needs as many output channels as input channels";
+  if (group == 0 || 2 * group > vector || vector % group != 0) return "needs groups of which a vector holds several";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.kernel[2] != 3 && (group > 1 || (p.kernel[2] != 5 && p.kernel[2] != 7)))
+    return "needs a kernel 3 wide, or 5 or 7 where every channel is a group";
+  if (p.kernel[1] > 16) return "needs a kernel up to 16 high";
+  if (p.stride[2] > 2 || p.stride[1] > 16) return "needs a stride of 1 or 2";
+  if (p.transposed && (p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
+  for (int i = 1; i < 3; ++i) {
+    if (p.dilation[i] != 1) return "needs a kernel without dilation";
+    if (p.pad[i] >= p.kernel[i] || (p.out[i] - 1) * p.stride[i] >= p.in[i] + p.kernel[i])
+      return "needs padding within the kernel";
+  }
+  return nullptr;
+}
+const char* slower_small_groups(const ConvParams& p) {
+  if (p.c < 8) return "is for 8 channels or more in all";
+  return p.groups < p.c && p.stride[2] > 1 ? "is for stride 1, or depthwise" : nullptr;
+}
+
 const char* why_not_winograd(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
@@ -94,12 +117,12 @@ const char* why_not_im2col_nchw(const ConvParams& p) {
   return nullptr;
 }
 // It spares the packing of weights, which few pixels do not earn back but must fill its vectors, and gathers each panel
-// of pixels once for all outputs of a group, which must be many.
+// of pixels once for all outputs of a group, which must be many; where one pixel makes an output, nothing is gathered.
 const char* slower_im2col_nchw(const ConvParams& p) {
-  const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
-  if (pixels < 32 || pixels > 256) return "is for maps of 32 to 256 pixels";
-  if (p.k < 64 * p.groups || p.c * p.kernel[0] * p.kernel[1] * p.kernel[2] < 64 * p.groups)
-    return "is for layers with many channels";
+  const int64_t pixels = p.out[0] * p.out[1] * p.out[2], taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+  const bool pointwise = taps == 1 && pixels == p.in[0] * p.in[1] * p.in[2] && p.pad[0] + p.pad[1] + p.pad[2] == 0;
+  if (pixels < 32 || (pixels > 256 && !pointwise)) return "is for maps of 32 to 256 pixels, or 1x1 kernels";
+  if (!pointwise && (p.k < 64 * p.groups || p.c * taps < 64 * p.groups)) return "is for layers with many channels";
   return p.transposed ? "rearranges the weights of a gradient slowly" : nullptr;
 }
 constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
@@ -147,6 +170,8 @@ constexpr Variant<ConvParams> kRows[] = {
      nullptr, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
      &avx512bf16::conv_igemm_bf16, nullptr, &avx512bf16::conv_igemm_bf16_kept},
+    {"small_groups_avx512", Isa::avx512, &why_not_small_groups<64>, &avx512::conv_small_groups_workspace,
+     &avx512::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
     {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
@@ -162,6 +187,8 @@ constexpr Variant<ConvParams> kRows[] = {
     // Behind a row that takes everything, so never taken unless asked for: numbers below 2^-126 are zeros to it.
     {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6,
      nullptr, &amx::conv_igemm_bf16x6_kept},
+    {"small_groups_avx2", Isa::avx2, &why_not_small_groups<32>, &avx2::conv_small_groups_workspace,
+     &avx2::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
     {"winograd4_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4_workspace, &avx2::conv_winograd4,
      slower_winograd4, &avx2::conv_winograd4_kept},
@@ -173,6 +200,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &slower_im2col_nchw},
     {"igemm_avx2", Isa::avx2, nullptr, &avx2::conv_igemm_workspace, &avx2::conv_igemm, nullptr, &avx2::conv_igemm_kept},
 #endif
+    {"small_groups_portable", Isa::portable, &why_not_small_groups<16>, &portable::conv_small_groups_workspace,
+     &portable::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
      &portable::conv_depthwise},
     {"winograd4_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4_workspace,

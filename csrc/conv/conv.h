@@ -68,6 +68,8 @@ void conv_ref(const ConvParams&, const Exec&);
   size_t conv_igemm_kept(const ConvParams&);                         \
   void conv_depthwise(const ConvParams&, const Exec&);               \
   size_t conv_depthwise_workspace(const ConvParams&, int threads);   \
+  void conv_small_groups(const ConvParams&, const Exec&);            \
+  size_t conv_small_groups_workspace(const ConvParams&, int);        \
   void conv_winograd4(const ConvParams&, const Exec&);               \
   size_t conv_winograd4_workspace(const ConvParams&, int threads);   \
   size_t conv_winograd4_kept(const ConvParams&);                     \

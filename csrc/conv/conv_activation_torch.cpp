@@ -10,7 +10,7 @@ using namespace door;
 
 Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t activation, int64_t order) {
   check(input.dim() >= 3 && input.dim() <= 5, "conv_activation: expected a batched input of 3 to 5 dimensions, got ",
-        show(sizes(input)));
+        show(input));
   check(activation >= 0 && activation < kActivations, "conv_activation: unknown activation ", activation);
   check(order >= 0 && order <= kActivationOrders, "conv_activation: expected an order of 0 to ", kActivationOrders,
         ", got ", order);
@@ -22,8 +22,8 @@ Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t ac
   OptionalTensor g;
   if (grad) {
     check(sizes(*grad) == sizes(input) && grad->scalar_type() == input.scalar_type(),
-          "conv_activation: expected a grad of the input's shape ", show(sizes(input)), " and dtype ",
-          dtype_name(input.scalar_type()), ", got ", show(sizes(*grad)), " ", dtype_name(grad->scalar_type()));
+          "conv_activation: expected a grad of the input's shape ", show(input), " and dtype ",
+          dtype_name(input.scalar_type()), ", got ", show(*grad), " ", dtype_name(grad->scalar_type()));
     check_same_device("conv_activation", {&input, &*grad});
     g = as_dense(*grad, channels_last);
     p.grad = g->data_ptr();

@@ -10,7 +10,7 @@ using namespace door;
 
 Tensor conv_bias_grad_impl(const Tensor& grad_output) {
   check(grad_output.dim() >= 3 && grad_output.dim() <= 5,
-        "conv_bias_grad: expected a batched grad_output of 3 to 5 dimensions, got ", show(sizes(grad_output)));
+        "conv_bias_grad: expected a batched grad_output of 3 to 5 dimensions, got ", show(grad_output));
   ConvBiasGradParams p{};
   p.dtype = dtype_of(grad_output, "conv_bias_grad");
   check(p.dtype <= DType::f16, "conv_bias_grad: expected a floating dtype, got ",

@@ -258,7 +258,8 @@ class Depthwise {
       for (int b = 0; b < 3; ++b)
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) {
-          const Vec<Acc> input = load(x + c.offsets[b] + v * kLanes);
+          Vec<Acc> input = load(x + c.offsets[b] + v * kLanes);
+          hold(input);
 #pragma GCC unroll 4
           for (int r = 0; r < R; ++r)
             if (l - r * Step >= 0 && l - r * Step < 3) sum[r][v] = fma(input, weight[l - r * Step][b], sum[r][v]);

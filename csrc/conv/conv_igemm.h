@@ -103,12 +103,16 @@ class Igemm {
            (panel * panel_width + panel_vectors(panel)) * kLanes <= kg;
   }
 
+  int64_t overlapping_columns(int64_t cells) const { return (cells - 1) * d[2].in_step + d[2].kernel; }
+
   // ---- plan: everything that follows from the layer, and the cut that follows from the threads too ----------------
 
   int64_t window_elements(int64_t r, int64_t c) const {
     const int64_t length = merged ? row_length(ceil_div(d[2].kernel, d[2].tap_step)) : pixel_length;
     if constexpr (kTiles) return flat.elements(r, c);
-    return inputs_bound(d[0], 1) * inputs_bound(d[1], r) * (merged ? c : inputs_bound(d[2], c)) * length;
+    const int64_t lines = inputs_bound(d[0], 1) * inputs_bound(d[1], r);
+    if (overlapping) return lines * overlapping_columns(c) * cg;
+    return lines * (merged ? c : inputs_bound(d[2], c)) * length;
   }
 
   void plan(int threads) {
@@ -123,6 +127,8 @@ class Igemm {
     panels = ceil_div(vectors, panel_width);
     merged = !folded && d[2].kernel > 1 &&
              (kTiles ? ceil_div(d[2].kernel * cg, kRound) < d[2].kernel && cg < kRound : cg < 8);
+    overlapping =
+        merged && !kTiles && !d[2].transposed && d[2].dilation == 1 && row_length(d[2].kernel) == d[2].kernel * cg;
     // A folded pixel is read in whole vectors.
     pixel_length = folded ? round_up(p.c, kLanes) + (p.c == p.k ? 0 : kLanes) : round_up(cg, kRound);
     window = merged || !std::is_same_v<S, X> || !p.channels_last || pixel_length != (folded ? p.c : cg);
@@ -399,6 +405,40 @@ class Igemm {
       }
   }
 
+  // The lines as they are, [column][channel], with the zeros beside the image: where taps are neighbours, those of a
+  // cell lie side by side, and those of the next cell overlap them.
+  void fill_overlapping(Chunk& c, const Taps& taps) {
+    const int64_t columns = overlapping_columns(c.cells[2]), first = c.cell[2] * d[2].in_step + taps.offset;
+    const int64_t lo = least(columns, most(0, -first)), hi = most(lo, least(columns, d[2].in - first));
+    const Range *rd = &c.inputs[0], *rh = &c.inputs[1];
+    c.pitch[2] = d[2].in_step * cg;
+    c.pitch[1] = columns * cg;
+    c.pitch[0] = rh->size * c.pitch[1];
+    c.origin = c.window - (rd->begin * c.pitch[0] + rh->begin * c.pitch[1] + c.cell[2] * c.pitch[2]);
+    X* out = c.window;
+    for (int64_t i = 0; i < rd->size; ++i)
+      for (int64_t line = 0; line < rh->size; ++line, out += c.pitch[1]) {
+        const S* from = input(c, rd->begin + i, rh->begin + line, first + lo);
+        for (int64_t j = 0; j < lo * cg; ++j) put(out + j, Acc(0));
+        if (!p.channels_last) interleave(out + lo * cg, from, hi - lo);
+        else if (cg == p.c) copy(out + lo * cg, from, (hi - lo) * cg);
+        else
+          for (int64_t j = lo; j < hi; ++j) copy(out + j * cg, from + (j - lo) * p.c, cg);
+        for (int64_t j = hi * cg; j < columns * cg; ++j) put(out + j, Acc(0));
+      }
+  }
+  // cg planes -> [pixels][cg]
+  void interleave(X* out, const S* from, int64_t pixels) {
+    const int64_t plane = in_pixels();
+    int64_t j = 0;
+    if constexpr (std::is_same_v<X, Acc>)
+      if (cg == 3)
+        for (; j + kLanes <= pixels; j += kLanes)
+          store_threes(out + 3 * j, load(from + j), load(from + plane + j), load(from + 2 * plane + j));
+    for (; j < pixels; ++j)
+      for (int64_t k = 0; k < cg; ++k) put(out + j * cg + k, load_one(from + k * plane + j));
+  }
+
   // The taps along the width side by side: one pixel per cell, [tap][channel].
   void fill_merged(Chunk& c, const Taps& taps) {
     const int64_t length = row_length(taps.count), cells = c.cells[2];
@@ -478,6 +518,7 @@ class Igemm {
         const Taps tw = d[2].taps(fw);
         if (merged && merged_phase != fw) {
           if constexpr (kTiles) flat.fill(c.table.flat, input(c, 0, 0, 0), c.cell, c.cells, tw);
+          else if (overlapping) fill_overlapping(c, tw);
           else fill_merged(c, tw);
           merged_phase = fw;
         }
@@ -720,7 +761,7 @@ class Igemm {
         const int m = static_cast<int>(least(kLanes, nk - k));
         Vec<Acc> square[kLanes];
         load_square(square, sums + i * pitch + k, pitch, n, kLanes);
-        for (int j = 0; j < m; ++j) store_final<S>(p, at + (k + j) * plane + i, square[j], n);
+        store_final_square<S>(p, at + k * plane + i, plane, square, m, n);
       }
   }
 
@@ -733,6 +774,7 @@ class Igemm {
   int64_t vectors, panels;  // of output channels, per group
   int64_t rows_w, kdim;     // packed rows: of one (d, h) tap, of all
   bool window, merged;      // inputs are copied; with the taps along the width side by side
+  bool overlapping;         // merged, and neighbours share what they read
   bool many_phases;         // in a plane: sums of all panels wait until all phases are done
   int64_t rows, cols;       // cells of a chunk
   int64_t row_chunks, col_chunks, kparts, items;

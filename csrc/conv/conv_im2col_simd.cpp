@@ -5,8 +5,8 @@
 // Vectors run along the pixels, so neither x nor y is ever transposed, and a weight of a row-major convolution is read
 // where it lies. For a panel of up to four vectors of consecutive outputs of an image, kRows rows of patches at a time
 // are gathered into scratch, once for all outputs k that a thread computes; register tiles of some k times the panel
-// run over them. Sums stay in registers for a segment (conv_tile.h) and then join the panel's sums, which an epilogue
-// with residual and activation stores. Also the input gradient of stride 1, whose weights are rearranged first.
+// run over them. Sums stay in registers for a segment (conv_tile.h) and then join the panel's sums, but for those of
+// the last segment, which go to y. Also the input gradient of stride 1, whose weights are rearranged first.
 #include "conv/conv.h"
 #include "conv/conv_store.h"
 #include "conv/conv_tile.h"
@@ -85,40 +85,38 @@ class Im2col {
     float *patches = reinterpret_cast<float*>(scratch), *sums = reinterpret_cast<float*>(scratch + sums_at);
     Run* runs = reinterpret_cast<Run*>(scratch + runs_at);
     const int64_t count = cut(first, last, runs);
-    const float* bias = static_cast<const float*>(p.bias);
-    for (int64_t k = k0; k < k1; ++k) {
-      const V b(bias == nullptr ? 0.0f : bias[group * kg + k]);
-      for (int v = 0; v < nv; ++v) store(sums + ((k - k0) * nv + v) * L, b);
-    }
     const float* x = static_cast<const float*>(p.x) + (image * p.c + group * cg) * p.in[0] * p.in[1] * p.in[2];
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t n = least(kRows, rows - row);
       gather(x, row, n, runs, count, nv * L, patches);
-      const float* w = weights + (group * kg + k0) * rows + row;
+      Product product;
+      product.weights = weights + (group * kg + k0) * rows + row;
+      product.bias = p.bias == nullptr ? nullptr : static_cast<const float*>(p.bias) + group * kg + k0;
+      product.patches = patches;
+      product.sums = sums;
+      product.rows = n;
+      product.first = row == 0;
+      product.last = row + n == rows;
+      product.at = (image * p.k + group * kg + k0) * pixels + first;
+      product.tail = static_cast<int>(last - first - (nv - 1) * L);
       switch (nv) {
         case 1:
-          multiply<1>(w, k1 - k0, patches, n, sums);
+          multiply<1>(product, k1 - k0);
           break;
         case 2:
-          multiply<2>(w, k1 - k0, patches, n, sums);
+          multiply<2>(product, k1 - k0);
           break;
 #if defined(__AVX512F__)
         case 3:
-          multiply<3>(w, k1 - k0, patches, n, sums);
+          multiply<3>(product, k1 - k0);
           break;
         case 4:
-          multiply<4>(w, k1 - k0, patches, n, sums);
+          multiply<4>(product, k1 - k0);
           break;
 #endif
         default:
           __builtin_unreachable();
       }
-    }
-    for (int64_t k = k0; k < k1; ++k) {
-      const int64_t at = (image * p.k + group * kg + k) * pixels + first;
-      for (int v = 0; v < nv; ++v)
-        store_final<float>(p, at + v * L, load(sums + ((k - k0) * nv + v) * L),
-                           static_cast<int>(least(L, last - first - v * L)));
     }
   }
 
@@ -184,25 +182,37 @@ class Im2col {
 
   // ---- products ----------------------------------------------------------------------------------------------------
 
+  // Some rows of a panel's patches times as many weights of each output.
+  struct Product {
+    const float *weights, *bias;  // [outputs][all rows]; [outputs] or nullptr
+    const float* patches;         // [rows][panel]
+    float* sums;                  // [outputs][panel]: of the rows before these
+    int64_t rows;
+    bool first, last;  // no rows came before; none follow
+    int64_t at;        // the panel's place in y, for the first output
+    int tail;          // pixels of the panel's last vector
+  };
+
   template <int NV>
-  void multiply(const float* w, int64_t outputs, const float* patches, int64_t n, float* sums) const {
+  void multiply(const Product& product, int64_t outputs) const {
     constexpr int MR = kTileRows<NV>;
     int64_t k = 0;
-    for (; k + MR <= outputs; k += MR) tile<MR, NV>(w + k * rows, patches, n, sums + k * NV * L);
-    if (k + 4 <= outputs) tile<4, NV>(w + k * rows, patches, n, sums + k * NV * L), k += 4;
-    if (k + 2 <= outputs) tile<2, NV>(w + k * rows, patches, n, sums + k * NV * L), k += 2;
-    if (k < outputs) tile<1, NV>(w + k * rows, patches, n, sums + k * NV * L);
+    for (; k + MR <= outputs; k += MR) tile<MR, NV>(product, k);
+    if (k + 4 <= outputs) tile<4, NV>(product, k), k += 4;
+    if (k + 2 <= outputs) tile<2, NV>(product, k), k += 2;
+    if (k < outputs) tile<1, NV>(product, k);
   }
 
   template <int MR, int NV>
-  [[gnu::noinline]] void tile(const float* w, const float* patches, int64_t n, float* sums) const {
+  [[gnu::noinline]] void tile(const Product& product, int64_t k) const {
     using P = PlainProduct<float>;
     const float* weights[MR];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) weights[m] = w + m * rows;
+    for (int m = 0; m < MR; ++m) weights[m] = product.weights + (k + m) * rows;
+    const float* patches = product.patches;
     const int64_t segment = segment_of(rows);
-    for (int64_t begin = 0; begin < n; begin += segment) {
-      const int64_t end = least(n, begin + segment);
+    for (int64_t begin = 0; begin < product.rows; begin += segment) {
+      const int64_t end = least(product.rows, begin + segment);
       V sum[MR][NV];
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m)
@@ -219,14 +229,33 @@ class Im2col {
           for (int v = 0; v < NV; ++v) sum[m][v] = fma(spread, x[v], sum[m][v]);
         }
       }
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          float* out = sums + (m * NV + v) * L;
-          store(out, load(out) + sum[m][v]);
-        }
+      add_up(p, product, k, sum, product.first && begin == 0, product.last && end == product.rows, pixels);
     }
+  }
+
+  // A segment's sums join those before it: the bias, or what stands in scratch. The total goes back there, or to y.
+  template <int MR, int NV>
+  FASTCV_INLINE void add_up(const ConvParams& p, const Product& product, int64_t k, V (&sum)[MR][NV], bool first,
+                            bool last, int64_t pixels) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const V bias(first && product.bias != nullptr ? product.bias[k + m] : 0.0f);
+      const float* before = product.sums + (k + m) * NV * L;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[m][v] = (first ? bias : load(before + v * L)) + sum[m][v];
+    }
+    const bool straight = last && product.tail == L && p.residual == nullptr && p.activation == Activation::none;
+    float* out = straight ? static_cast<float*>(p.y) + product.at + k * pixels : product.sums + k * NV * L;
+    const int64_t pitch = straight ? pixels : NV * L;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(out + m * pitch + v * L, sum[m][v]);
+    if (straight || !last) return;
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v)
+        store_final<float>(p, product.at + (k + m) * pixels + v * L, load(out + (m * NV + v) * L),
+                           v == NV - 1 ? product.tail : L);
   }
 
   const ConvParams& p;

@@ -44,6 +44,19 @@ FASTCV_INLINE void store_final(const ConvParams& p, int64_t at, Vec<acc_t<S>> v,
   }
 }
 
+// The first n of each of the first m vectors to lines of y that are `pitch` apart.
+template <class S>
+FASTCV_INLINE void store_final_square(const ConvParams& p, int64_t at, int64_t pitch,
+                                      const Vec<acc_t<S>> (&lines)[Vec<acc_t<S>>::width], int m, int n) {
+  constexpr int kLanes = Vec<acc_t<S>>::width;
+  if (m == kLanes && n == kLanes && p.residual == nullptr && p.activation == Activation::none) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(static_cast<S*>(p.y) + at + i * pitch, lines[i]);
+    return;
+  }
+  for (int i = 0; i < m; ++i) store_final<S>(p, at + i * pitch, lines[i], n);
+}
+
 // To y[at], y[at + step], ...
 template <class S>
 FASTCV_INLINE void store_final_strided(const ConvParams& p, int64_t at, int64_t step, Vec<acc_t<S>> v, int n) {

@@ -6,6 +6,8 @@
 // weights stand for one; kTiles, whether matrix tiles (conv_amx.h) multiply, not the tile below; Session, what a thread
 // holds meanwhile; kRounds, whether sums are rounded to X in the end, by more than one long chain of them loses.
 #pragma once
+#include <utility>
+
 #include "conv/conv_plan.h"
 
 namespace fastcv::FASTCV_ISA {
@@ -293,6 +295,22 @@ FASTCV_INLINE void transpose_square(Vec<T> (&r)[Vec<T>::width]) {
 #else
   transpose<Vec<T>::width>(r);
 #endif
+}
+
+// a0 b0 c0 a1 b1 c1 ...
+template <class T, int v, int... i>
+FASTCV_INLINE Vec<T> third_of_threes(Vec<T> a, Vec<T> b, Vec<T> c, std::integer_sequence<int, i...>) {
+  constexpr int w = Vec<T>::width;
+  const auto ab = __builtin_shufflevector(a.v, b.v, ((v * w + i) / 3 + ((v * w + i) % 3 == 1 ? w : 0))...);
+  return Vec<T>(__builtin_shufflevector(ab, c.v, ((v * w + i) % 3 == 2 ? w + (v * w + i) / 3 : i)...));
+}
+template <class T>
+FASTCV_INLINE void store_threes(T* out, Vec<T> a, Vec<T> b, Vec<T> c) {
+  constexpr int w = Vec<T>::width;
+  constexpr auto lanes = std::make_integer_sequence<int, w>();
+  store(out, third_of_threes<T, 0>(a, b, c, lanes));
+  store(out + w, third_of_threes<T, 1>(a, b, c, lanes));
+  store(out + 2 * w, third_of_threes<T, 2>(a, b, c, lanes));
 }
 
 // [rows][row_step] -> [width][to_step]; a whole square, or rows and columns of one, the rest of it read as zeros.

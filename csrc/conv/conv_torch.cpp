@@ -59,9 +59,9 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
              int64_t precision, bool transposed) {
   ConvParams& p = call.params;
   const int64_t nd = x.dim() - 2;
-  check(nd >= 1 && nd <= 3, op, ": expected a batched input of 3 to 5 dimensions, got ", show(sizes(x)));
-  check(weight.dim() == x.dim(), op, ": expected a weight of ", x.dim(), " dimensions for input ", show(sizes(x)),
-        ", got weight ", show(sizes(weight)));
+  check(nd >= 1 && nd <= 3, op, ": expected a batched input of 3 to 5 dimensions, got ", show(x));
+  check(weight.dim() == x.dim(), op, ": expected a weight of ", x.dim(), " dimensions for input ", show(x),
+        ", got weight ", show(weight));
   check_geometry(op, nd, stride, padding, dilation);
   check_same_device(op, {&x, &weight, bias ? &*bias : nullptr});
   p.dtype = dtype_of(x, op);
@@ -75,18 +75,17 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
   check(activation >= 0 && activation < kActivations, op, ": unknown activation ", activation);
   check(precision >= 0 && precision < kPrecisions, op, ": unknown precision ", precision);
   check(weight.size(0) > 0 && weight.size(0) % groups == 0, op,
-        ": expected weight.shape[0] to be a positive multiple of groups=", groups, ", got weight ",
-        show(sizes(weight)));
+        ": expected weight.shape[0] to be a positive multiple of groups=", groups, ", got weight ", show(weight));
   p.n = x.size(0);
   p.c = x.size(1);
   p.groups = groups;
   p.k = transposed ? weight.size(1) * groups : weight.size(0);
-  check(p.c == (transposed ? weight.size(0) : weight.size(1) * groups), op, ": input ", show(sizes(x)), " has ", p.c,
-        " channels, weight ", show(sizes(weight)), " with groups=", groups, " needs ",
+  check(p.c == (transposed ? weight.size(0) : weight.size(1) * groups), op, ": input ", show(x), " has ", p.c,
+        " channels, weight ", show(weight), " with groups=", groups, " needs ",
         transposed ? weight.size(0) : weight.size(1) * groups);
   if (bias) {
     same_dtype("bias", *bias);
-    check(bias->dim() == 1 && bias->size(0) == p.k, op, ": expected a bias of [", p.k, "], got ", show(sizes(*bias)));
+    check(bias->dim() == 1 && bias->size(0) == p.k, op, ": expected a bias of [", p.k, "], got ", show(*bias));
     call.bias = as_dense(*bias);
     p.bias = call.bias->data_ptr();
   }
@@ -100,7 +99,7 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
     p.dilation[dim] = dilation[i];
     p.pad[dim] = padding[i];
     check(p.kernel[dim] > 0 && p.kernel[dim] < kSizeLimit, op, ": kernel sizes must be positive, got weight ",
-          show(sizes(weight)));
+          show(weight));
   }
   p.activation = static_cast<Activation>(activation);
   p.precision = static_cast<Precision>(precision);
@@ -156,8 +155,7 @@ Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
 // Lets a call use packed weights if the kernel that will run it arranged them; otherwise they are passed over.
 void use_packed(const char* op, const VariantTable<ConvParams>& table, ConvParams& p, const Tensor& packed) {
   check(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() && is_dense(packed, false), op,
-        ": packed must be what ", op, "_pack returned, got ", dtype_name(packed.scalar_type()), " ",
-        show(sizes(packed)));
+        ": packed must be what ", op, "_pack returned, got ", dtype_name(packed.scalar_type()), " ", show(packed));
   PackedHead head;
   const Variant<ConvParams>* row = table.pick(p);
   if (row == nullptr || row->kept == nullptr) return;
@@ -178,7 +176,7 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
   if (residual) {
     check(sizes(*residual) == y_sizes && residual->scalar_type() == y.scalar_type(), op,
           ": expected a residual of the output's shape ", show(y_sizes), " and dtype ", dtype_name(y.scalar_type()),
-          ", got ", show(sizes(*residual)), " ", dtype_name(residual->scalar_type()));
+          ", got ", show(*residual), " ", dtype_name(residual->scalar_type()));
     check_same_device(op, {&call.x, &*residual});
     call.residual = as_dense(*residual, p.channels_last);
     p.residual = call.residual->data_ptr();
@@ -198,7 +196,7 @@ void prepare_conv(Call& call, const Tensor& input, const Tensor& weight, const O
     const int64_t dim = 3 - nd + i, end = padding[static_cast<int64_t>(padding.size()) == nd ? i : nd + i];
     const int64_t padded = p.in[dim] + padding[i] + end, reach = p.dilation[dim] * (p.kernel[dim] - 1) + 1;
     check(padded >= reach, "conv: kernel of ", reach, " elements (dilation included) does not fit into the ", padded,
-          " elements of padded input ", show(sizes(input)), ", dimension ", 2 + i);
+          " elements of padded input ", show(input), ", dimension ", 2 + i);
     p.out[dim] = (padded - reach) / p.stride[dim] + 1;
   }
   if (p.c == 0) p.k = 0;  // torch's convolution of no channels has none

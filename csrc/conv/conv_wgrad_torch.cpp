@@ -20,10 +20,10 @@ void check_values(const char* name, const Ints& values, int64_t count, int64_t l
 Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kernel_size, Ints stride, Ints padding,
                        Ints dilation, int64_t groups, int64_t precision) {
   const int64_t nd = input.dim() - 2;
-  check(nd >= 1 && nd <= 3, "conv_wgrad: expected a batched input of 3 to 5 dimensions, got ", show(sizes(input)));
+  check(nd >= 1 && nd <= 3, "conv_wgrad: expected a batched input of 3 to 5 dimensions, got ", show(input));
   check(grad_output.dim() == input.dim() && grad_output.size(0) == input.size(0),
-        "conv_wgrad: expected grad_output with the dimensions and the batch of input ", show(sizes(input)), ", got ",
-        show(sizes(grad_output)));
+        "conv_wgrad: expected grad_output with the dimensions and the batch of input ", show(input), ", got ",
+        show(grad_output));
   check_same_device("conv_wgrad", {&input, &grad_output});
   check_values("kernel_size", kernel_size, nd, 1);
   check_values("stride", stride, nd, 1);
@@ -36,8 +36,8 @@ Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kern
   p.out_channels = grad_output.size(1);
   p.groups = groups;
   check(groups > 0 && p.in_channels % groups == 0 && p.out_channels % groups == 0,
-        "conv_wgrad: expected channels that groups=", groups, " divides, got input ", show(sizes(input)),
-        " and grad_output ", show(sizes(grad_output)));
+        "conv_wgrad: expected channels that groups=", groups, " divides, got input ", show(input), " and grad_output ",
+        show(grad_output));
   for (int i = 0; i < 3; ++i) p.in[i] = p.out[i] = p.kernel[i] = p.stride[i] = p.dilation[i] = 1;
   for (int64_t i = 0; i < nd; ++i) {
     const int64_t dim = 3 - nd + i;

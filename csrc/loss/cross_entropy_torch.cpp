@@ -79,7 +79,7 @@ void prepare(const char* op, const Tensor& input, const Tensor& target, const Op
   check_same_device(op, {&input, &target, weight ? &*weight : nullptr});
   if (weight) {
     check(weight->dim() == 1 && weight->numel() == c.scores.classes, op, ": expected a weight for each of ",
-          c.scores.classes, " classes, got size ", show(sizes(*weight)));
+          c.scores.classes, " classes, got size ", show(*weight));
     check(weight->scalar_type() == input.scalar_type(), op, ": expected weight dtype ", dtype_name(input.scalar_type()),
           ", got ", dtype_name(weight->scalar_type()));
     c.weight = as_dense(*weight);
@@ -118,7 +118,7 @@ Tensor take_grad(Call& c, const Tensor& input, const Tensor* grad_loss, Tensor& 
   if (grad_loss) {
     const Ints want = c.p.reduction == Reduction::none ? c.sample_sizes : Ints{};
     check(sizes(*grad_loss) == want && grad_loss->scalar_type() == input.scalar_type(), "loss backward: expected grad ",
-          show(want), " ", dtype_name(input.scalar_type()), ", got ", show(sizes(*grad_loss)), " ",
+          show(want), " ", dtype_name(input.scalar_type()), ", got ", show(*grad_loss), " ",
           dtype_name(grad_loss->scalar_type()));
     check_same_device("loss backward", {&input, grad_loss});
     dense = as_dense(*grad_loss);

@@ -17,14 +17,14 @@ struct Call {
 
 void check_vector(const char* op, const char* name, const Tensor& t, int64_t n, const Tensor& like) {
   check(sizes(t) == Ints{n} && t.scalar_type() == like.scalar_type(), op, ": expected ", name, " of size [", n,
-        "] and dtype ", dtype_name(like.scalar_type()), ", got ", show(sizes(t)), " ", dtype_name(t.scalar_type()));
+        "] and dtype ", dtype_name(like.scalar_type()), ", got ", show(t), " ", dtype_name(t.scalar_type()));
   check_same_device(op, {&like, &t});
 }
 
 void prepare(const char* op, const Tensor& input, const Tensor& w, const OptionalTensor& bias, const Tensor& target,
              const OptionalTensor& class_weight, int64_t reduction, int64_t ignore_index, double smoothing, Call& c) {
   check(input.dim() == 2 && w.dim() == 2 && input.size(1) == w.size(1), op,
-        ": expected input (N, features) and weight (C, features), got ", show(sizes(input)), " and ", show(sizes(w)));
+        ": expected input (N, features) and weight (C, features), got ", show(input), " and ", show(w));
   check(reduction >= 0 && reduction <= 2, op, ": reduction ", reduction, " is none of 0 (none), 1 (mean), 2 (sum)");
   check(smoothing >= 0 && smoothing <= 1, op, ": label_smoothing must be between 0.0 and 1.0, got ", smoothing);
   check(input.scalar_type() == w.scalar_type(), op, ": input is ", dtype_name(input.scalar_type()), ", weight ",
@@ -37,12 +37,12 @@ void prepare(const char* op, const Tensor& input, const Tensor& w, const Optiona
   c.p.classes = w.size(0);
   const ScalarType kind = target.scalar_type();
   if (kind == ScalarType::Long || kind == ScalarType::Byte) {
-    check(sizes(target) == Ints{c.p.rows}, op, ": expected target size [", c.p.rows, "], got ", show(sizes(target)));
+    check(sizes(target) == Ints{c.p.rows}, op, ": expected target size [", c.p.rows, "], got ", show(target));
     c.p.target_kind = kind == ScalarType::Long ? Target::i64 : Target::u8;
   } else {
     check(kind == input.scalar_type() && sizes(target) == Ints{c.p.rows, c.p.classes}, op,
           ": expected Long targets or probabilities of size ", show({c.p.rows, c.p.classes}), ", got ",
-          show(sizes(target)), " ", dtype_name(kind));
+          show(target), " ", dtype_name(kind));
     c.p.target_kind = Target::probability;
   }
   c.x = as_dense(input);
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& g
   prepare(op, input, w, bias, target, class_weight, reduction, ignore_index, smoothing, c);
   const Ints want = reduction == 0 ? Ints{c.p.rows} : Ints{};
   check(sizes(grad) == want && grad.scalar_type() == input.scalar_type(), op, ": expected grad of size ", show(want),
-        ", got ", show(sizes(grad)), " ", dtype_name(grad.scalar_type()));
+        ", got ", show(grad), " ", dtype_name(grad.scalar_type()));
   check_same_device(op, {&input, &grad});
   const Tensor dense = as_dense(grad);
   c.p.grad_loss = dense.data_ptr();

@@ -19,7 +19,7 @@ DType float_dtype(const Tensor& t, const char* op) {
 
 void check_same(const char* op, const char* name, const Tensor& t, const Ints& want, const Tensor& like) {
   check(sizes(t) == want && t.scalar_type() == like.scalar_type(), op, ": expected ", name, " of size ", show(want),
-        " and dtype ", dtype_name(like.scalar_type()), ", got ", show(sizes(t)), " ", dtype_name(t.scalar_type()));
+        " and dtype ", dtype_name(like.scalar_type()), ", got ", show(t), " ", dtype_name(t.scalar_type()));
   check_same_device(op, {&like, &t});
 }
 
@@ -34,9 +34,9 @@ struct MarginCall {
 
 void prepare(const char* op, const Tensor& input, const Tensor& target, int64_t p, double margin,
              const OptionalTensor& weight, int64_t reduction, MarginCall& c) {
-  check(input.dim() == 2 && input.size(1) > 0, op, ": expected scores (rows, classes), got ", show(sizes(input)));
+  check(input.dim() == 2 && input.size(1) > 0, op, ": expected scores (rows, classes), got ", show(input));
   check(target.scalar_type() == ScalarType::Long && sizes(target) == Ints{input.size(0)}, op,
-        ": expected Long targets of size [", input.size(0), "], got ", show(sizes(target)), " ",
+        ": expected Long targets of size [", input.size(0), "], got ", show(target), " ",
         dtype_name(target.scalar_type()));
   check(p == 1 || p == 2, op, ": only p == 1 and p == 2 supported, got ", p);
   check(reduction >= 0 && reduction <= 2, op, ": unknown reduction ", reduction);
@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor> kl_div_backward(const Tensor& grad, const Tensor& inp
 // ---- soft_iou_loss ------------------------------------------------------------------------------------------------
 
 void prepare(const char* op, const Tensor& input, double eps, SoftIouParams& p) {
-  check(input.dim() == 2, op, ": expected (groups, elements), got ", show(sizes(input)));
+  check(input.dim() == 2, op, ": expected (groups, elements), got ", show(input));
   p.dtype = float_dtype(input, op);
   p.groups = input.size(0);
   p.n = input.size(1);
@@ -174,7 +174,7 @@ std::tuple<Tensor, Tensor> soft_iou_loss_backward(const Tensor& grad, const Tens
   const Pair pair = same_pair(op, input, target);
   check_same(op, "grad", grad, {p.groups}, input);
   check(sums.scalar_type() == ScalarType::Double && sizes(sums) == Ints{p.groups, 2}, op, ": expected sums of size [",
-        p.groups, ", 2] Double, got ", show(sizes(sums)), " ", dtype_name(sums.scalar_type()));
+        p.groups, ", 2] Double, got ", show(sums), " ", dtype_name(sums.scalar_type()));
   check_same_device(op, {&input, &sums});
   const Tensor dense = as_dense(grad), dense_sums = as_dense(sums);
   Tensor grad_x = wanted(need_input, input, &p.grad_x), grad_target = wanted(need_target, input, &p.grad_target);
@@ -193,7 +193,7 @@ void scale_gradient(Tensor x, const Tensor& factor) {
   check_same(op, "factor", factor, {}, x);
   const bool transposed = x.dim() == 2 && x.stride(0) == 1 && x.stride(1) == x.size(0);
   check(x.numel() == 0 || transposed || is_dense(x, false) || is_dense(x, true), op,
-        ": expected a tensor without gaps or overlaps, got sizes ", show(sizes(x)), " and strides ", show(strides(x)));
+        ": expected a tensor without gaps or overlaps, got sizes ", show(x), " and strides ", show(strides(x)));
   const ScaleParams p{x.data_ptr(), factor.data_ptr(), x.data_ptr(), x.numel(), float_dtype(x, op)};
   run_variant(scale_gradient_table, p, x);
 }

@@ -39,15 +39,6 @@ namespace avx512 {
 void knn(const KnnParams&, const Exec&);
 size_t knn_workspace(const KnnParams&, int threads);
 }  // namespace avx512
-// Only p = 2 on f32: a bf16 matrix product with a proved error bound leaves a few candidates per query, whose distances
-// are then summed as the tiles sum them; the same bits as avx512::knn. A chunk of queries with too many candidates
-// (duplicates, NaN, no spread) is left to avx512::knn.
-namespace avx512bf16 {
-const char* knn_filter_why_not(const KnnParams&);
-void knn_filter(const KnnParams&, const Exec&);
-size_t knn_filter_workspace(const KnnParams&, int threads);
-}  // namespace avx512bf16
-
 // On a GPU, and the same source on the emulator.
 #define FASTCV_DECLARE(gpu)                                                                \
   namespace gpu {                                                                          \

@@ -23,7 +23,9 @@ void tile(const M& metric, const T* panel, const T* rows, int count, T* sums, bo
       for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = metric.step(sum[r][v], lane[v], b);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRowTile; ++r)
+#pragma GCC unroll 2
     for (int v = 0; v < kPanelVectors; ++v) {
       T* to = sums + r * kLanes<T> + v * w;
       detail::store_raw(to, first ? sum[r][v] : M::join(detail::load_raw(to), sum[r][v]));

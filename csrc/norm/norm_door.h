@@ -13,7 +13,7 @@ struct Shape {
   int64_t n, c, s;
 };
 inline Shape shape_of(const char* op, const Tensor& input) {
-  check(input.dim() >= 2, op, ": expected an input of at least 2 dimensions, got ", show(sizes(input)));
+  check(input.dim() >= 2, op, ": expected an input of at least 2 dimensions, got ", show(input));
   Shape shape{input.size(0), input.size(1), 1};
   for (int64_t d = 2; d < input.dim(); ++d) shape.s *= input.size(d);
   return shape;
@@ -52,7 +52,7 @@ inline Tensor vector_like(const OptionalTensor& t, bool wanted, const Tensor& in
 // A dense tensor with the sizes, dtype and device of `like`, in its layout.
 inline Tensor matching(const char* op, const char* name, const Tensor& t, const Tensor& like, bool channels_last) {
   check(sizes(t) == sizes(like) && t.scalar_type() == like.scalar_type(), op, ": expected ", name, " of shape ",
-        show(sizes(like)), " and dtype ", dtype_name(like.scalar_type()), ", got ", show(sizes(t)), " and ",
+        show(like), " and dtype ", dtype_name(like.scalar_type()), ", got ", show(t), " and ",
         dtype_name(t.scalar_type()));
   return as_dense(t, channels_last);
 }

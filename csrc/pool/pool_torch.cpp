@@ -42,7 +42,7 @@ PoolAxis axis_of(const Geometry& g, int d, int64_t in) {
 
 // The map's sizes: [N, C, H, W] or [C, H, W].
 void read_map(const char* op, const Tensor& t, PoolParams& p, bool channels_may_be_empty) {
-  check(t.dim() == 3 || t.dim() == 4, op, ": expected a 3-D or 4-D input (batch mode), got ", show(sizes(t)));
+  check(t.dim() == 3 || t.dim() == 4, op, ": expected a 3-D or 4-D input (batch mode), got ", show(t));
   const Ints size = sizes(t);
   const size_t first = size.size() - 3;
   check((size[first] > 0 || channels_may_be_empty) && size[first + 1] > 0 && size[first + 2] > 0, op,
@@ -162,7 +162,7 @@ void check_output(const char* op, const Tensor& grad, const PoolParams& p) {
   const auto size = grad.sizes();
   const size_t last = size.size() - 1;
   check(size[last - 1] == p.h.out && size[last] == p.w.out, op, ": expected a gradient of height and width ",
-        show({p.h.out, p.w.out}), ", got ", show(sizes(grad)));
+        show({p.h.out, p.w.out}), ", got ", show(grad));
 }
 
 Tensor run_backward(const VariantTable<PoolParams>& table, const Tensor& grad, PoolParams& p, bool channels_last) {
@@ -183,8 +183,8 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& where, Ints input_s
   read_gradient(op, grad, input_size, p);
   set_windows(op, p, {kernel, stride, padding, dilation, ceil_mode}, input_size[0], input_size[1]);
   check_output(op, grad, p);
-  check(sizes(where) == sizes(grad), op, ": expected indices of the gradient's shape ", show(sizes(grad)), ", got ",
-        show(sizes(where)));
+  check(sizes(where) == sizes(grad), op, ": expected indices of the gradient's shape ", show(grad), ", got ",
+        show(where));
   check_same_device(op, {&grad, &where});
   p.where_is_offset = where.scalar_type() == ScalarType::Byte;
   check(p.where_is_offset || where.scalar_type() == ScalarType::Long, op,

@@ -15,7 +15,7 @@ struct Map {
   int64_t n, c, h, w;
 };
 Map read_map(const char* op, const Tensor& t) {
-  check(t.dim() == 3 || t.dim() == 4, op, ": expected a 3-D or 4-D tensor, got ", show(sizes(t)));
+  check(t.dim() == 3 || t.dim() == 4, op, ": expected a 3-D or 4-D tensor, got ", show(t));
   const Ints size = sizes(t);
   const size_t first = size.size() - 3;
   check(size[first] > 0 && size[first + 1] > 0 && size[first + 2] > 0, op,
@@ -55,8 +55,8 @@ Tensor max_unpool2d(const Tensor& input, const Tensor& indices, Ints output_size
   for (const int64_t v : output_size)
     check(v >= 0 && v < kSizeLimit, op, ": output_size must not be negative, got ", show(output_size));
   const Map m = read_map(op, input);
-  check(sizes(input) == sizes(indices), op, ": expected indices of the input's shape ", show(sizes(input)), ", got ",
-        show(sizes(indices)));
+  check(sizes(input) == sizes(indices), op, ": expected indices of the input's shape ", show(input), ", got ",
+        show(indices));
   check_same_device(op, {&input, &indices});
   const bool channels_last = is_channels_last(input);
   Tensor result = new_map(input, m.n, m.c, output_size[0], output_size[1], channels_last);
@@ -82,8 +82,8 @@ Tensor max_unpool2d_backward(const Tensor& grad, const Tensor& indices) {
   check_indices(op, indices);
   const Map m = read_map(op, grad), small = read_map(op, indices);
   check(grad.dim() == indices.dim() && m.n == small.n && m.c == small.c, op,
-        ": expected a gradient and indices of the same batch and channels, got ", show(sizes(grad)), " and ",
-        show(sizes(indices)));
+        ": expected a gradient and indices of the same batch and channels, got ", show(grad), " and ",
+        show(indices));
   check_same_device(op, {&grad, &indices});
   const bool channels_last = is_channels_last(indices);
   Tensor result = new_map(grad, m.n, m.c, small.h, small.w, channels_last);
@@ -115,7 +115,7 @@ Tensor upsample_bed_of_nails(const Tensor& input, Ints scale) {
   const Map m = read_map(op, input);
   const DType dtype = floating(op, input);
   const bool channels_last = is_channels_last(input);
-  check(m.h < kSizeLimit && m.w < kSizeLimit, op, ": the input is too large: ", show(sizes(input)));
+  check(m.h < kSizeLimit && m.w < kSizeLimit, op, ": the input is too large: ", show(input));
   Tensor result = new_map(input, m.n, m.c, m.h * scale[0], m.w * scale[1], channels_last);
   if (result.numel() == 0) return result;
   const Tensor x = as_dense(input, channels_last);
@@ -130,7 +130,7 @@ Tensor upsample_bed_of_nails_backward(const Tensor& grad, Ints scale, bool chann
   const Map m = read_map(op, grad);
   const DType dtype = floating(op, grad);
   check(m.h % scale[0] == 0 && m.w % scale[1] == 0, op,
-        ": expected a gradient whose height and width are multiples of ", show(scale), ", got ", show(sizes(grad)));
+        ": expected a gradient whose height and width are multiples of ", show(scale), ", got ", show(grad));
   channels_last = channels_last && grad.dim() == 4;
   const int64_t h = m.h / scale[0], w = m.w / scale[1];
   Tensor result = new_map(grad, m.n, m.c, h, w, channels_last);

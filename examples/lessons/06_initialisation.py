@@ -32,7 +32,10 @@ def lesson() -> Lesson:
         for layer, (cell, weight) in enumerate(zip(row, weights, strict=True), start=1):
             x = activation(F.conv1d(x, weight) * std)  # a linear layer is a convolution of one pixel
             wide = 1 if activation is torch.tanh else 3
-            cell.hist(x.flatten().numpy(), bins=60, range=(-1 if wide == 1 else 0, wide), color=BLUE)
+            heights, _, _ = cell.hist(x.flatten().numpy(), bins=60, range=(-1 if wide == 1 else 0, wide), color=BLUE)
+            if activation is torch.relu:  # half of the values are zero: their bar would hide the others
+                cell.set_ylim(0, 1.4 * heights[1:].max())
+                cell.text(0.08, 0.86, f"{100 * (x == 0).float().mean():.0f} % zeros", transform=cell.transAxes, fontsize=7)
             cell.set_yticks([])
             cell.tick_params(labelsize=7)
             cell.set_title(f"layer {layer}: std {x.std():.2g}", fontsize=9)
@@ -44,7 +47,7 @@ def lesson() -> Lesson:
     Sixteen crops of a photograph, standardised, through six layers of {WIDTH:,} units: what is left after each layer?
     Weights of standard deviation 0.01 with tanh: the activations vanish ({small:.1g} after six layers), and with them the gradients.
     0.05: they saturate at -1 and 1 (std {large:.2f}), where tanh is flat: no gradient either.
-    1/√D (Xavier): the variance of a sum of D products stays one; std {tanh:.2f} after six layers.
+    1/√D (Xavier): a sum of D products keeps the variance, only tanh itself shrinks it slowly; std {tanh:.2f} after six layers.
     ReLU throws half of the variance away at each layer, so 1/√D shrinks by √2 each time: {relu:.2f} is left.
     √(2/D) (He) pays that back: {he:.2f}. The right factor belongs to the activation.
     The same weights, scaled, are used in every row; only the scale and the activation differ.

@@ -19,7 +19,7 @@ class PlainBlock(BasicBlock):
 
 def network(blocks: tuple[int, int, int], shortcuts: bool) -> ResNetCifar:
     torch.manual_seed(0)
-    made = ResNetCifar(blocks, (8, 16, 32), in_channels=1, layers=fastcv.nn)
+    made = ResNetCifar(blocks, (8, 16, 32), in_chans=1, layers=fastcv.nn)
     if not shortcuts:
         for block in (m for m in made.modules() if isinstance(m, BasicBlock)):
             block.__class__, block.downsample = PlainBlock, None
@@ -35,7 +35,7 @@ def lesson() -> Lesson:
             losses[name, depth], accuracies[name, depth] = history[-1].train_loss, history[-1].validation_accuracy
             color = BLUE if shortcuts else ORANGE
             cell.plot([e.epoch for e in history], [e.train_loss for e in history], style, color=color, label=f"{depth} layers")
-        tidy(cell, yscale="log", xlabel="epoch", title=name)
+        tidy(cell, yscale="log", xlabel="epoch", title=name, xticks=range(1, 6))
         cell.legend(frameon=False)
     axes[0][0].set_ylabel("training loss")
     text = f"""

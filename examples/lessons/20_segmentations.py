@@ -8,10 +8,10 @@ from common import Lesson, figure, main, photo, picture
 from fastcv.vision import mean_colors, segment
 
 WAYS = {
-    "k-means, k = 6": {"method": "kmeans", "clusters": 6},
+    "k-means": {"method": "kmeans", "clusters": 6},
     "k-means with position": {"method": "kmeans", "clusters": 12, "position": 0.7},
     "mean-shift": {"method": "meanshift", "bandwidth": 0.14},
-    "normalised cut, 8 parts": {"method": "ncut", "clusters": 8},
+    "normalised cut": {"method": "ncut", "clusters": 8},
 }
 
 
@@ -26,7 +26,7 @@ def lesson() -> Lesson:
             labels = segment(image, **options)
             seconds.setdefault(way, []).append(time.perf_counter() - start)
             counts.setdefault(way, []).append(len(np.unique(labels)))
-            picture(cell, mean_colors(image, labels), f"{way}: {counts[way][-1]}")
+            picture(cell, mean_colors(image, labels), f"{way}: {counts[way][-1]} segments")
     shift = counts["mean-shift"]
     text = f"""
     Every pixel is a point (red, green, blue), with position (red, green, blue, row, column); a segment is a cluster, in its mean

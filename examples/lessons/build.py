@@ -23,6 +23,7 @@ PAGE = Template("""<!DOCTYPE html>
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.7em; } h2 { margin-top: 2.2em; font-size: 1.25em; } nav { columns: 2; } nav a { display: block; }
 img { max-width: 100%; height: auto; } a { color: #1f5fa8; text-decoration: none; } code { font-size: 0.9em; color: #555; }
+@media (max-width: 640px) { body { margin: 1em auto; } nav { columns: 1; } }
 </style></head><body>
 <h1>Lessons in computer vision, on fastcv's kernels</h1>
 <p>Each lesson is a script in <code>examples/lessons</code>; the numbers in the texts are those of the run that made this page
@@ -64,7 +65,7 @@ def build(output: str, chosen: list[Path]) -> None:
             (folder / f"{script.stem}.txt").write_text("\n".join((lesson.title, *lines, "")))
             title, text = html.escape(lesson.title), html.escape(" ".join(lines))
             contents.append(f'<a href="#{script.stem}">{title}</a>')
-            picture = f'<img src="{script.stem}.png" alt="{title}">'
+            picture = f'<a href="{script.stem}.png"><img src="{script.stem}.png" alt="{title}"></a>'
             sections.append(f'<h2 id="{script.stem}">{title}</h2>\n{picture}\n<p>{text}</p>\n<p><code>{script.name}</code></p>')
             print(f"{time.perf_counter() - start:6.1f} s  {lesson.title}", flush=True)
         threads, seconds = torch.get_num_threads(), f"{time.perf_counter() - begin:.0f}"
@@ -91,10 +92,12 @@ def main() -> None:
         parser.error(f"--threads must be at least 1, got {arguments.threads}")
     import torch
 
+    import fastcv
+
     torch.set_num_threads(arguments.threads)
     try:
         build(arguments.output, chosen)
-    except OSError as error:
+    except (OSError, fastcv.NotBuiltError) as error:
         print(f"lessons: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

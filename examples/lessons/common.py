@@ -32,7 +32,7 @@ class Lesson:
     figure: Figure
 
     def lines(self) -> list[str]:
-        return textwrap.wrap(" ".join(self.text.split()), 130)
+        return textwrap.wrap(" ".join(self.text.split()), 130, break_on_hyphens=False)
 
 
 def main(lesson: Callable[[], Lesson]) -> None:
@@ -101,20 +101,30 @@ def convs(widths: Sequence[int | str], norm: Callable[[int], nn.Module] | None =
     return nn.Sequential(*layers, fastcv.nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-def fit(network: nn.Module, train: Tensor | None = None, on_epoch: Callable[[Epoch], None] = lambda _: None, **recipe: Any) -> list[Epoch]:
-    """Trains on digits with the demo's loop; ``train``: indices of the training images (by default the split's).
+def fit(
+    network: nn.Module,
+    train: Tensor | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+    labels: Tensor | None = None,
+    validation: Tensor | None = None,
+    **recipe: Any,
+) -> list[Epoch]:
+    """Trains on digits with the demo's loop; ``train``, ``validation``: indices of the images (by default the split's).
 
-    An epoch whose loss is no longer finite ends the training.
+    labels: those to train on instead of the true ones, one per digit of the set. An epoch whose loss is no longer finite ends the
+    training.
     """
     data, parts = digits()
     train = parts.train if train is None else train
+    validation = parts.validation if validation is None else validation
+    labels = data.labels if labels is None else labels
     options = {"epochs": 6, "batch_size": 64, "learning_rate": 0.1, "warmup_epochs": 0, "shift": 0, "weight_decay": 0.0} | recipe
     prepare = Standardiser(data.images[parts.train])
-    trainer = Trainer(network, fastcv.nn.CrossEntropyLoss(), data.images[train], data.labels[train], prepare, Recipe(**options))
+    trainer = Trainer(network, fastcv.nn.CrossEntropyLoss(), data.images[train], labels[train], prepare, Recipe(**options))
     history: list[Epoch] = []
     for epoch in range(options["epochs"]):
         try:
-            history.append(trainer.run_epoch(epoch, data.images[parts.validation], data.labels[parts.validation]))
+            history.append(trainer.run_epoch(epoch, data.images[validation], data.labels[validation]))
         except ArithmeticError:
             break
         on_epoch(history[-1])

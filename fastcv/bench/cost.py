@@ -19,6 +19,9 @@ _PRODUCTS = ("conv", "linear_cross_entropy")  # ops whose gradients are products
 _DISTANCES = ("cdist", "knn", "nearest")
 # A copy counts a read and a write, but the write fetches its line first: up to 1.5 times what it counts goes over the bus.
 _BUS = 1.5
+# One instruction sums the differences of 64 bytes where a multiply-add, two operations, takes 16 float32, and three operations are
+# counted for a coordinate: 64 * 3 / (16 * 2).
+_BYTES = 6.0
 _CLOCK = 1.15  # how far above its measured roof a machine may run for a moment
 
 
@@ -26,6 +29,7 @@ _CLOCK = 1.15  # how far above its measured roof a machine may run for a moment
 class Cost:
     """flops: 0 for what is bound by memory. read, written: bytes of all tensors, each once. shortcut: by what factor the best
     known algorithm needs fewer multiplications. exotic: done in other arithmetic than the dtype's (bytes): no arithmetic bound.
+    wide: by what factor the instructions for it outdo the dtype's multiply-adds, where they are others (sums of bytes).
     """
 
     flops: int
@@ -34,6 +38,7 @@ class Cost:
     dtype: torch.dtype
     shortcut: float = 1.0
     exotic: bool = False
+    wide: float = 1.0
 
     @property
     def bytes(self) -> int:
@@ -41,7 +46,7 @@ class Cost:
 
     def attainable(self, cache: str) -> float:
         """Seconds at the nearer roof: arithmetic, or memory (from DRAM if cold)."""
-        arithmetic = self.flops / roofs.arithmetic(self.dtype) if self.flops and self.dtype.is_floating_point else 0.0
+        arithmetic = self.flops / self.wide / roofs.arithmetic(self.dtype) if self.flops and self.dtype.is_floating_point else 0.0
         memory = self.bytes / roofs.copy(self.bytes if cache == "hot" else roofs.SIZES[-1])
         return max(arithmetic, memory)
 
@@ -73,6 +78,13 @@ def _shortcut(case: Case, args: tuple[Any, ...]) -> float:
     return 1.5 if case.op in _DISTANCES else 1.0
 
 
+def _by_bytes(case: Case, args: tuple[Any, ...]) -> bool:
+    """Distances by p = 1 of integers in 0..255, in whatever dtype: they may be compared as bytes."""
+    if case.op not in _DISTANCES or not isinstance(args[-1], float) or args[-1] != 1.0:
+        return False
+    return all(t.dtype == torch.uint8 or bool(((t >= 0) & (t <= 255) & (t == t.round())).all()) for t in tensors(args))
+
+
 def cost(case: Case, dtype: torch.dtype, mode: str = "fwd") -> Cost:
     """The cost of one pass of a case."""
     args, kwargs = case.arguments(dtype)
@@ -85,6 +97,8 @@ def cost(case: Case, dtype: torch.dtype, mode: str = "fwd") -> Cost:
         upstream = meta[0].numel() * meta[0].element_size()
         flops = flops * (passes + (mode == "fwd+bwd")) if passes else 0
         read, written = (read * 2 + upstream, written + grads) if mode == "fwd+bwd" else (read + upstream, grads)
+    if _by_bytes(case, args) and dtype == torch.float32:
+        return Cost(flops, read, written, dtype, _BYTES, wide=_BYTES)
     wide = case.op in _DISTANCES or torch.get_float32_matmul_precision() != "highest"
     if wide and dtype == torch.float32:  # exact answers by way of 16-bit products, or what the user allowed
         dtype_roof = max((torch.float32, torch.bfloat16), key=roofs.arithmetic)

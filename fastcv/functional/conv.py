@@ -585,17 +585,17 @@ def transposed(
         input, weight, bias = autocast_lower(input, weight, bias)
     stride, padding = _ints(stride, nd, "stride"), _ints(padding, nd, "padding")
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
-    for extra, s, d in zip(output_padding, stride, dilation, strict=True) if any(output_padding) else ():
-        if extra < 0 or (extra >= s and extra >= d):
+    if not batched:
+        input = input.unsqueeze(0)
+    size, kernel, output = input.shape, weight.shape, []
+    for i, s, p, d, extra in zip(range(2, nd + 2), stride, padding, dilation, output_padding, strict=True):
+        if extra != 0 and (extra < 0 or (extra >= s and extra >= d)):
             raise RuntimeError(
                 f"output padding must be non-negative and smaller than either stride or dilation, but got "
                 f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
             )
-    if not batched:
-        input = input.unsqueeze(0)
-    size, kernel = input.shape[2:], weight.shape[2:]
-    output = [(size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + output_padding[i] + 1 for i in range(nd)]
-    if min(output) < 0 or weight.shape[1] == 0:
+        output.append((size[i] - 1) * s - 2 * p + d * (kernel[i] - 1) + extra + 1)
+    if min(output) < 0 or kernel[1] == 0:
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )

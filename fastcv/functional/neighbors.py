@@ -213,11 +213,16 @@ def _exponent(name: str, p: Any) -> float:
     return float(p)
 
 
-def _align(name: str, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, torch.Size | None]:
-    """Both as [rows, D] or both as [B, rows, D], and the batch's true shape where that is something else."""
+def _same_dtype(name: str, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
     x1, x2 = autocast_float32(x1, x2)
     if x1.dtype != x2.dtype:
         raise RuntimeError(f"{name}: expected both tensors to have the same dtype, but got {x1.dtype} and {x2.dtype}")
+    return x1, x2
+
+
+def _align(name: str, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, torch.Size | None]:
+    """Both as [rows, D] or both as [B, rows, D], and the batch's true shape where that is something else."""
+    x1, x2 = _same_dtype(name, x1, x2)
     dim = x1.dim()
     if dim == x2.dim() and (dim == 2 or (dim == 3 and x1.shape[0] == x2.shape[0])):
         return x1, x2, None
@@ -232,21 +237,52 @@ def _align(name: str, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, torch.Siz
     return x1, x2, batch
 
 
-def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary") -> Tensor:
+def _cosine(name: str, metric: Any, p: Any) -> bool:
+    if metric not in ("minkowski", "cosine"):
+        raise ValueError(f"{name}: metric must be 'minkowski' or 'cosine', got {metric!r}")
+    if metric == "cosine" and p != 2:
+        raise ValueError(f"{name}: metric='cosine' takes no p, got p={p!r}")
+    return metric == "cosine"
+
+
+def unit_rows(x: Tensor, side: int) -> Tensor:
+    """Rows of length one [..., D + 2], half of whose squared distance is one minus the cosine; uint8 and 16-bit types as float32.
+
+    A row of zeros gets a direction of its own, the last but one (``side`` 0) or the last coordinate (1): at distance 1 from
+    every row of the other side, as scikit-learn has it. Lengths are computed in float64, so none overflows.
+    """
+    x = x.float() if x.dtype in (*_HALVES, torch.uint8) else x
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    zero = length == 0
+    rows = (x / torch.where(zero, 1, length)).to(x.dtype)
+    own = zero.to(x.dtype)
+    return torch.cat([rows, *((own, torch.zeros_like(own)) if side == 0 else (torch.zeros_like(own), own))], -1)
+
+
+def cdist(
+    x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary", *, metric: str = "minkowski"
+) -> Tensor:
     """The p-norm distance of every row of x1 to every row of x2, as ``torch.cdist``.
 
     x1: [..., M, D], x2: [..., N, D], batch dimensions broadcast; float32, float64, bfloat16, float16, or uint8 (result
     float32, sums exact for p = 1 and 2). p: any number >= 0; 0 counts differing coordinates, inf takes the largest.
     compute_mode: torch's three values are accepted and mean the same here: differences are always subtracted directly,
     so near points keep their distance where the matrix-product form cancels to 0.
+    metric: "minkowski" is the p-norm; "cosine" is one minus the cosine, 1 where a row is all zeros, as scikit-learn's. It is half
+    the squared distance of the rows divided by their lengths, which keeps the digits of small angles.
     Returns [..., M, N]. Differentiable any number of times, with torch's subgradients (zero at distance zero); orders above
     the first take memory for [M, N, D]. 16-bit tensors are summed in float32; autocast computes in float32.
-    Raises ValueError for an unknown compute_mode, TypeError for arguments of another type, RuntimeError for other dtypes,
-    fewer than 2 dimensions, different column counts or dtypes, and p < 0. Source: csrc/neighbors/cdist.h.
+    Raises ValueError for an unknown compute_mode or metric and for a p with "cosine", TypeError for arguments of another type,
+    RuntimeError for other dtypes, fewer than 2 dimensions, different column counts or dtypes, and p < 0.
+    Source: csrc/neighbors/cdist.h.
     """
     _check_points("cdist", x1, x2, ("x1", "x2"))
     if compute_mode not in _COMPUTE_MODES:
         raise ValueError(f"{compute_mode} is not a valid value for compute_mode")
+    if _cosine("cdist", metric, p):
+        x1, x2 = _same_dtype("cdist", x1, x2)
+        result = cdist(unit_rows(x1, 0), unit_rows(x2, 1)).square() / 2
+        return result.to(x1.dtype) if x1.dtype in _HALVES else result
     p = _exponent("cdist", p)
     a, b, batch = _align("cdist", x1, x2)
     if not needs_grad(a, b):
@@ -258,12 +294,14 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_fo
     return result if batch is None else result.reshape(*batch, *result.shape[-2:])
 
 
-def knn(x: Tensor, y: Tensor, k: int, p: float = 2.0, *, squared: bool = False, pad: bool = False) -> tuple[Tensor, Tensor]:
+def knn(
+    x: Tensor, y: Tensor, k: int, p: float = 2.0, *, squared: bool = False, pad: bool = False, metric: str = "minkowski"
+) -> tuple[Tensor, Tensor]:
     """The k nearest rows of y for each row of x, by p-norm distance: nearest first, ties to the lowest index, NaN last.
 
     x: [..., M, D], y: [..., N, D], batch dimensions broadcast; float32, float64, bfloat16, float16, or uint8 (compared by
     exact integers for p = 1 and 2, distances in float32). p: any number >= 0. squared: leave the root of p = 2 away.
-    pad: where k > N, fill up with (inf, -1) instead of raising.
+    pad: where k > N, fill up with (inf, -1) instead of raising. metric: "minkowski", or "cosine" as in `cdist`.
     Returns (distances, indices), both [..., M, k]: distances in the dtype of x, indices int64 into the rows of y. Distances
     are direct sums of differences; no M x N matrix is ever stored. Gradients flow through the distances to x and y, any
     number of times.
@@ -277,6 +315,13 @@ def knn(x: Tensor, y: Tensor, k: int, p: float = 2.0, *, squared: bool = False, 
         raise ValueError(f"k={k}, but at least one neighbour must be asked for")
     if k > y.shape[-2] and not pad:
         raise ValueError(f"k={k} but there are {y.shape[-2]} points; pass pad=True to fill with (inf, -1)")
+    if _cosine("knn", metric, p):
+        if squared:
+            raise ValueError("knn: metric='cosine' has no squared distances")
+        x, y = _same_dtype("knn", x, y)
+        distances, indices = knn(unit_rows(x, 0), unit_rows(y, 1), k, squared=True, pad=pad)
+        distances = distances / 2
+        return distances.to(x.dtype) if x.dtype in _HALVES else distances, indices
     p = _exponent("knn", p)
     if squared and p != 2:
         raise ValueError(f"squared distances exist for p=2 only, got p={p:g}")
@@ -293,12 +338,12 @@ def knn(x: Tensor, y: Tensor, k: int, p: float = 2.0, *, squared: bool = False, 
     return distances.reshape(*batch, *distances.shape[-2:]), indices.reshape(*batch, *indices.shape[-2:])
 
 
-def nearest(x: Tensor, y: Tensor, p: float = 2.0, *, squared: bool = False) -> tuple[Tensor, Tensor]:
+def nearest(x: Tensor, y: Tensor, p: float = 2.0, *, squared: bool = False, metric: str = "minkowski") -> tuple[Tensor, Tensor]:
     """The nearest row of y for each row of x: ``knn`` with k = 1, without the last dimension.
 
     x: [..., M, D], y: [..., N, D] with N >= 1. Returns (distance, index), both [..., M]; equal distances go to the lowest
-    index. float32, float64, bfloat16, float16 or uint8; gradients as ``knn``. Raises what ``knn`` raises, ValueError for N = 0.
+    index. float32, float64, bfloat16, float16 or uint8; gradients and metric as ``knn``. Raises what ``knn`` raises, ValueError for N = 0.
     Source: csrc/neighbors/knn.h.
     """
-    distances, indices = knn(x, y, 1, p, squared=squared)
+    distances, indices = knn(x, y, 1, p, squared=squared, metric=metric)
     return distances.squeeze(-1), indices.squeeze(-1)

@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import functional
+from ..functional.neighbors import unit_rows
 from .search import chunks_of
 
 __all__ = ["KNeighborsClassifier", "KNeighborsRegressor", "NearestNeighbors"]
@@ -35,12 +36,14 @@ class _Neighbors(BaseEstimator):
     """References, the search, and what all three estimators share."""
 
     def _exponent(self) -> float:
+        if self.metric == "cosine":
+            return 2.0  # of rows of length one
         if self.metric == "minkowski":
             if not isinstance(self.p, numbers.Real) or isinstance(self.p, bool) or not self.p > 0:
                 raise ValueError(f"p must be a positive number, got {self.p!r}")
             return float(self.p)
         if self.metric not in _METRICS:
-            raise ValueError(f"metric must be minkowski, {', '.join(_METRICS)}, got {self.metric!r}")
+            raise ValueError(f"metric must be minkowski, cosine, {', '.join(_METRICS)}, got {self.metric!r}")
         return _METRICS[self.metric]
 
     def _count(self, n_neighbors: Any = None) -> int:
@@ -68,9 +71,14 @@ class _Neighbors(BaseEstimator):
         if queries.dtype != references.dtype:
             wide = np.result_type(queries.dtype, references.dtype, np.float32)
             queries, references = queries.astype(wide, copy=False), references.astype(wide, copy=False)
-        x, y = _tensor(queries), _tensor(references)
+        x, y, cosine = _tensor(queries), _tensor(references), self.metric == "cosine"
+        if cosine:
+            y = unit_rows(y, 1)
         for part in chunks_of(x.shape[0], *y.shape, progress=self.progress, most=most):
-            distances, indices = (t.numpy() for t in functional.knn(x[part], y, k + itself, p))
+            chunk = unit_rows(x[part], 0) if cosine else x[part]
+            distances, indices = (t.numpy() for t in functional.knn(chunk, y, k + itself, p, squared=cosine))
+            if cosine:
+                distances = distances / 2
             if itself:
                 others = indices != np.arange(part.start, part.stop)[:, None]
                 others[others.all(1), -1] = False  # more duplicates than neighbours: the last goes
@@ -110,8 +118,8 @@ class NearestNeighbors(_Neighbors):
     """Unsupervised nearest neighbours, as ``sklearn.neighbors.NearestNeighbors`` with ``algorithm="brute"``.
 
     n_neighbors: how many ``kneighbors`` returns by default. metric: "minkowski" (with p), "euclidean", "manhattan", "chebyshev" or
-    one of scikit-learn's other names for them. p: any number > 0. progress: True, False or "auto" (a bar on a terminal for
-    searches longer than two seconds).
+    one of scikit-learn's other names for them, or "cosine" (which takes a copy of the data). p: any number > 0. progress: True,
+    False or "auto" (a bar on a terminal for searches longer than two seconds).
     Data: arrays of shape (n_samples, n_features); float32, float64 and uint8 (exact integer arithmetic) are searched as they
     are, without a copy if they are C-contiguous, other numbers as float64. Beyond data and answer a search takes a few
     megabytes a thread, whatever the number of samples. Raises scikit-learn's errors for data it would refuse.

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ import fastcv
 
 from . import checkpoint
 from .augmentation import Augmentation, mixed
-from .data import IGNORED, Images, Standardiser, split
-from .evaluation import Scores, autocast, cross_entropy, evaluate, inputs_of, loader_of
+from .data import Images, Standardiser, split
+from .evaluation import Scores, autocast, counted_of, cross_entropy, evaluate, ignored_of, inputs_of, loader_of
 from .files import ImageFiles
 from .log import Log
 from .loop import Diverged
@@ -39,7 +39,7 @@ from .options import FREE, OptionError, Options, flag, normalized
 from .processes import World
 from .progress import task
 
-__all__ = ["BEST", "LAST", "Engine", "Interrupted"]
+__all__ = ["BEST", "LAST", "Engine", "Interrupted", "signals"]
 
 LAST, BEST = "last.pt", "best.pt"
 SUMS = ("loss", "batches", "right", "count")  # of the running epoch, in each process
@@ -55,7 +55,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list to which SIGTERM and the first SIGINT are added instead of ending the process; a second SIGINT ends it."""
     received: list[int] = []
 
@@ -100,22 +100,39 @@ class Engine:
             raise OptionError(f"{len(self.parts.train)} training images are too few for {world.size} processes")
         self.steps = own // self.batch_size
         self.updates_per_epoch = math.ceil(self.steps / options.grad_accum_steps)
-        self.optimizer = optimizer_of(self.network, options)
-        self.schedule = schedule_of(self.optimizer, options, self.updates_per_epoch)
-        self.ema = None
-        if options.model_ema:
-            self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(options.model_ema_decay), use_buffers=True)
+        self.sharding = _sharding() if options.parallel == "fsdp" and world.size > 1 else None
+        self.ema = self._average() if options.model_ema else None
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
         self.partial = _nothing()
+        self.first_loss: float | None = None
         self.best: dict[str, Any] = {"metric": None, "epoch": 0}
         self.resumed_from = ""
-        if options.resume:
-            self._resume()
-        self.trained: nn.Module = self.network
-        if world.size > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.trained = DistributedDataParallel(self.network, device_ids=ids)
+        state = self._read() if options.resume else None
+        self.trained = self._distributed()
+        self.optimizer = optimizer_of(self.network, options)
+        self.schedule = schedule_of(self.optimizer, options, self.updates_per_epoch)
+        if state is not None:
+            whole = state["optimizer"]
+            self.optimizer.load_state_dict(whole if self.sharding is None else self.sharding.spread(whole, self.optimizer))
+            self.schedule.load_state_dict(state["lr_scheduler"])
+
+    def _average(self) -> AveragedModel:
+        decay = self.options.model_ema_decay
+        if self.sharding is not None:
+            averaged = self.sharding.averaged
+            return AveragedModel(self.network, avg_fn=lambda average, p, _: averaged(average, p, decay), use_buffers=True)
+        return AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def _distributed(self) -> nn.Module:
+        """The network that trains, whose parameters are this process's or shared with the others as --parallel says."""
+        if self.sharding is not None:
+            if self.ema is not None:
+                self.sharding.shard(self.ema.module)
+            return self.sharding.shard(self.network)
+        if self.world.size > 1:
+            return DistributedDataParallel(self.network, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        return self.network
 
     @property
     def evaluated(self) -> nn.Module:
@@ -131,7 +148,7 @@ class Engine:
     # ---- checkpoints ----------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All that a continuation needs, as checkpoint.py lists it."""
+        """All that a continuation needs, as checkpoint.py lists it. Every process must ask for it."""
         found = {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -147,7 +164,13 @@ class Engine:
         }
         if self.ema is not None:
             found |= {"model_ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
-        return found
+        return found if self.sharding is None else self.sharding.whole(found)
+
+    def _share_buffers(self) -> None:
+        """Every process takes the first one's running statistics, where DistributedDataParallel does not see to it."""
+        if self.sharding is not None:
+            for network in (self.network, *([self.ema.module] if self.ema is not None else [])):
+                self.sharding.share_buffers(network)
 
     def facts(self) -> dict[str, Any]:
         """What is known of the data and must be known to use the network."""
@@ -167,15 +190,17 @@ class Engine:
         sums = torch.zeros(self.world.size, len(SUMS), dtype=torch.float64, device=self.device)
         sums[self.world.rank] = torch.tensor([self.partial[name] for name in SUMS], dtype=torch.float64)
         sums = self.world.total(sums).tolist()
+        self._share_buffers()
+        state = self.state() | {"partial": {"seconds": self.partial["seconds"], "sums": sums}}
         if self.world.first:
-            state = self.state() | {"partial": {"seconds": self.partial["seconds"], "sums": sums}}
             for name in names:
                 checkpoint.save(state, self.output / name)
 
-    def _resume(self) -> None:
+    def _read(self) -> dict[str, Any] | None:
+        """The checkpoint to go on with, its network and its place in the run taken over."""
         file = self.output / LAST if self.options.resume == "auto" else Path(self.options.resume)
         if self.options.resume == "auto" and not file.exists():
-            return
+            return None
         state = checkpoint.load(file)
         theirs, ours = normalized(state["args"]).as_dict(), self.options.as_dict()
         different = [name for name in ours if name not in FREE and theirs[name] != ours[name]]
@@ -190,8 +215,6 @@ class Engine:
             if name != "name" and state["data"].get(name) != value:
                 raise OptionError(f"the data is not what {file} was trained on: its {name} differs")
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["lr_scheduler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["model_ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
@@ -200,6 +223,7 @@ class Engine:
         mine = zip(SUMS, state["partial"]["sums"][self.world.rank], strict=True)
         self.partial = {"seconds": state["partial"]["seconds"]} | {name: type(self.partial[name])(value) for name, value in mine}
         self.resumed_from = str(file)
+        return state
 
     # ---- training -------------------------------------------------------------------------------------------------------------
 
@@ -209,20 +233,24 @@ class Engine:
         parameters = sum(p.numel() for p in self.network.parameters())
         title = f"{self.options.model}, {parameters:,} parameters, on {self.data.name}: {len(self.parts.train):,} images to train"
         log = Log(self.output, self.options, self.epoch) if self.world.first else None
-        with _signals() as received, task(self.console, title, total, self.epoch * self.steps + self.step) as progress:
+        with signals() as received, task(self.console, title, total, self.epoch * self.steps + self.step) as progress:
             if self.resumed_from:
                 progress.line(f"continuing {self.resumed_from} at epoch {self.epoch + 1}, step {self.step}")
             while not self.finished:
-                self._train_epoch(received, progress)
-                row, scores = self._close_epoch()
-                if log is not None:
-                    log.add(self.history, scores, self.data)
-                progress.line(self._line(row))
-                number = self.world.any(received[0] if received else 0, self.device)
-                if number:
-                    raise Interrupted(number)
+                self.run_epoch(received, progress, log)
             if log is not None:
                 log.close()
+
+    def run_epoch(self, received: list[int], progress: Any, log: Log | None) -> None:
+        """Trains to the end of the epoch, validates, saves. received: signals' numbers. Raises Interrupted and Diverged."""
+        self._train_epoch(received, progress)
+        row, scores = self._close_epoch()
+        if log is not None:
+            log.add(self.history, scores, self.data)
+        progress.line(self._line(row))
+        number = self.world.any(received[0] if received else 0, self.device)
+        if number:
+            raise Interrupted(number)
 
     def _batches(self) -> list[list[int]]:
         """This process's batches of the running epoch that are still to come, as indices of the data."""
@@ -242,6 +270,8 @@ class Engine:
             ends = (step + 1) % accumulated == 0 or step + 1 == self.steps
             loss = self._backward(images, labels, group, ends)
             self._stop_if_lost(loss)
+            if self.epoch == step == 0:
+                self.first_loss = loss
             images_here += len(images) * self.world.size
             self.partial["seconds"] = seconds_before + time.perf_counter() - start
             progress.advance()
@@ -273,7 +303,9 @@ class Engine:
         labels = labels.to(self.device)
         inputs, targets = mixed(inputs_of(images, self.prepare, options, self.device), labels, len(self.data.classes), options)
         self.trained.train()
-        waiting = self.trained.no_sync() if self.world.size > 1 and not ends else contextlib.nullcontext()
+        waiting = self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) and not ends else contextlib.nullcontext()
+        if self.sharding is not None:
+            self.trained.set_requires_gradient_sync(ends)
         with waiting:
             with autocast(options, self.device):
                 logits, auxiliary = outputs_of(self.trained, inputs)
@@ -281,7 +313,7 @@ class Engine:
                 if auxiliary is not None:
                     loss = loss + AUXILIARY * self._loss(auxiliary, targets)
             (loss / group).backward()
-        counted = labels != IGNORED
+        counted = counted_of(labels)
         self.partial["loss"] += (value := float(loss.detach()))
         self.partial["batches"] += 1
         self.partial["right"] += int(((logits.detach().argmax(1) == labels) & counted).sum())
@@ -292,9 +324,9 @@ class Engine:
         loss, smoothing = cross_entropy(self.options), self.options.label_smoothing
         if targets.is_floating_point():  # of mixup: probabilities
             return loss(logits, targets, label_smoothing=smoothing)
-        if not (targets != IGNORED).any():
+        if not counted_of(targets).any():
             return logits.sum() * 0.0  # the mean over no pixel is NaN
-        return loss(logits, targets, ignore_index=IGNORED, label_smoothing=smoothing)
+        return loss(logits, targets, ignore_index=ignored_of(targets), label_smoothing=smoothing)
 
     def _stop_if_lost(self, loss: float) -> None:
         if self.world.any(int(not math.isfinite(loss)), self.device):
@@ -319,6 +351,7 @@ class Engine:
         """Validation, the epoch's row, checkpoints."""
         options = self.options
         rate = self.schedule.get_last_lr()[0]
+        self._share_buffers()
         scores = evaluate(self.evaluated, self.data, self.parts.validation, self.prepare, options, self.device, self.world)
         sums = torch.tensor([self.partial[name] for name in SUMS], dtype=torch.float64, device=self.device)
         loss, batches, right, count = self.world.total(sums).tolist()
@@ -361,6 +394,13 @@ class Engine:
             f"epoch {row['epoch']:>3}/{self.options.epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  val {quality}"
             f"  lr {row['lr']:.4g}  {row['images_per_second']:.0f} img/s  eta {self._eta(0)}"
         )
+
+
+def _sharding() -> ModuleType:
+    """Imported where it is used: it takes long, and a torch that was built without distributed lacks what it needs."""
+    from . import sharding
+
+    return sharding
 
 
 def _nothing() -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +21,18 @@ from .network import outputs_of
 from .options import Options
 from .processes import World
 
-__all__ = ["Scores", "autocast", "batches_of", "confusion_matrix", "cross_entropy", "evaluate", "inputs_of", "loader_of"]
+__all__ = [
+    "Scores",
+    "autocast",
+    "batches_of",
+    "confusion_matrix",
+    "counted_of",
+    "cross_entropy",
+    "evaluate",
+    "ignored_of",
+    "inputs_of",
+    "loader_of",
+]
 
 
 class Indexed(Dataset[Any]):
@@ -61,6 +73,16 @@ def inputs_of(images: Tensor, prepare: Standardiser, options: Options, device: t
 def cross_entropy(options: Options) -> Callable[..., Tensor]:
     """torch's function or fastcv's, as --fastcv says."""
     return F.cross_entropy if options.fastcv == "off" else functional.cross_entropy
+
+
+def ignored_of(labels: Tensor) -> int:
+    """The label that does not count: IGNORED in masks; none in labels of images, where it is a class like any other."""
+    return IGNORED if labels.dim() == 3 else -1
+
+
+def counted_of(labels: Tensor) -> Tensor:
+    """Whether each label counts."""
+    return labels != ignored_of(labels)
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -107,7 +129,7 @@ class Scores:
 def batches_of(data: Images | ImageFiles, indices: Tensor, options: Options) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 and labels int64 of ``indices``, in order, cut as --val-crop-size says."""
     crop = options.val_crop_size or options.train_crop_size
-    for images, labels in loader_of(data, [part.tolist() for part in indices.split(options.batch_size)], options):
+    for images, labels in loader_of(data, [part.tolist() for part in indices.split(options.batch_size) if len(part)], options):
         yield center_crop(images, crop), (center_crop(labels, crop) if labels.dim() == 3 else labels).long()
 
 
@@ -124,24 +146,33 @@ def evaluate(
 ) -> Scores:
     """The network's scores over ``indices``, each process taking its share; it is left in evaluation mode.
 
-    on_batch sees the images, labels and logits of this process."""
+    on_batch sees the images, labels and logits of this process. The network is called equally often in each process, as one
+    whose parameters are spread over them must be."""
     classes = len(data.classes)
     ks = [k for k in (1, 5) if k < classes]
     matrix = torch.zeros(classes, classes, dtype=torch.long, device=device)
     hits = torch.zeros(len(ks), dtype=torch.long, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     network.eval()
-    for images, labels in batches_of(data, indices[world.rank :: world.size], options):
+    own = indices[world.rank :: world.size]
+    most, mine = (math.ceil(count / options.batch_size) for count in (math.ceil(len(indices) / world.size), len(own)))
+
+    def logits_of(images: Tensor) -> Tensor:
         with autocast(options, device):
-            logits = outputs_of(network, inputs_of(images, prepare, options, device))[0].float()
+            return outputs_of(network, inputs_of(images, prepare, options, device))[0].float()
+
+    for images, labels in batches_of(data, own, options):
+        logits = logits_of(images)
         labels = labels.to(device)
-        loss += cross_entropy(options)(logits, labels, ignore_index=IGNORED, reduction="sum")
-        counted = labels != IGNORED
+        loss += cross_entropy(options)(logits, labels, ignore_index=ignored_of(labels), reduction="sum")
+        counted = counted_of(labels)
         matrix += confusion_matrix(logits.argmax(1)[counted], labels[counted], classes)
         if labels.dim() == 1:
             best = logits.topk(max(ks), 1).indices == labels[:, None]
             hits += torch.stack([best[:, :k].sum() for k in ks])
         on_batch(images, labels, logits)
+    for images, _ in batches_of(data, indices[: most - mine], options):
+        logits_of(images)
     matrix, hits, loss = (world.total(value) for value in (matrix, hits, loss))
     count = max(1, int(matrix.sum()))
     top = {k: int(hit) / count for k, hit in zip(ks, hits, strict=True)} if data.task == "classification" else {}

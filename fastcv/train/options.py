@@ -78,6 +78,7 @@ class Options:
     model_ema_steps: int = _option(1, "Updates between averagings.")
     model_ema_decay: float = _option(0.998, "Share of the average that stays at each averaging.")
     early_stopping: int = _option(0, "Stop after so many epochs without a better validation result; 0: never.")
+    parallel: str = _option("ddp", "Under torchrun, ddp: the whole network in each process; fsdp: its parameters spread over them.")
     sync_bn: bool = _option(False, "Batch norm over all processes.")
     weights: str = _option("", "A file of parameters to start from: a checkpoint of this program, or a state_dict.")
     # the run
@@ -85,6 +86,7 @@ class Options:
     test_only: bool = _option(False, "Evaluate the checkpoint --resume on the test part, train nothing.")
     recovery_interval: int = _option(0, "Save after every so many updates too; 0: after each epoch.")
     checkpoint_hist: int = _option(0, "Keep the checkpoints of so many last epochs beside last.pt and best.pt.")
+    compare_backends: bool = _option(False, "Train on torch's layers too, an epoch of each in turn, and tell losses and speeds apart.")
     print_freq: int = _option(0, "A line of progress every so many steps; 0: one per epoch.")
     tensorboard: bool = _option(False, "Write event files for TensorBoard too.")
     use_deterministic_algorithms: bool = _option(False, "torch.use_deterministic_algorithms(True).")
@@ -127,6 +129,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 CHOICES = {
     "fastcv": BACKENDS,
+    "parallel": ("ddp", "fsdp"),
     "opt": OPTIMIZERS,
     "lr_scheduler": SCHEDULES,
     "lr_warmup_method": ("linear", "constant"),
@@ -154,6 +157,8 @@ def check(options: Options) -> None:
         raise OptionError(f"--lr-min {options.lr_min:g} is larger than --lr {options.lr:g}")
     if options.random_erase and options.auto_augment == "ra" and not options.ra_magnitude:
         raise OptionError("--auto-augment ra with --ra-magnitude 0 changes nothing")
+    if options.compare_backends and (options.test_only or options.resume not in ("", "auto")):
+        raise OptionError("--compare-backends trains two runs; it goes with --resume auto, not with a checkpoint's file or --test-only")
     if options.test_only and not options.resume:
         raise OptionError("--test-only needs a checkpoint: --resume FILE")
 

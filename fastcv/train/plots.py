@@ -174,9 +174,10 @@ def run_curves(file: Path, history: Sequence[Mapping[str, Any]], best_epoch: int
     """Loss, quality, learning rate and throughput over the epochs of one run; a dotted line marks the best epoch."""
     figure, grid = _figure(10, 6.5, nrows=2, ncols=2)
     epochs = [row["epoch"] for row in history]
+    quality = "pixel accuracy and mean IoU (%)" if "val_mean_iou" in history[0] else "accuracy (%)"
     panels = [
         ("cross-entropy loss", 1, {"train": "train_loss", "validation": "val_loss"}),
-        ("accuracy (%)", 100, {"train": "train_accuracy", "validation": "val_accuracy", "validation, mean IoU": "val_mean_iou"}),
+        (quality, 100, {"train": "train_accuracy", "validation": "val_accuracy", "validation, mean IoU": "val_mean_iou"}),
         ("learning rate", 1, {"": "lr"}),
         ("training images per second", 1, {"": "images_per_second"}),
     ]
@@ -225,6 +226,7 @@ def palette(classes: int) -> np.ndarray:
 
     if classes <= 11:
         colors = np.array([(0.25, 0.25, 0.25), *colormaps["tab10"].colors])[:classes]
+        colors[8:9] = (1.0, 0.87, 0.25)  # tab10's grey is too close to that of the first class
     else:
         hues = np.arange(classes) * 0.618034 % 1.0
         colors = hsv_to_rgb(np.stack([hues, 0.65 + 0.35 * (np.arange(classes) % 2), 0.75 + 0.25 * (np.arange(classes) % 3 == 0)], 1))
@@ -243,11 +245,12 @@ def segmentations(file: Path, images: Tensor, masks: Tensor, predictions: Tensor
     """Image, true mask, predicted mask and what is wrong (red), one row of four for each two images."""
     count = len(images)
     rows = math.ceil(count / 2)
-    figure, grid = _figure(12, 1.55 * rows + 1.1, nrows=rows, ncols=8)
+    gap = {"width_ratios": [1, 1, 1, 1, 0.12, 1, 1, 1, 1]}
+    figure, grid = _figure(12, 1.5 * rows + 1.1, nrows=rows, ncols=9, gridspec_kw=gap)
     for axes in grid.flat:
         axes.axis("off")
     for i in range(count):
-        row = grid[i // 2][4 * (i % 2) :][:4]
+        row = grid[i // 2][5 * (i % 2) :][:4]
         wrong = (masks[i] != predictions[i]) & (masks[i] != 255)
         _show(row[0], images[i], white)
         row[1].imshow(painted(masks[i], len(classes)))

@@ -110,7 +110,7 @@ def _page(
     figures = {"Curves": 0, "Classes": 3, "Confusion": 1, "Samples": 2}
     template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     usual = defaults()
-    chosen = {name: value for name, value in options.as_dict().items() if value != usual[name]}
+    chosen = {name: value for name, value in options.as_dict().items() if value != usual[name] or name in ("data_path", "model")}
     skipped = "".join(f"<li>{escape(text)}</li>" for text in data.skipped)
     return template.substitute(
         title=escape(title),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vision import knn as knn_room
-from . import checkpoint
+from . import checkpoint, compare
 from .data import DataError, Images, Standardiser, split
 from .engine import BEST, LAST, Engine
 from .evaluation import Scores, batches_of, evaluate, inputs_of
@@ -76,11 +76,13 @@ def device_of(options: Options) -> torch.device:
 
 
 def train_and_report(options: Options, console: Any) -> None:
-    """Trains, then scores the best network on the test part and writes the report."""
+    """Trains, then scores the best network on the test part and writes the report; --compare-backends does it twice, in turn."""
     device_of(options)
+    runs = compare.options_of(options) if options.compare_backends else {"": options}
     with joined(options.device) as world:
         if world.first:
-            _check_output(options)
+            for run in runs.values():
+                _check_output(run)
         else:
             console.quiet = True
         world.wait()
@@ -89,15 +91,19 @@ def train_and_report(options: Options, console: Any) -> None:
                 "matplotlib is missing: the run will have no pictures and no report; pip install 'fastcv[plots]'", highlight=False
             )
         start = time.perf_counter()
-        engine = Engine(options, _data(options, console), world, console)
+        data = _data(options, console)
+        engines = {name: Engine(run, data, world, console) for name, run in runs.items()}
+        for engine in engines.values() if world.first else ():
+            content = json.dumps(engine.options.as_dict() | {"data": engine.facts()}, indent=2) + "\n"
+            checkpoint.write(engine.output / "options.json", content.encode())
+        if options.compare_backends:
+            compare.in_turn(engines)
+        else:
+            engines[""].run()
         if world.first:
-            checkpoint.write(
-                Path(options.output_dir) / "options.json",
-                (json.dumps(options.as_dict() | {"data": engine.facts()}, indent=2) + "\n").encode(),
-            )
-        engine.run()
-        if world.first:
-            _finish(engine, time.perf_counter() - start)
+            tests = {name: _finish(engine, time.perf_counter() - start) for name, engine in engines.items()}
+            if options.compare_backends:
+                _finish_comparison(options, engines, tests)
         world.wait()
 
 
@@ -105,13 +111,13 @@ def _can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _finish(engine: Engine, seconds: float) -> None:
-    """The test part, read once, by the network of the best epoch."""
+def _finish(engine: Engine, seconds: float) -> float:
+    """The test part, read once, by the network of the best epoch; returns its metric."""
     options, data, output = engine.options, engine.data, engine.output
-    best = checkpoint.load(output / BEST)
-    engine.evaluated.load_state_dict(best.get("model_ema", best["model"]))
+    best, _, network, _ = restored(output / BEST, {})
+    network.to(engine.device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
     examples = Examples(data)
-    scores = evaluate(engine.evaluated, data, engine.parts.test, engine.prepare, options, engine.device, World(), examples.add)
+    scores = evaluate(network, data, engine.parts.test, engine.prepare, options, engine.device, World(), examples.add)
     results = {
         "best_epoch": best["best"]["epoch"],
         "epochs": len(engine.history),
@@ -127,6 +133,20 @@ def _finish(engine: Engine, seconds: float) -> None:
     engine.console.print(
         f"{output}/{'report.html' if _can_draw() else RESULTS}; {seconds:.0f} s in all", markup=False, highlight=False, soft_wrap=True
     )
+    return scores.metric(data.task)
+
+
+def _finish_comparison(options: Options, engines: dict[str, Engine], tests: dict[str, float]) -> None:
+    engine = next(iter(engines.values()))
+    folder, histories = Path(options.output_dir), {name: e.history for name, e in engines.items()}
+    found = compare.compared(histories) | {"test": tests}
+    title = f"{options.model} on {engine.data.name}"
+    firsts = {name: e.first_loss for name, e in engines.items()}
+    if None not in firsts.values():  # neither goes on with an earlier run
+        found["first_step_loss"] = firsts
+    compare.write(folder, found, histories, title, _can_draw())
+    engine.console.print(compare.table(found, f"{title}, {engine.options.fastcv} beside torch"))
+    engine.console.print(f"{folder}/{compare.FILES[0]}", markup=False, highlight=False, soft_wrap=True)
 
 
 def table(scores: Scores, data: Images | ImageFiles, title: str, more: dict[str, float] | None = None) -> Any:
@@ -134,7 +154,7 @@ def table(scores: Scores, data: Images | ImageFiles, title: str, more: dict[str,
     from rich.table import Table
     from rich.text import Text
 
-    found = Table("", "%", title=Text(title, style="bold"), title_justify="left")
+    found = Table("", "%", title=Text(title, style="bold"), title_justify="left", min_width=len(title))
     found.columns[1].justify = "right"
     rows = scores.as_dict(data.task, data.classes) | (more or {})
     iou = rows.pop("iou", {})

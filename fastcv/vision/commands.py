@@ -1,9 +1,10 @@
-"""``fastcv segment`` and ``fastcv knn``: pictures from a command line."""
+"""``fastcv segment`` and ``fastcv knn`` (and ``fastcv search``): pictures from a command line."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,20 +17,23 @@ import typer
 
 from .. import _ext
 
-__all__ = ["register"]
+__all__ = ["one_sentence", "register"]
 
-PACKAGES = {"matplotlib": "plots", "sklearn": "data", "scipy": "data", "PIL": "plots"}
+PACKAGES = {"matplotlib": "plots", "sklearn": "data", "scipy": "data", "PIL": "plots", "optuna": "search"}
 KNN_FILES = ("k.png", "neighbours.png", "report.json")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the two commands."""
+    """Adds the commands."""
+    from .search_command import search
+
     app.command("segment")(segment)
     app.command("knn")(knn)
+    app.command("search")(search)
 
 
 @contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
+def one_sentence(name: str) -> Iterator[None]:
     """Exit status 2 with one sentence for bad input."""
     try:
         yield
@@ -49,19 +53,39 @@ def _one_sentence(name: str) -> Iterator[None]:
 
 
 def _picture(path: Path) -> Any:
-    """The image (H, W, 3) as uint8. Raises ValueError for what cannot be read."""
+    """The image (H, W, 3) as uint8, upright. Raises ValueError for what cannot be read."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from ..train.files import read_picture, rgb
+
+    def converted(image: Any) -> Any:
+        if image.mode in ("F", "I"):  # one number of 32 bits per pixel, whose white Pillow does not know
+            values = np.asarray(image)
+            white = 1 if image.mode == "F" else 65535
+            if not (values.min() >= 0 and values.max() <= white):
+                raise ValueError(f"its pixels go from {values.min():g} to {values.max():g}, expected 0 to {white}")
+            image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+        return np.asarray(rgb(image))
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    return read_picture(path, converted)
+
+
+def _checked_output(path: Path, image: Path) -> None:
+    """Raises ValueError unless a PNG can be written there without harm to the image."""
+    parent = path.resolve().parent
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} must end in .png")
+    if path.is_dir() or not parent.is_dir():
+        raise ValueError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: {parent} is not writable")
+    if path.exists() and path.samefile(image):
+        raise ValueError(f"{path} is the image itself; choose another name")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -74,27 +98,40 @@ def _write(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def segmentation_figure(image: Any, labels: Any, title: str) -> bytes:
-    """PNG of the image, its segments in their mean colours, and their borders drawn on the image."""
+def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | None = None) -> bytes:
+    """PNG of the image, its segments in their mean colours, and their borders drawn on the image.
+
+    names: of classes, to which ``labels`` are the indices; they are then painted in VOC's colours, with a legend.
+    """
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from scipy.ndimage import binary_dilation
 
+    from ..train.predict import _palette
     from .segmentation import mean_colors
 
     height, width = labels.shape
     border = np.zeros((height, width), bool)
     border[1:] |= labels[1:] != labels[:-1]
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    thickness = max(height, width) // 1500  # a line of one pixel of a large image would not be seen in the picture
     drawn = image.copy()
-    drawn[border] = (255, 40, 40)
-    panel = 5.0
-    figure = Figure(figsize=(3 * panel, panel * height / width + 0.6), layout="constrained", dpi=110)
-    for axes, picture, name in zip(
-        figure.subplots(1, 3), (image, mean_colors(image, labels), drawn), ("image", "mean colours", "borders"), strict=True
-    ):
-        axes.imshow(picture, interpolation="nearest" if width < 400 else "antialiased")
-        axes.set_title(name, fontsize=11)
+    drawn[binary_dilation(border, iterations=thickness) if thickness else border] = (255, 40, 40)
+    painted, name = (mean_colors(image, labels), "mean colours") if names is None else (_palette(len(names))[labels], "classes")
+    panel, ratio = 5.0, min(max(height / width, 0.2), 2.0)
+    figure = Figure(figsize=(3 * panel, panel * ratio + (0.6 if names is None else 1.2)), layout="constrained", dpi=110)
+    for axes, picture, heading in zip(figure.subplots(1, 3), (image, painted, drawn), ("image", name, "borders"), strict=True):
+        stretched = not 0.1 <= height / width <= 10  # a line of pixels would be too thin to see
+        axes.imshow(picture, interpolation="nearest" if width < 400 else "antialiased", aspect="auto" if stretched else "equal")
+        axes.set_title(heading, fontsize=11)
         axes.axis("off")
+    if names is not None:
+        counts = np.bincount(labels.ravel(), minlength=len(names))
+        shown = [i for i in (-counts).argsort(kind="stable")[:12] if counts[i]]
+        patches = [Patch(facecolor=_palette(len(names))[i] / 255, edgecolor="#888888") for i in shown]
+        texts = [f"{names[i][:20]}: {max(100 * counts[i] / labels.size, 0.1):.1f} %".replace("$", r"\$") for i in shown]
+        figure.legend(patches, texts, loc="outside lower center", ncols=6, frameon=False, fontsize=10)
     figure.suptitle(title.replace("$", r"\$"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -110,40 +147,45 @@ def segment(
     bandwidth: float = typer.Option(0.0, help="Radius of mean-shift's kernel, black to white being 1; 0 finds one."),
     sigma: float = typer.Option(0.0, help="ncut: the colour distance that counts as unlike; 0 finds one."),
     checkpoint: Annotated[Path | None, typer.Option(help="unet: a checkpoint of `fastcv train` for segmentation.")] = None,
+    full_size: bool = typer.Option(
+        False,
+        "--full-size",
+        help="unet: do not scale the image to the training images' size; for networks trained on pieces.",
+    ),
     seed: int = typer.Option(0, help="For the draws."),
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("segments.png"),
     labels: Annotated[Path | None, typer.Option(help="Also write the labels here, as a 16-bit PNG.")] = None,
 ) -> None:
-    """Segments a photograph and draws it: the image, the mean colours, the borders."""
-    with _one_sentence("segment"):
+    """Segments a photograph and draws it: the image, the mean colours (or classes), the borders."""
+    with one_sentence("segment"):
         import numpy as np
         from PIL import Image
 
+        from .segmentation import METHODS
+        from .segmentation import segment as segment_image
+
+        if method not in (*METHODS, "unet"):
+            raise ValueError(f"--method must be one of {', '.join(METHODS)}, unet, got {method!r}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {seed}")
         pixels = _picture(image)
         for path in (output, labels):
-            if path is not None and path.suffix.lower() != ".png":
-                raise ValueError(f"{path} must end in .png")
-            if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
-                raise ValueError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}")
-            if path is not None and path.exists() and path.samefile(image):
-                raise ValueError(f"{path} is the image itself; choose another name")
-        if bandwidth < 0 or sigma < 0:
-            raise ValueError(f"{'bandwidth' if bandwidth < 0 else 'sigma'} must be at least 0, got {min(bandwidth, sigma)}")
+            if path is not None:
+                _checked_output(path, image)
+        if labels is not None and labels.resolve() == output.resolve():
+            raise ValueError(f"--output and --labels are both {output}; choose two names")
         start = time.perf_counter()
         if method == "unet":
-            found = _network_labels(pixels, checkpoint)
+            found, names, model = _by_network(pixels, checkpoint, full_size)
+            count = len(np.unique(found))
+            title = f"{image.name}: {count} class{'es' * (count != 1)} by {model}"
         else:
-            from .segmentation import METHODS
-            from .segmentation import segment as segment_image
-
-            if method not in METHODS:
-                raise ValueError(f"--method must be one of {', '.join(METHODS)}, unet, got {method!r}")
             options = {"clusters": clusters, "color": color, "position": position, "seed": seed}
-            found = segment_image(pixels, method, bandwidth=bandwidth or None, sigma=sigma or None, **options)
+            found, names = segment_image(pixels, method, bandwidth=bandwidth or None, sigma=sigma or None, **options), None
+            count = len(np.unique(found))
+            title = f"{image.name}: {count} segment{'s' * (count != 1)} by {method}"
         seconds = time.perf_counter() - start
-        count = len(np.unique(found))
-        title = f"{image.name}: {count} segment{'s' * (count != 1)} by {method}"
-        picture = segmentation_figure(pixels, found, title)
+        picture = segmentation_figure(pixels, found, title, names)
         if labels is not None:
             if found.max() > 65535:
                 raise ValueError(f"{count} segments do not fit a 16-bit PNG")
@@ -154,24 +196,14 @@ def segment(
         print(f"{title}, {pixels.shape[1]}x{pixels.shape[0]} pixels in {seconds:.2f} s; {output}")
 
 
-def _network_labels(pixels: Any, checkpoint: Path | None) -> Any:
-    """The classes (H, W) that a trained segmentation network gives the pixels."""
+def _by_network(pixels: Any, checkpoint: Path | None, full_size: bool) -> tuple[Any, list[str], str]:
     if checkpoint is None:
         raise ValueError("--method unet needs --checkpoint, a file that `fastcv train` wrote for a segmentation model")
     if not checkpoint.is_file():
-        raise ValueError(f"--checkpoint {checkpoint} does not exist")
-    try:
-        from ..train.predict import restored
-    except ImportError:
-        raise ValueError("--method unet needs the segmentation networks of `fastcv train`, which this version does not have") from None
-    state, _, network, prepare = restored(checkpoint, {})
-    if state["data"]["task"] != "segmentation":
-        raise ValueError(f"--checkpoint {checkpoint} is of a network for {state['data']['task']}")
-    network.eval()
-    with torch.inference_mode():
-        outputs = network(prepare(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]))
-    logits = outputs["out"] if isinstance(outputs, dict) else outputs
-    return logits[0].argmax(0).numpy()
+        raise ValueError(f"--checkpoint {checkpoint} {'is a folder' if checkpoint.is_dir() else 'does not exist'}")
+    from .network import network_segments
+
+    return network_segments(pixels, checkpoint, full_size)
 
 
 def knn(
@@ -183,7 +215,7 @@ def knn(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of pictures to write.")] = Path("knn-output"),
 ) -> None:
     """Chooses k and L1 or L2 by cross-validation, reads the test images once, and draws both."""
-    with _one_sentence("knn"):
+    with one_sentence("knn"):
         from ..train.output import check_output
 
         candidates = [int(k) if k.strip().isdecimal() else 0 for k in ks.split(",")]
@@ -209,6 +241,8 @@ def _knn(data: str, ks: list[int], folds: int, limit: int, seed: int, output: Pa
     from .knn_classifier import KNNImageClassifier
 
     images = data_room.load_digits() if data == "digits" else data_room.load(data)
+    if images.task != "classification":
+        raise ValueError(f"--data {data} is for {images.task}, nearest neighbours need one label per image")
     parts = data_room.split(images, seed)
     train = parts.development
     if len(train) > limit:

@@ -31,12 +31,17 @@ def _blurred(image: Tensor, weights: Tensor) -> Tensor:
 
 
 def _sobel(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel derivatives (rows, columns), edge pixels repeated outside."""
-    smooth, slope = torch.tensor([1.0, 2.0, 1.0], dtype=image.dtype), torch.tensor([-1.0, 0.0, 1.0], dtype=image.dtype)
+    """Sobel derivatives (rows, columns), edge pixels repeated outside.
+
+    Differences first, then the two at the sides added before twice the middle, as in ``scipy.ndimage.sobel``: magnitudes that tie
+    there must tie here, or thin ridges differ.
+    """
     padded = torch.nn.functional.pad(image[None, None], (1, 1, 1, 1), mode="replicate")
-    kernels = torch.stack([slope[:, None] * smooth, smooth[:, None] * slope])
-    down, right = functional.conv2d(padded, kernels[:, None])[0]
-    return down, right
+    slope, sides = torch.tensor([-1.0, 0.0, 1.0], dtype=image.dtype), torch.tensor([1.0, 0.0, 1.0], dtype=image.dtype)
+    down, right = (functional.conv2d(padded, slope.reshape(1, 1, *shape)) for shape in ((3, 1), (1, 3)))
+    down = functional.conv2d(down, sides.reshape(1, 1, 1, 3)) + 2 * down[..., 1:-1]
+    right = functional.conv2d(right, sides.reshape(1, 1, 3, 1)) + 2 * right[..., 1:-1, :]
+    return down[0, 0], right[0, 0]
 
 
 def _ridges(down: Tensor, right: Tensor, magnitude: Tensor, low: float) -> Tensor:
@@ -70,8 +75,8 @@ def _ridges(down: Tensor, right: Tensor, magnitude: Tensor, low: float) -> Tenso
 def canny(image: Any, sigma: float = 1.0, low: float = 0.1, high: float = 0.2) -> np.ndarray:
     """Edges of a grey image (H, W) as a boolean array.
 
-    image: integers are divided by their dtype's largest value. sigma: of the Gaussian that smooths first, in pixels.
-    low, high: thresholds of the Sobel magnitude; an edge holds pixels above ``low`` and one above ``high`` at least.
+    sigma: of the Gaussian that smooths first, in pixels. low, high: thresholds of the Sobel magnitude, for integers as parts of their
+    dtype's largest value; an edge holds pixels above ``low`` and one above ``high`` at least.
     Raises ValueError for another shape, sigma < 0 and high < low.
     """
     grey = np.asarray(image)
@@ -82,7 +87,7 @@ def canny(image: Any, sigma: float = 1.0, low: float = 0.1, high: float = 0.2) -
     if not high >= low:
         raise ValueError(f"low={low} must not be above high={high}")
     scale = np.iinfo(grey.dtype).max if grey.dtype.kind in "ui" else 1
-    x = tensor(grey.astype(np.float64) / scale)
+    x = tensor(grey.astype(np.float64) * (1 / scale))
     if min(x.shape) < 3:
         return np.zeros(x.shape, bool)
     weights = _gaussian(sigma, x.dtype)

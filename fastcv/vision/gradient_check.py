@@ -26,11 +26,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """All entries checked; ``print(report)`` says which are wrong. ok: no error above ``tolerance`` but at kinks."""
+    """All entries checked; ``print(report)`` says which are wrong. ok: no error above ``tolerance`` but at kinks. steps: h by input."""
 
     entries: tuple[Entry, ...]
     tolerance: float
-    step: float
+    steps: dict[str, float]
     advice: tuple[str, ...]
 
     @property
@@ -42,16 +42,16 @@ class GradientReport:
         return not self.wrong
 
     def __str__(self) -> str:
-        names = dict.fromkeys(e.name for e in self.entries)
-        lines = [f"Gradient check, central differences with h = {self.step:g}, largest relative error allowed {self.tolerance:g}"]
-        for name in names:
+        lines = [f"Gradient check by central differences, largest relative error allowed {self.tolerance:g}"]
+        for name, step in self.steps.items():
             mine = [e for e in self.entries if e.name == name]
             bad = sum(not e.error <= self.tolerance and not e.kink for e in mine)
             kinks = sum(e.kink for e in mine)
             largest = max((e.error for e in mine if not e.kink), default=0.0)
             verdict = f"{bad} of {len(mine)} WRONG" if bad else "ok"
             lines.append(
-                f"  {name}: {verdict}; {len(mine)} entries, largest error {largest:.1e}" + (f", {kinks} at kinks" if kinks else "")
+                f"  {name}: {verdict}; {len(mine)} entries, h = {step:.2g}, largest error {largest:.1e}"
+                + (f", {kinks} at kinks" if kinks else "")
             )
         if self.wrong:
             lines.append(f"  {'entry':<18}{'analytic':>14}{'numeric':>14}{'error':>10}")
@@ -103,19 +103,25 @@ def check_gradients(
     """Compares the gradients of a scalar ``loss(*inputs)`` with central differences (f(x + h) - f(x - h)) / 2h.
 
     inputs: floating-point tensors; they are copied to float64, where differences keep about ten digits. gradients: a function of
-    the inputs that returns one gradient per input, by hand; None: those of autograd. names: for the report. step: h, by default
+    the inputs that returns one gradient per input (or the one of a single input), by hand; None: those of autograd. names: for
+    the report. step: h, by default
     1e-6 times the largest entry (1e-6 at least). tolerance: on |a - n| / max(|a|, |n|), where entries a million times smaller
     than the gradient's largest count as that. entries: of each input at most so many, drawn by the seed. Where the slopes on
     the two sides of x differ (relu, max and hinge at their corner), the entry is a kink and proves nothing.
-    Returns a report whose ``ok`` says whether all is well. Raises ValueError for a loss that is no scalar, no inputs, or
-    gradients of another number or shape.
+    Returns a report whose ``ok`` says whether all is well. Raises ValueError for a loss that is no scalar or not finite, no
+    inputs, names that repeat, gradients of another number or shape, and a step, tolerance or number of entries that is not positive.
     """
     if not inputs or not all(isinstance(t, Tensor) and t.is_floating_point() for t in inputs):
         raise ValueError("check_gradients takes one or more floating-point tensors")
     names = names or tuple(f"input {i}" for i in range(len(inputs)))
     if len(names) != len(inputs):
         raise ValueError(f"{len(names)} names for {len(inputs)} inputs")
-    points = [t.detach().double().clone() for t in inputs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"names must differ, got {', '.join(names)}")
+    for name, number in (("step", step), ("tolerance", tolerance), ("entries", entries)):
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} must be positive, got {number}")
+    points = [t.detach().double().clone(memory_format=torch.contiguous_format) for t in inputs]
     leaves = [t.clone().requires_grad_() for t in points]
     with torch.enable_grad():
         value = loss(*leaves)
@@ -124,23 +130,26 @@ def check_gradients(
                 f"the loss must be one number, got {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
             )
         if gradients is not None:
-            found = tuple(gradients(*points))
+            found = gradients(*points)
+            found = (found,) if isinstance(found, Tensor) else tuple(found)
         elif value.requires_grad:
             found = torch.autograd.grad(value.reshape(()), leaves, allow_unused=True)
         else:
             found = (None,) * len(leaves)
     if len(found) != len(points):
         raise ValueError(f"{len(found)} gradients for {len(points)} inputs")
-    rows, advice = [], []
+    rows, advice, steps = [], [], {}
     generator = torch.Generator().manual_seed(seed)
     middle = float(value.detach())
+    if not math.isfinite(middle):
+        raise ValueError(f"the loss at these inputs is {middle}; choose others")
     for name, x, g in zip(names, points, found, strict=True):
         g = torch.zeros_like(x) if g is None else g.detach().double()
         if g.shape != x.shape:
             raise ValueError(f"the gradient of {name} has shape {tuple(g.shape)}, expected {tuple(x.shape)}")
         h = step or 1e-6 * max(1.0, float(x.abs().max()) if x.numel() else 1.0)
         chosen = torch.randperm(x.numel(), generator=generator)[:entries].sort().values.tolist()
-        slopes = []
+        steps[name], slopes = h, []
         for i in chosen:
             values = []
             for side in (h, -h):
@@ -162,4 +171,4 @@ def check_gradients(
             mine.append(Entry(name, tuple(int(j) for j in torch.unravel_index(torch.tensor(i), x.shape)), a, central, error, kink))
         rows += mine
         advice += _advice(name, mine, x.shape, len(chosen) == x.numel(), tolerance)
-    return GradientReport(tuple(rows), tolerance, h, tuple(advice))
+    return GradientReport(tuple(rows), tolerance, steps, tuple(advice))

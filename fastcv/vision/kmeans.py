@@ -21,9 +21,11 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from .. import functional
-from ._common import CHUNK, DTYPES, at_least, centre_sums, masses, nearest_centres, tensor
+from ._common import DTYPES, at_least, centre_sums, masses, nearest_centres, tensor
 
 __all__ = ["KMeans", "MiniBatchKMeans", "kmeans_sharded"]
+
+_PART = 1 << 14  # rows at a time: copies of them stay in the caches, and their memory is used again
 
 
 class _Alone:
@@ -122,19 +124,21 @@ def _refill(
 class _Bounds:
     """Which rows can have another nearest centre after the centres have moved (Hamerly 2010).
 
-    Per row an upper bound of the distance to its centre and a lower bound of that to all others; both are widened by the most
-    that rounding can change a sum of D squares, so the labels are those of a search of all rows.
+    Per row an upper bound of the distance to its centre and a lower bound of that to all others; a row also stays where the upper
+    bound is below half the way from its centre to the next one. Bounds are widened by the most that rounding can change a sum of
+    D squares, so the labels are those of a search of all rows.
     """
 
     def __init__(self, x: Tensor, centres: Tensor) -> None:
         self.x, self.slack = x, x.shape[1] * torch.finfo(x.dtype).eps
         self.labels, self.upper, self.lower = (x.new_empty(len(x), dtype=d) for d in (torch.int64, torch.float64, torch.float64))
-        self._search(torch.arange(len(x)), centres)
+        self._search(None, centres)
 
-    def _search(self, rows: Tensor, centres: Tensor) -> None:
-        for part in rows.split(CHUNK) if len(rows) else ():
-            chosen = self.x[part] if len(rows) < len(self.x) else self.x[part[0] : part[-1] + 1]
-            distances, indices = functional.knn(chosen, centres, min(2, len(centres)))
+    def _search(self, rows: Tensor | None, centres: Tensor) -> None:
+        """The two nearest centres of some rows (None: all)."""
+        for start in range(0, len(self.x) if rows is None else len(rows), _PART):
+            part = slice(start, start + _PART) if rows is None else rows[start : start + _PART]
+            distances, indices = functional.knn(self.x[part], centres, min(2, len(centres)))
             self.labels[part] = indices[:, 0]
             self.upper[part] = distances[:, 0].double() * (1 + self.slack)
             self.lower[part] = distances[:, 1].double() * (1 - self.slack) if len(centres) > 1 else math.inf
@@ -146,16 +150,18 @@ class _Bounds:
         others = torch.where(moves == farthest[0], farthest[-1], farthest[0])  # the farthest move of any other centre
         self.upper += moves[self.labels]
         self.lower -= others[self.labels]
-        rows = (self.upper >= self.lower).nonzero().flatten()
-        before = self.labels[rows]
-        self._search(rows, new)
-        changed = self.labels[rows] != before
-        return rows[changed], before[changed]
+        half = functional.knn(new, new, min(2, len(new)))[0][:, -1].double() * (0.5 - self.slack)
+        rows = (self.upper >= torch.maximum(self.lower, half[self.labels])).nonzero().flatten()
+        everywhere = 4 * len(rows) > 3 * len(self.x)  # then gathering costs more than it saves
+        before = self.labels.clone() if everywhere else self.labels[rows]
+        self._search(None if everywhere else rows, new)
+        changed = (before != (self.labels if everywhere else self.labels[rows])).nonzero().flatten()
+        return changed if everywhere else rows[changed], before[changed]
 
 
 def _own_distances(x: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
     """Squared distance [N] of each row to the centre of its label."""
-    parts = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
+    parts = zip(x.split(_PART), labels.split(_PART), strict=True)
     return torch.cat([(rows - centres[label]).square().sum(1) for rows, label in parts])
 
 

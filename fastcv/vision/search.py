@@ -51,26 +51,33 @@ def search_architecture(
     others are stopped early. The test part is not read. folder: gets ``search.journal`` (Optuna's), from which a second
     call goes on where an interrupted one stopped, ``search.json`` and ``search.png``. on_epoch is called after each epoch,
     on_trial with each finished candidate.
-    Raises ValueError for numbers below one and for a folder whose search was of other data, epochs or seed.
+    Raises ValueError for numbers below one, for a folder whose search was of other data, epochs or seed, and where every candidate
+    diverges.
     """
     for name, value in (("trials", trials), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / FILES[0])))
-    study = optuna.create_study(
-        storage=storage,
-        study_name="resnet",
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-    )
+    try:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / FILES[0])))
+        study = optuna.create_study(
+            storage=storage,
+            study_name="resnet",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / FILES[0]} is not the journal of a search: {error}") from None
     described = _describe(data, epochs, seed)
     before = study.user_attrs.get("search")
     if before is not None and before != described:
-        raise ValueError(f"{folder} holds a search with {before}, not {described}; choose another folder")
+        other = ", ".join(f"{name} {before.get(name)} (not {value})" for name, value in described.items() if before.get(name) != value)
+        raise ValueError(f"{folder} holds a search with {other}; choose another folder")
     study.set_user_attr("search", described)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # an interrupted candidate does not count and is drawn anew
@@ -80,11 +87,13 @@ def search_architecture(
         if len(done) >= trials:
             break
         # The sampler's state is not stored: seeded by the number of the candidate, a resumed search draws what a straight one does.
-        study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(done), n_startup_trials=min(10, trials))
+        study.sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + len(done)) % 2**32, n_startup_trials=min(10, trials))
         study.optimize(lambda trial: _trained(trial, data, parts, epochs, seed, on_epoch), n_trials=1)
         on_trial(_row(study.trials[-1]))
         _write(study, folder)
     _write(study, folder)
+    if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+        raise ValueError(f"none of {trials} candidates was trained to the end: the loss of each became infinite")
     return _row(study.best_trial)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["METHODS", "mean_colors", "pixel_features", "segment", "superpixels"]
 METHODS = ("kmeans", "meanshift", "ncut")
 _MOST = 200_000  # pixels that k-means learns its centres from
 _FLOOR = 1e-2  # affinity of the most unlike neighbours among superpixels
+_MOST_SEEDS = 20_000  # of mean-shift: with as many clusters no segment would be seen, and the pairs of seeds take minutes
 _CELLS = 8  # cells per bandwidth to which mean-shift rounds the pixels
 
 
@@ -32,9 +34,11 @@ def pixel_features(image: Any, color: bool = True, position: float = 0.0) -> np.
         raise ValueError(f"an image is an array (H, W) or (H, W, C), got {pixels.dtype} of shape {pixels.shape}")
     scale = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
     values = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32) / np.float32(scale)
+    if not np.isfinite(values).all():
+        raise ValueError("the image has pixels that are not finite")
     values = values if color else values.mean(-1, keepdims=True)
-    if not position >= 0:
-        raise ValueError(f"position must be at least 0, got {position}")
+    if not 0 <= position < np.inf:
+        raise ValueError(f"position must be a number of at least 0, got {position}")
     if position:
         height, width = pixels.shape[:2]
         places = np.stack(np.mgrid[:height, :width], -1).astype(np.float32) * np.float32(position / max(height, width))
@@ -53,17 +57,20 @@ def _mean_shift(features: np.ndarray, bandwidth: float | None, seed: int) -> np.
     """Clusters of the pixels rounded to an eighth of the bandwidth; one seed per occupied cell of the bandwidth."""
     if bandwidth is None:
         bandwidth = estimate_bandwidth(features, quantile=0.1, n_samples=1000, random_state=seed)
-    if not bandwidth > 0:
-        if bandwidth == 0:
-            return np.unique(features, axis=0, return_inverse=True)[1]
-        raise ValueError(f"bandwidth must be at least 0, got {bandwidth}")
+    if bandwidth == 0:  # estimated: a tenth of the pixels have the same features
+        return np.unique(features, axis=0, return_inverse=True)[1]
     cell = bandwidth / _CELLS
     keys = np.round(features / cell).astype(np.int64)
     keys -= keys.min(0)
-    code = np.ravel_multi_index(tuple(keys.T), tuple(keys.max(0) + 1))  # one number per cell sorts faster than rows
+    sides = [int(side) + 1 for side in keys.max(0)]
+    if math.prod(sides) > 2**62:
+        raise ValueError(f"bandwidth={bandwidth:g} is too small: the features fall into more cells than can be counted")
+    code = np.ravel_multi_index(tuple(keys.T), sides)  # one number per cell sorts faster than rows
     _, first, counts = np.unique(code, return_index=True, return_counts=True)
     points = np.round(features[first] / cell) * cell
     seeds = np.unique(np.round(points / bandwidth), axis=0) * bandwidth
+    if len(seeds) > _MOST_SEEDS:
+        raise ValueError(f"bandwidth={bandwidth:g} is too small: there are {len(seeds):,} cells of that width to start from")
     modes, mass, _ = climb(tensor(points), tensor(counts), tensor(seeds.astype(np.float32)), float(bandwidth), 100)
     return nearest_centres(tensor(features), heaviest(modes, mass, float(bandwidth)))[1].numpy()
 
@@ -139,6 +146,9 @@ def segment(
     pixels = np.asarray(image)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    for name, value in (("bandwidth", bandwidth), ("sigma", sigma)):
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"{name} must be a positive number or None, got {value}")
     clusters, features = at_least("clusters", clusters, 1), pixel_features(pixels, color, position)
     if method == "kmeans":
         labels = _kmeans(features, clusters, seed)

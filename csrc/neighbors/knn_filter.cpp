@@ -1,0 +1,19 @@
+#include "neighbors/knn_filter.h"
+
+namespace fastcv {
+
+const char* knn_filter_why_not(const KnnParams& p) {
+  if (p.p != 2 || p.dtype > DType::f16) return "needs p = 2 and a floating point type";
+  if (p.k < 1 || p.k > kMaxFilterK) return "needs k from 1 to 32";
+  if (p.depth < 1 || p.depth > kMaxFilterDepth || p.n > INT32_MAX) return "needs 1 to 65536 coordinates";
+  return nullptr;
+}
+
+// Packing and what remains to be summed cost more than the product saves.
+const char* knn_filter_slower(const KnnParams& p) {
+  if (p.batch * p.m < 64) return "comes after the tiles for fewer than 64 queries";
+  if (p.k <= 2) return p.depth < 32 || p.n < 32 ? "comes after the tiles below 32 coordinates or 32 points" : nullptr;
+  return p.depth < 64 || p.n < 2048 ? "comes after the tiles below 64 coordinates or 2048 points" : nullptr;
+}
+
+}  // namespace fastcv
