@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import fastcv
@@ -291,11 +292,11 @@ def test_backward(mode: str, optimised: bool) -> None:
         assert batch_norm.fused == ["relu"] and set(batch_norm.backward.ops) >= {"fastcv.batch_norm_backward"}
         for name, ops in (("conv1", ["conv_wgrad"]), ("conv2", ["conv_dgrad", "conv_wgrad"])):
             part = found[name].backward
-            assert [c.op for c in part.choices if c.op.startswith("conv")] == ops and part.flops and part.bound
+            assert [c.op for c in part.choices if c.op in ("conv_dgrad", "conv_wgrad")] == ops and part.flops and part.bound
             assert all(op.removeprefix("conv_") in part.kernel for op in ops)
         assert "fastcv.conv_wgrad" in found["conv1"].backward.ops and "mean" not in batch_norm.backward.ops
     else:
-        assert set(found["conv2"].backward.ops) == {"convolution_backward"}
+        assert "convolution_backward" in found["conv2"].backward.ops and "fastcv" not in str(found["conv2"].backward.ops)
     assert all(p.grad is None for p in ours.parameters())
     text, page, data = str(result), result.to_html(), json.loads(result.to_json())
     assert (
@@ -315,6 +316,6 @@ def test_backward_of_checkpointed_layers() -> None:
 
 def test_without_backward_nothing_of_it_is_shown(model: nn.Module) -> None:
     result = explain(model, images())
-    assert not result.backward_totals and "back" not in str(result) and "Backward" not in result.to_html()
+    assert not result.backward_totals and "back ms" not in str(result) and "Backward" not in result.to_html()
     with pytest.raises(ValueError, match="no output of the model has a gradient"):
         explain(nn.Flatten(), images(), backward=True)

@@ -80,16 +80,21 @@ def settled(model: nn.Module) -> list[Tensor]:
         return [model(images()) for _ in range(3)]
 
 
+def assert_follows(ours: Tensor, torchs: Tensor) -> None:
+    """A weight that is kept from before is wrong by a third: no rounding error comes near."""
+    torch.testing.assert_close(ours, torchs.detach(), rtol=1e-3, atol=1e-3)
+
+
 def follows_a_checkpoint(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     net = Net().eval()
     model = wrap(copy.deepcopy(net))
     for y in settled(model):
-        torch.testing.assert_close(y, net(images()).detach())
+        assert_follows(y, net(images()))
     state = changed(net.state_dict())
     load(model, state)
     net.load_state_dict(state)
     for y in settled(model):
-        torch.testing.assert_close(y, net(images()).detach())
+        assert_follows(y, net(images()))
     return model
 
 
@@ -165,7 +170,7 @@ def an_optimizer_that_leaves_elements_alone() -> None:
         optimizer.step()
         pairs.append(settled(m))
     for ours, torchs in zip(*pairs, strict=True):
-        torch.testing.assert_close(ours, torchs)
+        assert_follows(ours, torchs)
 
 
 def process(rank: int, folder: str) -> None:

@@ -64,21 +64,17 @@ def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, backward: bool
         runs["model"].take()
         rounds, backward_rounds = _rounds(runs, seconds)
     layers = _layers(model, done, rounds, {name: max(1, count // 3) for name, count in called.items()})
-    totals = {name: median(sum(times.values()) for times in runs) for name, runs in rounds.items()}
+    spread = quantiles([sum(times.values()) for times in rounds["model"]], n=10, method="inclusive")
+    names = {layer.name for layer in layers}
     backward_totals = {}
     if backward:
         _add_backward(layers, done_backward, backward_rounds)
-        backward_totals = {name: median(sum(times.values()) for times in runs) for name, runs in backward_rounds.items() if runs}
-        counted = sum(layer.backward.seconds for layer in layers if layer.backward)
-        backward_totals["between"] = max(0.0, backward_totals["model"] - counted)
-    spread = quantiles([sum(times.values()) for times in rounds["model"]], n=10, method="inclusive")
-    names = {layer.name for layer in layers}
-    between = median(sum(t for name, t in times.items() if name not in names) for times in rounds["model"])
+        backward_totals = _totals(backward_rounds) | {"between": _between(backward_rounds["model"], names)}
     return Explanation(
         type(model).__name__,
         layers,
-        totals,
-        between,
+        _totals(rounds),
+        _between(rounds["model"], names),
         (spread[0], spread[-1]),
         len(rounds["model"]),
         _describe((inputs, kwargs)),
@@ -146,6 +142,14 @@ def _rounds(runs: dict[str, _Run], seconds: float) -> tuple[Rounds, Rounds]:
                 backward[name].append(gradient_times)
         order = order[1:] + order[:1]
     return forward, backward
+
+
+def _totals(rounds: Rounds) -> dict[str, float]:
+    return {name: median(sum(times.values()) for times in runs) for name, runs in rounds.items()}
+
+
+def _between(runs: list[dict[str, float]], layers: set[str]) -> float:
+    return median(sum(t for name, t in times.items() if name not in layers) for times in runs)
 
 
 def _add_backward(layers: list[Layer], done: dict[str, Work], rounds: Rounds) -> None:

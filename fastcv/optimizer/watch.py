@@ -22,22 +22,21 @@ class Watch:
     """The state of some CPU tensors, each of which may be None, at the time of making. Keeps none of them alive."""
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        self._seen = [(_nothing, 0, 0) if t is None else (weakref.ref(t), t.data_ptr(), t._version) for t in tensors]
+        self._seen = [(None, 0, 0) if t is None else (weakref.ref(t), t.data_ptr(), t._version) for t in tensors]
         self._probes = [(probe, probe.value) for t in tensors if t is not None and t.numel() for probe in _elements(t)]
 
     def holds(self, tensors: Sequence[Tensor | None]) -> bool:
         """True if these are the same tensors and none has changed."""
         for t, (known, address, version) in zip(tensors, self._seen, strict=True):
-            if t is not known() or (t is not None and (t._version != version or t.data_ptr() != address)):
+            if t is None or known is None:
+                if t is not known:
+                    return False
+            elif known() is not t or t._version != version or t.data_ptr() != address:
                 return False
         for probe, value in self._probes:  # noqa: SIM110 - all() costs a generator at every call
             if probe.value != value:
                 return False
         return True
-
-
-def _nothing() -> None:
-    """What a reference to a tensor that is gone gives, and stands in for one to None."""
 
 
 def _elements(t: Tensor) -> list[ctypes._SimpleCData]:
