@@ -41,7 +41,7 @@ def predict_files(
     files = _files(given)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"--output-dir {output} {'is not empty' if output.is_dir() else 'is a file'}; choose a new folder")
-    predictor = (_Segmenter if facts["task"] == "segmentation" else _Classifier)(facts, options, network, prepare, top)
+    predictor = (Segmenter if facts["task"] == "segmentation" else _Classifier)(facts, options, network, prepare, top)
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     with replaced_folder(output, ()) as folder, task(console, f"{len(files):,} images", len(files)) as progress:
@@ -140,7 +140,7 @@ class _Classifier(_Predictor):
         plots.pictures(folder / "predictions.png", [image for image, _ in self.shown], titles, self.white)
 
 
-class _Segmenter(_Predictor):
+class Segmenter(_Predictor):
     def __call__(self, file: Path, stem: Path) -> dict[str, Any]:
         from PIL import Image
 
@@ -153,9 +153,9 @@ class _Segmenter(_Predictor):
         answer = Image.fromarray(mask.numpy()).resize(picture.size, Image.Resampling.NEAREST)
         values = np.asarray(answer)
         counts = np.bincount(values.ravel(), minlength=len(self.classes))
-        answer.putpalette(_palette(len(self.classes)).ravel().tolist())
+        answer.putpalette(palette(len(self.classes)).ravel().tolist())
         answer.save(f"{stem}_mask.png")
-        mixed = np.where(values[..., None] == 0, np.asarray(picture), (np.asarray(picture) // 2 + _palette(len(self.classes))[values] // 2))
+        mixed = np.where(values[..., None] == 0, np.asarray(picture), (np.asarray(picture) // 2 + palette(len(self.classes))[values] // 2))
         Image.fromarray(mixed.astype(np.uint8)).save(f"{stem}_overlay.png")
         shares = {name: int(count) / values.size for name, count in zip(self.classes, counts, strict=True) if count}
         return {"file": str(file), "mask": f"{stem.name}_mask.png", "overlay": f"{stem.name}_overlay.png", "shares": shares}
@@ -172,7 +172,7 @@ class _Segmenter(_Predictor):
         """Each image has its pictures already."""
 
 
-def _palette(classes: int) -> np.ndarray:
+def palette(classes: int) -> np.ndarray:
     """PASCAL VOC's colour map, uint8 [classes, 3]: the bits of the class spread over the channels' highest bits."""
     classes_ = np.arange(classes)
     colors = np.zeros((classes, 3), np.uint8)

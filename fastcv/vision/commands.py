@@ -108,7 +108,7 @@ def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | 
     from matplotlib.patches import Patch
     from scipy.ndimage import binary_dilation
 
-    from ..train.predict import _palette
+    from ..train.predict import palette
     from .segmentation import mean_colors
 
     height, width = labels.shape
@@ -118,7 +118,7 @@ def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | 
     thickness = max(height, width) // 1500  # a line of one pixel of a large image would not be seen in the picture
     drawn = image.copy()
     drawn[binary_dilation(border, iterations=thickness) if thickness else border] = (255, 40, 40)
-    painted, name = (mean_colors(image, labels), "mean colours") if names is None else (_palette(len(names))[labels], "classes")
+    painted, name = (mean_colors(image, labels), "mean colours") if names is None else (palette(len(names))[labels], "classes")
     panel, ratio = 5.0, min(max(height / width, 0.2), 2.0)
     figure = Figure(figsize=(3 * panel, panel * ratio + (0.6 if names is None else 1.2)), layout="constrained", dpi=110)
     for axes, picture, heading in zip(figure.subplots(1, 3), (image, painted, drawn), ("image", name, "borders"), strict=True):
@@ -129,7 +129,7 @@ def segmentation_figure(image: Any, labels: Any, title: str, names: list[str] | 
     if names is not None:
         counts = np.bincount(labels.ravel(), minlength=len(names))
         shown = [i for i in (-counts).argsort(kind="stable")[:12] if counts[i]]
-        patches = [Patch(facecolor=_palette(len(names))[i] / 255, edgecolor="#888888") for i in shown]
+        patches = [Patch(facecolor=palette(len(names))[i] / 255, edgecolor="#888888") for i in shown]
         texts = [f"{names[i][:20]}: {max(100 * counts[i] / labels.size, 0.1):.1f} %".replace("$", r"\$") for i in shown]
         figure.legend(patches, texts, loc="outside lower center", ncols=6, frameon=False, fontsize=10)
     figure.suptitle(title.replace("$", r"\$"))

@@ -83,7 +83,7 @@ def heaviest(modes: Tensor, mass: Tensor, bandwidth: float) -> Tensor:
     modes = modes[torch.from_numpy(np.lexsort(keys)[::-1].copy())]
     kept, left = [], modes
     while len(left):
-        kept.append(left[0])
+        kept.append(left[0].clone())  # not a view, which would keep all that is left alive
         left = left[functional.cdist(left[:1], left)[0] > bandwidth]
     return torch.stack(kept)
 

@@ -20,14 +20,14 @@ def network_segments(pixels: np.ndarray, checkpoint: Path, full_size: bool = Fal
     from PIL import Image
 
     from ..train.files import fitting
-    from ..train.predict import _Segmenter  # what stands between pixels and a network's input is told in one place
+    from ..train.predict import Segmenter  # what stands between pixels and a network's input is told in one place
     from ..train.run import restored
 
     state, options, network, prepare = restored(checkpoint, {})
     facts: dict[str, Any] = state["data"]
     if facts["task"] != "segmentation":
         raise ValueError(f"--checkpoint {checkpoint} is of a network for {facts['task']}, --method unet needs one for segmentation")
-    segmenter = _Segmenter(facts, options, network, prepare, 1)
+    segmenter = Segmenter(facts, options, network, prepare, 1)
     height, width = pixels.shape[:2]
     seen, frame = pixels, (max(segmenter.height, height), max(segmenter.width, width))
     if not full_size:
