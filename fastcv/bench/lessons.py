@@ -32,6 +32,10 @@ ALGORITHMS = {
         "Each channel has its own small filter, so there is no sum over channels to reuse inputs in: the kernel slides along "
         "rows and is bound by memory."
     ),
+    "small_groups": (
+        "Depthwise, and groups of a few channels: vectors along the channels, and a row of outputs at a time, whose inputs are "
+        "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones."
+    ),
     "gemm": "A matrix product in tiles that stay in registers, with operands packed so that every load is a full vector.",
     "rows": "Row by row: neighbours in a row share vectors, the work is split by rows.",
     "channels": (
@@ -58,8 +62,8 @@ ALGORITHMS = {
     "tile": "Distances of a tile of rows against a tile of rows, kept in registers while coordinates stream by.",
     "bytes": "Unsigned bytes are compared sixteen, thirty-two or sixty-four at a time, in integer arithmetic that is exact.",
     "filter": (
-        "A first look in 16-bit arithmetic throws out whoever cannot be among the nearest, with a bound on its error; the rest "
-        "are measured exactly."
+        "A first look by a bounded product, in 16-bit arithmetic where the CPU has it, throws out whoever cannot be among the "
+        "nearest; the rest are measured exactly."
     ),
     "sum": "Sums along rows in vectors, then across.",
     "elementwise": "Every element once, in vectors.",
