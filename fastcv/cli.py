@@ -131,7 +131,7 @@ def _application() -> typer.Typer:
                 network, image = network.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
             if optimise:
                 network = optimize(network, mode="training" if train else "inference")
-            explanation = explain_model(network, image)
+            explanation = explain_model(network, image, backward=train)
             if save:
                 explanation.save(save)
         except (ValueError, _ext.NotBuiltError) as error:
