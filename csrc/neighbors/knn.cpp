@@ -13,14 +13,15 @@ constexpr Variant<KnnParams> kRows[] = {
      &avx512bf16::knn_filter, &knn_filter_slower},
     {"bytes_f32_avx512", Isa::avx512, &bytes_why_not, &avx512::knn_bytes_workspace, &avx512::knn_bytes},
     {"filter_avx512", Isa::avx512, &knn_filter_why_not, &avx512::knn_filter_workspace, &avx512::knn_filter,
-     &knn_filter_slower},
+     &knn_filter_slower_avx512},
     {"tile_avx512", Isa::avx512, nullptr, &avx512::knn_workspace, &avx512::knn},
     {"bytes_f32_avx2", Isa::avx2, &bytes_why_not, &avx2::knn_bytes_workspace, &avx2::knn_bytes},
-    {"filter_avx2", Isa::avx2, &knn_filter_why_not, &avx2::knn_filter_workspace, &avx2::knn_filter, &knn_filter_slower},
+    {"filter_avx2", Isa::avx2, &knn_filter_why_not, &avx2::knn_filter_workspace, &avx2::knn_filter,
+     &knn_filter_slower_avx2},
     {"tile_avx2", Isa::avx2, nullptr, &avx2::knn_workspace, &avx2::knn},
 #endif
     {"filter_portable", Isa::portable, &knn_filter_why_not, &portable::knn_filter_workspace, &portable::knn_filter,
-     &knn_filter_slower},
+     &knn_filter_slower_avx2},
     {"tile_portable", Isa::portable, nullptr, &portable::knn_workspace, &portable::knn},
     {"ref", Isa::portable, nullptr, nullptr, &knn_ref},
 };

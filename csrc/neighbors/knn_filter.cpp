@@ -16,4 +16,13 @@ const char* knn_filter_slower(const KnnParams& p) {
   return p.depth < 64 || p.n < 2048 ? "comes after the tiles below 64 coordinates or 2048 points" : nullptr;
 }
 
+// Without 16-bit products it pays in fewer shapes; with vectors of eight or four, in few.
+const char* knn_filter_slower_avx512(const KnnParams& p) {
+  if (p.k > 2 && p.depth < 96) return "comes after the tiles below 96 coordinates";
+  return knn_filter_slower(p);
+}
+const char* knn_filter_slower_avx2(const KnnParams& p) {
+  return p.depth < 512 ? "comes after the tiles below 512 coordinates" : knn_filter_slower(p);
+}
+
 }  // namespace fastcv
