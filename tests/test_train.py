@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -341,10 +342,12 @@ def test_divergence_is_one_sentence_and_leaves_no_checkpoint(digits: Path, tmp_p
 # ---- processes ---------------------------------------------------------------------------------------------------------------------
 
 
-def _torchrun(output: Path, digits: Path, restarts: int, log: Path) -> subprocess.Popen[str]:
+def _torchrun(
+    output: Path, digits: Path, restarts: int, log: Path, program: Sequence[str] = ("-m", "fastcv"), more: Sequence[str] = ()
+) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    arguments += ["-m", "fastcv", "train", "--data-path", str(digits), "--output-dir", str(output), "--resume", "auto", "--threads", "1"]
-    arguments += [*EVERYTHING, "--sync-bn", "--recovery-interval", "1"]
+    arguments += [*program, "train", "--data-path", str(digits), "--output-dir", str(output), "--resume", "auto", "--threads", "1"]
+    arguments += [*EVERYTHING, "--sync-bn", "--recovery-interval", "1", *more]
     paths = os.pathsep.join([str(Path(fastcv.__file__).parents[1]), str(TESTS)])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(arguments, stdout=log.open("w"), stderr=subprocess.STDOUT, text=True, env=environment)
@@ -391,3 +394,31 @@ def test_two_processes_and_a_killed_worker(digits: Path, tmp_path: Path) -> None
     _same(first, second)
     status, _, error = _run("train", "--data-path", digits, "--output-dir", killed, *EVERYTHING, "--sync-bn", "--resume", "auto")
     assert status == 2 and "was made by 2 processes, now there are 1" in error
+
+
+WATCHED = """
+import gc
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from fastcv.cli import main
+
+leave = dist.destroy_process_group
+
+def watched():
+    print("wrappers alive:", sum(type(o) is DistributedDataParallel for o in gc.get_objects()), flush=True)
+    leave()
+
+dist.destroy_process_group = watched
+main()
+"""
+
+
+@pytest.mark.parametrize(("model", "status"), [("net", 0), ("not_a_number", 1)])
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
+def test_no_wrapped_network_outlives_the_process_group(digits: Path, tmp_path: Path, model: str, status: int) -> None:
+    """Its destructor would wait, with Python's lock, for a thread of gloo that may wait for that lock: now and then a run never ended."""
+    program = tmp_path / "program.py"
+    program.write_text(WATCHED)
+    log = tmp_path / "log.txt"
+    done = _torchrun(tmp_path / "run", digits, 0, log, [str(program)], ["--model", f"train_models:{model}", "--epochs", "1"])
+    assert done.wait(300) == status and log.read_text().count("wrappers alive: 0") == 2, log.read_text()[-3000:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +50,11 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """The world that torchrun's environment describes, or this process alone; left at the end of the block."""
+    """The world that torchrun's environment describes, or this process alone; left at the end of the block.
+
+    Whoever holds a network that DistributedDataParallel has wrapped must be gone by then, so keep it in a function called in the block:
+    if the wrapper is what outlives the group, its destructor waits, with Python's lock, for a thread of gloo that may wait for that lock.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -62,5 +68,9 @@ def joined(device: str) -> Iterator[World]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield world
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # an error holds what the functions that it left held
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()

@@ -90,21 +90,25 @@ def train_and_report(options: Options, console: Any) -> None:
             console.print(
                 "matplotlib is missing: the run will have no pictures and no report; pip install 'fastcv[plots]'", highlight=False
             )
-        start = time.perf_counter()
-        data = _data(options, console)
-        engines = {name: Engine(run, data, world, console) for name, run in runs.items()}
-        for engine in engines.values() if world.first else ():
-            content = json.dumps(engine.options.as_dict() | {"data": engine.facts()}, indent=2) + "\n"
-            checkpoint.write(engine.output / "options.json", content.encode())
-        if options.compare_backends:
-            compare.in_turn(engines)
-        else:
-            engines[""].run()
-        if world.first:
-            tests = {name: _finish(engine, time.perf_counter() - start) for name, engine in engines.items()}
-            if options.compare_backends:
-                _finish_comparison(options, engines, tests)
+        _train(options, runs, world, console)
         world.wait()
+
+
+def _train(options: Options, runs: dict[str, Options], world: World, console: Any) -> None:
+    start = time.perf_counter()
+    data = _data(options, console)
+    engines = {name: Engine(run, data, world, console) for name, run in runs.items()}
+    for engine in engines.values() if world.first else ():
+        content = json.dumps(engine.options.as_dict() | {"data": engine.facts()}, indent=2) + "\n"
+        checkpoint.write(engine.output / "options.json", content.encode())
+    if options.compare_backends:
+        compare.in_turn(engines)
+    else:
+        engines[""].run()
+    if world.first:
+        tests = {name: _finish(engine, time.perf_counter() - start) for name, engine in engines.items()}
+        if options.compare_backends:
+            _finish_comparison(options, engines, tests)
 
 
 def _can_draw() -> bool:
