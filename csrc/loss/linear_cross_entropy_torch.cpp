@@ -41,8 +41,8 @@ void prepare(const char* op, const Tensor& input, const Tensor& w, const Optiona
     c.p.target_kind = kind == ScalarType::Long ? Target::i64 : Target::u8;
   } else {
     check(kind == input.scalar_type() && sizes(target) == Ints{c.p.rows, c.p.classes}, op,
-          ": expected Long targets or probabilities of size ", show({c.p.rows, c.p.classes}), ", got ",
-          show(target), " ", dtype_name(kind));
+          ": expected Long targets or probabilities of size ", show({c.p.rows, c.p.classes}), ", got ", show(target),
+          " ", dtype_name(kind));
     c.p.target_kind = Target::probability;
   }
   c.x = as_dense(input);

@@ -42,9 +42,8 @@ Tensor prepare(const char* op, const Tensor& input, int64_t dim, bool log, bool 
 Tensor prepare_backward(const char* op, const Tensor& grad, const Tensor& output, int64_t dim, bool log,
                         SoftmaxParams& p, Tensor& y, Tensor& dy) {
   split(op, output, dim, p);
-  check(sizes(grad) == sizes(output) && grad.scalar_type() == output.scalar_type(), op, ": grad ", show(grad),
-        " ", dtype_name(grad.scalar_type()), " does not match output ", show(output), " ",
-        dtype_name(output.scalar_type()));
+  check(sizes(grad) == sizes(output) && grad.scalar_type() == output.scalar_type(), op, ": grad ", show(grad), " ",
+        dtype_name(grad.scalar_type()), " does not match output ", show(output), " ", dtype_name(output.scalar_type()));
   check_same_device(op, {&grad, &output});
   p.log = log;
   p.input_rows = false;

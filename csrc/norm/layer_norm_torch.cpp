@@ -9,8 +9,7 @@ using namespace norm_door;
 
 // The last `dims` dimensions are normalised: m rows of l elements.
 void rows_of(const char* op, const Tensor& input, int64_t dims, int64_t& m, int64_t& l, Ints& lead) {
-  check(dims >= 1 && dims <= input.dim(), op, ": cannot normalise the last ", dims, " dimensions of ",
-        show(input));
+  check(dims >= 1 && dims <= input.dim(), op, ": cannot normalise the last ", dims, " dimensions of ", show(input));
   m = l = 1;
   for (int64_t d = 0; d < input.dim() - dims; ++d) {
     m *= input.size(d);

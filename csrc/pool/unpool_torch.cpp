@@ -82,8 +82,7 @@ Tensor max_unpool2d_backward(const Tensor& grad, const Tensor& indices) {
   check_indices(op, indices);
   const Map m = read_map(op, grad), small = read_map(op, indices);
   check(grad.dim() == indices.dim() && m.n == small.n && m.c == small.c, op,
-        ": expected a gradient and indices of the same batch and channels, got ", show(grad), " and ",
-        show(indices));
+        ": expected a gradient and indices of the same batch and channels, got ", show(grad), " and ", show(indices));
   check_same_device(op, {&grad, &indices});
   const bool channels_last = is_channels_last(indices);
   Tensor result = new_map(grad, m.n, m.c, small.h, small.w, channels_last);
