@@ -5,8 +5,9 @@
 // tabulated per tap (outside the image: a row of zeros), and register tiles (conv_tile.h) run over the table. A dense
 // channels_last x whose storage is the arithmetic's is read in place. Otherwise the inputs of a chunk are first copied
 // to a channels_last window of the arithmetic's type; with few channels the taps along the width are laid side by side
-// there, which makes one long tap of them. Sums that are the final values are stored by the tile; others pass through a
-// scratch to an epilogue that adds the residual, activates, converts and, for row-major y, transposes.
+// there, which makes one long tap of them (in place in the copied line where they are neighbours). Sums that are the
+// final values are stored by the tile; others pass through a scratch to an epilogue that adds the residual, activates,
+// converts and, for row-major y, transposes.
 //
 // Groups run one after the other. Groups so small that several share a vector of output channels ("folded", depthwise
 // above all) run together as if they were one, each lane picking its own group's channels.

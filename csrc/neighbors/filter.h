@@ -235,17 +235,10 @@ Vec<acc_t<S>> direct_sums(const S* const* queries, const S* const* references, i
 // A sum >= 0 as an integer of the same order, all NaN above infinity: the keys of the tiles.
 template <class T>
 FASTCV_INLINE int64_t sum_key(T sum) {
-  if (sum != sum) return sizeof(T) == 8 ? 0x7ff8000000000000 : 0x7fc00000;
-  int_of<T> bits;
+  if (sum != sum) return kNanKey<T>;
+  KeyOf<T> bits;
   std::memcpy(&bits, &sum, sizeof bits);
   return bits;
-}
-template <class T>
-FASTCV_INLINE T key_sum(int64_t key) {
-  const int_of<T> bits = static_cast<int_of<T>>(key);
-  T sum;
-  std::memcpy(&sum, &bits, sizeof sum);
-  return sum;
 }
 
 }  // namespace

@@ -328,7 +328,7 @@ struct FilterChunk {
       int64_t* indices = p.indices + (row + q) * p.k_out;
       for (int64_t i = 0; i < p.k_out; ++i) {
         const bool real = i < p.k;
-        store_result(distances + i, real ? root(key_sum<A>(best[q * p.k + i].key)) : static_cast<A>(__builtin_inf()));
+        store_result(distances + i, real ? root(sum_of<A>(best[q * p.k + i].key)) : static_cast<A>(__builtin_inf()));
         indices[i] = real ? best[q * p.k + i].index : -1;
       }
     }

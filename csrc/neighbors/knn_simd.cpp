@@ -15,26 +15,11 @@ constexpr int64_t kPackedBytes = 4 << 20;      // of one chunk of queries
 constexpr int64_t kCandidateBytes = 16 << 20;  // of one chunk of queries
 constexpr int64_t kMaxSorted = 32;             // up to this k the candidates are kept sorted by insertion
 
-template <class T>
-using KeyOf = std::conditional_t<std::is_integral_v<T>, T, int_of<T>>;
-
-template <class T>
-inline constexpr KeyOf<T> kNanKey = sizeof(T) == 8 ? static_cast<KeyOf<T>>(0x7ff8000000000000) : 0x7fc00000;
-template <class T>
-inline constexpr KeyOf<T> kNoKey = sizeof(T) == 8 ? static_cast<KeyOf<T>>(INT64_MAX) : INT32_MAX;
-
 // The bits of a sum >= 0 order as it does; all NaN become one key above infinity's.
 template <class T>
 FASTCV_INLINE Vec<KeyOf<T>> key_of(Vec<T> sum) {
   if constexpr (std::is_integral_v<T>) return sum;
   else return min(bitcast<KeyOf<T>>(sum) & Vec<KeyOf<T>>(kNoKey<T>), Vec<KeyOf<T>>(kNanKey<T>));
-}
-template <class T>
-FASTCV_INLINE T sum_of(int64_t key) {
-  const KeyOf<T> narrow = static_cast<KeyOf<T>>(key);
-  T sum;
-  std::memcpy(&sum, &narrow, sizeof sum);
-  return sum;
 }
 
 // One bit per lane where a < b.

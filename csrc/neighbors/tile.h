@@ -128,4 +128,22 @@ FASTCV_INLINE void sweep(const DistanceKernel<T>& kernel, const SweepScratch<T>&
   }
 }
 
+// Keys: sums >= 0 as integers of the same order, above them one for NaN and one for no sum at all.
+template <class T>
+using KeyOf = std::conditional_t<std::is_integral_v<T>, T, int_of<T>>;
+
+template <class T>
+inline constexpr KeyOf<T> kNanKey = sizeof(T) == 8 ? static_cast<KeyOf<T>>(0x7ff8000000000000) : 0x7fc00000;
+template <class T>
+inline constexpr KeyOf<T> kNoKey = sizeof(T) == 8 ? static_cast<KeyOf<T>>(INT64_MAX) : INT32_MAX;
+
+// The sum that a key stands for.
+template <class T>
+FASTCV_INLINE T sum_of(int64_t key) {
+  const KeyOf<T> narrow = static_cast<KeyOf<T>>(key);
+  T sum;
+  std::memcpy(&sum, &narrow, sizeof sum);
+  return sum;
+}
+
 }  // namespace fastcv::FASTCV_ISA
