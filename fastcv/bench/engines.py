@@ -8,7 +8,10 @@ are timed, and reads and writes memory that is bound once.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,7 +54,7 @@ class Exported:
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         """model: float32, in evaluation mode; not changed. x: an input, float32, row-major."""
-        self._model, self._x = _Outputs(model).eval(), x
+        self._model, self._x = model, x
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._refused = ""
         self.outputs: list[Tensor] = []
@@ -64,10 +67,9 @@ class Exported:
             self._folder = tempfile.TemporaryDirectory(prefix="fastcv-onnx-")
             try:
                 with _quiet(), torch.no_grad():
-                    self.outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in self._model(self._x)]
-                    torch.onnx.export(
-                        self._model, (self._x,), self._file(), dynamo=False, opset_version=OPSET, input_names=["input"], verbose=False
-                    )
+                    model = _Outputs(copy.deepcopy(self._model)).eval()
+                    self.outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in model(self._x)]
+                    torch.onnx.export(model, (self._x,), self._file(), dynamo=False, opset_version=OPSET, input_names=["input"])
             except Exception as error:  # whatever the exporter stumbles over, it is the model that it cannot export
                 self._refused = f"cannot be exported to ONNX: {one_line(error)}"
                 raise ValueError(self._refused) from None
@@ -84,15 +86,23 @@ class Exported:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's advice to use another one, and the tracer's on every Python branch of the model."""
+    """Without the exporter's advice to use another one, the tracer's on every Python branch of the model, and the whole graph of
+    a model that is refused, which torch prints from C++.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
         logger.setLevel(level)
 
 

@@ -57,13 +57,13 @@ def model(
             results = store.Results(json_file or None, facts, resume, " ".join(sys.argv[1:]))
             for reason in _absent(wanted, jobs):
                 say(reason)
-            say(machine.sentence(facts))
             measured: list[Row] = []
             with progress(len(jobs), "measuring") as (begin, end):
 
                 def done(job: Any, rows: list[Row]) -> None:
+                    head = [] if measured else [machine.sentence(facts)]
                     measured.extend(rows)
-                    end("\n".join([job.title, *("  " + line for line in model_tables.lines(rows))]))
+                    end("\n".join([*head, job.title, *("  " + line for line in model_tables.lines(rows))]))
 
                 def failed(job: Any, reason: str) -> None:
                     failures.append(reason)

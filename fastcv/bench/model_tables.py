@@ -25,6 +25,11 @@ def images_per_second(row: Row) -> float:
     return parts_of(row)[1] / row.median
 
 
+def plain(number: float) -> str:
+    """Three significant digits, more before the point, no exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def races(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows of each race, in the order in which races came."""
     found: dict[tuple[Any, ...], list[Row]] = {}
@@ -59,7 +64,7 @@ def lines(race: Sequence[Row]) -> list[str]:
         low, high = row.interval
         ratio = speedup(race, row)
         parts = [
-            f"{row.contender:{width}}  {images_per_second(row):7.3g} images/s",
+            f"{row.contender:{width}}  {plain(images_per_second(row)):>6} images/s",
             f"{time_text(row.median)} [{time_text(low)}, {time_text(high)}]",
             *([f"{row.percent:.0f}% of roof"] if row.roof else []),
             *([f"peak {size_text(row.peak)}"] if row.peak else []),
@@ -130,8 +135,10 @@ HEAD = (
 def cells(line: dict[str, Any]) -> list[str]:
     """What HEAD names, of a line of ``against_peers`` or of the CSV file."""
 
-    def number(key: str, form: str = ".1f") -> str:
-        return f"{float(line[key]):{form}}" if line[key] not in ("", None) else "-"
+    def number(key: str, form: str = "") -> str:
+        if line[key] in ("", None):
+            return "-"
+        return f"{float(line[key]):{form}}" if form else plain(float(line[key]))
 
     layout = {"contiguous": "NCHW", "channels_last": "NHWC"}.get(line["fastcv_layout"], "")
     return [

@@ -41,8 +41,8 @@ def shape_of(name: str, size: Sequence[int] = (), batch: int = 0) -> tuple[int, 
 
 
 def build(name: str, shape: Sequence[int] = ()) -> nn.Module:
-    """A model by name, in evaluation mode: of fastcv.models, fitted to images of ``shape``; of the zoo of transformers' vision
-    models (benchmarks/zoo.py); or package.module:function. The first two have random weights, the same each time.
+    """A model by name, of torch.nn's layers, in evaluation mode: of fastcv.models, fitted to images of ``shape``; of the zoo of
+    transformers' vision models (benchmarks/zoo.py); or package.module:function. The first two have random weights, the same each time.
 
     Raises ValueError, which names what there is.
     """
@@ -56,7 +56,7 @@ def build(name: str, shape: Sequence[int] = ()) -> nn.Module:
         config = models.model_info(name).config_for(*shape[1:]) if len(shape) == 4 else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = models.get_model(name, **config)
+            network = models.get_model(name, layers=nn, **config)
             settle(network)
             for parameter in network.parameters():
                 if not parameter.any():  # a head of zeros would hide what stands before it

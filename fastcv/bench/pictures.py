@@ -233,7 +233,7 @@ def models(rows: Sequence[Row]) -> Figure | None:
             bar.set_alpha(alpha)
         panel.errorbar(rates, range(len(race)), xerr=list(zip(*spans, strict=True)), fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
         for i, (rate, (_, above)) in enumerate(zip(rates, spans, strict=True)):
-            panel.annotate(f"{rate:.3g}", (rate + above, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+            panel.annotate(model_tables.plain(rate), (rate + above, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
         panel.set_yticks(range(len(race)), [_contender(r) for r in race], fontsize=8)
         panel.set_xlim(0, 1.12 * max(rate + above for rate, (_, above) in zip(rates, spans, strict=True)))
         panel.set_title(model_tables.title(race[0]), fontsize=9)
