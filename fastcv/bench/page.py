@@ -53,28 +53,27 @@ def figure(drawn: Any, label: str) -> str:
 
 
 def rows_table(rows: Sequence[Row]) -> str:
-    """Every row with every column, grouped by race."""
-    heads = "".join(
-        f'<th scope="col"{" class=left" if c in ("contender", "cache", "kernel") else ""}>{escape(c)}</th>' for c in tables.COLUMNS
-    )
+    """Every row with every column that any row has something in, grouped by race."""
+    every = [tables.cells(rows, row) for row in rows]
+    shown = [i for i in range(len(tables.COLUMNS)) if i < 3 or any(c[i] for c, row in zip(every, rows, strict=True) if row.timed)]
+    left = ("contender", "cache", "kernel")
+    heads = "".join(f'<th scope="col"{" class=left" if tables.COLUMNS[i] in left else ""}>{escape(tables.COLUMNS[i])}</th>' for i in shown)
     parts = [f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>']
     group = None
-    for row in rows:
+    for row, cells in zip(rows, every, strict=True):
         race = (row.case, row.dtype, row.mode, row.threads)
         if race != group:
             group = race
             title = f"{row.case}, {row.dtype}, {row.mode}, {row.threads} thread{'s' if row.threads != 1 else ''}"
-            parts.append(f'<tr class="group"><td colspan="{len(tables.COLUMNS)}">{escape(title)}</td></tr>')
-        cells = tables.cells(rows, row)
+            parts.append(f'<tr class="group"><td colspan="{len(shown)}">{escape(title)}</td></tr>')
         if not row.timed:
-            why = f'<td class="text bad" colspan="{len(cells) - 2}">{escape(cells[2])}</td>'
+            why = f'<td class="text bad" colspan="{len(shown) - 2}">{escape(cells[2])}</td>'
             parts.append(f'<tr><td>{escape(cells[0])}</td><td class="left">{escape(cells[1])}</td>{why}</tr>')
             continue
-        left = {1, len(cells) - 1}
-        tds = [f"<td{' class=left' if i in left else ''}>{escape(c)}</td>" for i, c in enumerate(cells)]
+        tds = {i: f"<td{' class=left' if tables.COLUMNS[i] in left[1:] else ''}>{escape(cells[i])}</td>" for i in shown}
         if row.status != OK:
-            tds[-2] = f'<td class="{_CLASS[row.status]}" title="{escape(row.reason)}">{row.status}</td>'
-        parts.append("<tr>" + "".join(tds) + "</tr>")
+            tds[len(cells) - 2] = f'<td class="{_CLASS[row.status]}" title="{escape(row.reason)}">{row.status}</td>'
+        parts.append("<tr>" + "".join(tds.values()) + "</tr>")
     return "\n".join([*parts, "</tbody></table></div>"])
 
 
