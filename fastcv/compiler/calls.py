@@ -16,7 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .. import functional
 from ..functional import conv as convolutions
 from ..nn.fold import fold_tensors
-from ..optimizer.kernels import under_transform
+from ..optimizer.kernels import LINEAR, under_transform
+from ..optimizer.linear import linear
 from ..optimizer.packed_weights import PackedWeights
 from ..optimizer.watch import Watch
 
@@ -48,11 +49,11 @@ class _Kept:
 
 
 class PackedConv(nn.Module):
-    """One convolution of the graph, or one linear layer, whose product is torch's: activation(op(x) + residual).
+    """One convolution of the graph, or one linear layer: activation(op(x) + residual).
 
     op: a convolution or transposed convolution of fastcv.functional, with its arguments after the bias as geometry; or "linear".
-    Only conv2d takes a residual and an activation. The weight as the kernel arranges it is kept between calls (packed_weights.py),
-    for each weight: torch.compile runs one graph for all models of the same code and shapes.
+    Only conv2d takes a residual, only conv2d and linear an activation. The weight as the kernel arranges it is kept between calls
+    (packed_weights.py), for each weight: torch.compile runs one graph for all models of the same code and shapes.
     """
 
     def __init__(self, op: str, geometry: Sequence[Any], activation: str | None) -> None:
@@ -77,9 +78,9 @@ class PackedConv(nn.Module):
         return kept
 
     def _run(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        if self.op == "linear":
-            return F.linear(x, weight, bias)
         used = None if under_transform() else packs
+        if self.op == LINEAR:
+            return linear(x, weight, bias, self.activation, used)
         if self.op == "conv2d":
             return convolutions.convolve_fused(x, weight, bias, *self.geometry, residual, self.activation, used)
         run = convolutions.transposed if self.op.startswith("conv_transpose") else convolutions.convolve

@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import functional
-from ..optimizer.kernels import DTYPES
+from ..optimizer.kernels import DTYPES, LINEAR
+from ..optimizer.linear import why_torch
 from . import calls
 
 # What a batch norm may be folded into: the name, and the arguments after the bias with their defaults.
@@ -33,7 +34,7 @@ _HEADS: dict[Any, tuple[str, dict[str, int]]] = {
     torch.conv_transpose1d: ("conv_transpose1d", _TRANSPOSED),
     torch.conv_transpose2d: ("conv_transpose2d", _TRANSPOSED),
     torch.conv_transpose3d: ("conv_transpose3d", _TRANSPOSED),
-    F.linear: ("linear", {}),
+    F.linear: (LINEAR, {}),
 }
 _ADDITIONS = (operator.add, torch.add, "add", operator.iadd, "add_", "__iadd__")
 _IN_PLACE = (operator.iadd, "add_", "__iadd__")
@@ -138,33 +139,44 @@ class Rewriter:
         if self.gradients or node.target not in _HEADS or not _served(node) or _value(node) is None:
             return
         op, after_bias = _HEADS[node.target]
-        if op == "linear" and _value(node).dim() != 2:  # a batch norm's channels are elsewhere then
-            return
         nodes, norm = [node], None
         use = self._only_use(nodes)
+        if op == LINEAR and _value(node).dim() != 2:  # a batch norm's channels are elsewhere then
+            use = None
         if use is not None and self._is_norm_of(use, node) and self.cached and not _norm(use)["training"] and self._plain(use):
             norm = _norm(use)
             nodes.append(use)
         residual = activation = None
+        takes_product = op == LINEAR and self._takes_product(node)
         if op == "conv2d":
             residual, activation, _ = self._extend(nodes, _OF_CONV)
+        elif takes_product:
+            _, activation, _ = self._extend(nodes, _OF_CONV, addition=False)
         conv = _bound(node, ("input", "weight", "bias", *after_bias), (None, *after_bias.values()))
         geometry = None if conv is None else tuple(conv[k] for k in after_bias)
         if conv is None or any(isinstance(v, fx.Node) for v in pytree.tree_leaves(geometry)):  # a number that follows from a size
             return
-        weight_stays = op != "linear" and self.cached and _is_parameter(conv["weight"])
+        weight_stays = (op != LINEAR or takes_product) and self.cached and _is_parameter(conv["weight"])
         if norm is not None:
             tensors = (conv["weight"], conv["bias"], norm["weight"], norm["bias"], norm["running_mean"], norm["running_var"])
             args = (conv["input"], residual, *tensors, norm["eps"])
             self._replace_by_module(nodes, "folded", calls.FoldedConv(op, geometry, activation), args)
         elif weight_stays:
-            name = op if len(nodes) == 1 else "conv2d_fused"
+            name = op if len(nodes) == 1 or op == LINEAR else "conv2d_fused"
             args = (conv["input"], conv["weight"], conv["bias"], residual)
             self._replace_by_module(nodes, name, calls.PackedConv(op, geometry, activation), args)
         elif len(nodes) > 1:
             args = (conv["input"], conv["weight"], conv["bias"], *geometry, residual, activation)
             self._replace(nodes, "call_function", functional.conv2d_fused, args)
             self.done["conv2d_fused"] += 1
+
+    def _takes_product(self, node: fx.Node) -> bool:
+        """True for a linear layer whose weight is a parameter, of a size that fastcv's kernel multiplies faster."""
+        layer = _bound(node, ("input", "weight", "bias"), (None,))
+        weight = None if layer is None else _value(layer["weight"])
+        if weight is None or not (self.cached and _is_parameter(layer["weight"])) or weight.dim() != 2 or not weight.is_contiguous():
+            return False
+        return not why_torch(*map(int, weight.shape), weight.dtype)
 
     def _replace_by_module(self, nodes: list[fx.Node], done: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = f"_fastcv_{done}_{self.done[done]}"
@@ -184,12 +196,12 @@ class Rewriter:
         self._replace(nodes, "call_function", calls.batch_norm_act, args)
         self.done["batch_norm_act"] += 1
 
-    def _extend(self, nodes: list[fx.Node], activations: tuple[str, ...]) -> tuple[fx.Node | None, str | None, Any]:
-        """Appends an addition and an activation that follow; returns the residual, the activation and its slope."""
+    def _extend(self, nodes: list[fx.Node], activations: tuple[str, ...], addition: bool = True) -> tuple[fx.Node | None, str | None, Any]:
+        """Appends an addition, if one may be there, and an activation that follow; returns the residual, the activation and its slope."""
         residual = activation = None
         slope: Any = 0.01
         use = self._only_use(nodes)
-        if use is not None and use.target in _ADDITIONS and len(use.args) == 2 and not use.kwargs:
+        if addition and use is not None and use.target in _ADDITIONS and len(use.args) == 2 and not use.kwargs:
             other = use.args[1] if use.args[0] is nodes[-1] else use.args[0]
             mine, theirs = _value(nodes[-1]), _value(other)
             same = mine is not None and theirs is not None and _shape(mine) == _shape(theirs) and mine.dtype is theirs.dtype

@@ -1,9 +1,9 @@
 """Fused chains at run time: which modules and steps one has, when it may hold its value back, and how it is computed.
 
 A convolution chain is conv [+ batch norm] [+ residual] [+ activation] on conv2d_fused with folded weights, for inference:
-it steps aside while its batch norm trains and where a gradient is needed. (Transposed, 1-d and 3-d convolutions, and linear
-layers, whose product stays torch's: + batch norm.) A batch norm chain is batch norm [+ residual] + activation on
-batch_norm_act, also with gradients.
+it steps aside while its batch norm trains and where a gradient is needed. (Transposed, 1-d and 3-d convolutions: + batch
+norm; linear layers: [+ batch norm] [+ activation], or + batch norm on torch's product.) A batch norm chain is batch norm
+[+ residual] + activation on batch_norm_act, also with gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
@@ -21,13 +20,16 @@ from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, any_global_hook, has_hooks, is_linear, is_managed, kind_of, op_of, under_transform
+from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_linear, is_managed, kind_of, op_of, under_transform
+from .linear import linear
 from .packed_weights import PackedWeights
 from .pending import Pending
 from .region import Region, current_frame
 
+_OF_CONV = ("relu", "relu6", "silu", "hardswish")
 ACTIVATIONS = {
-    "conv2d": ("relu", "relu6", "silu", "hardswish"),
+    "conv2d": _OF_CONV,
+    LINEAR: _OF_CONV,
     "batch_norm": ("relu", "relu6", "leaky_relu"),
 }
 
@@ -86,7 +88,11 @@ class Chain(ABC):
 
 
 class ConvChain(Chain):
-    """conv [+ batch norm] [+ residual] [+ activation] without gradients. bn: the batch norm's module, or None."""
+    """conv [+ batch norm] [+ residual] [+ activation] without gradients. bn: the batch norm's module, or None. torchs_product: of
+    a linear layer, whether torch multiplies.
+    """
+
+    torchs_product = False
 
     def __init__(self, name: str, head: nn.Module, bn: nn.Module | None, steps: Sequence[str], region: Region, watched: Any) -> None:
         super().__init__(name, head, steps, region, watched)
@@ -108,8 +114,13 @@ class ConvChain(Chain):
             self.drop()
             return False
         weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
-        inputs = weight.shape[1] if is_linear(conv) else conv.in_channels
-        if x.dim() != weight.dim() or x.shape[1] != inputs or weight.device.type != "cpu" or weight.is_inference():
+        if is_linear(conv):
+            fits = x.dim() == 2 if bn is not None else x.dim() > 0  # a batch norm's channels are x.shape[1]
+            if not fits or x.shape[-1] != weight.shape[1]:
+                return False
+        elif x.dim() != weight.dim() or x.shape[1] != conv.in_channels:
+            return False
+        if weight.device.type != "cpu" or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
@@ -143,7 +154,7 @@ class ConvChain(Chain):
         conv, x = self.head, pending.x
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
         if is_linear(conv):
-            return F.linear(x, weight, bias)
+            return linear(x, weight, bias, activation, None if self.torchs_product else self.packs)
         op, nd = op_of(conv), weight.dim() - 2
         if conv.transposed:
             geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)

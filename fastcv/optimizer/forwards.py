@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 
 from ..nn.conv import forward as convolution_forward
-from . import recompute
-from .chain import Chain
-from .kernels import DTYPES, has_hooks, is_managed, is_sharded, kernel_class, under_transform
+from . import linear, recompute
+from .chain import Chain, ConvChain
+from .kernels import DTYPES, has_hooks, is_linear, is_managed, is_sharded, kernel_class, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending, value_of
 from .region import Frame, Region
@@ -49,7 +49,8 @@ class KernelForward(InstanceForward):
         super().__init__(module)
         self.kernel = kernel_class(module)
         self.sharded = any(is_sharded(t) for t in module.parameters(recurse=False))
-        self.packs = PackedWeights() if isinstance(module, _ConvNd) else None
+        self.linear = is_linear(module)
+        self.packs = PackedWeights() if isinstance(module, _ConvNd) or self.linear else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = value_of(args), value_of(kwargs)
@@ -57,7 +58,8 @@ class KernelForward(InstanceForward):
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
         if served and self.packs is not None and len(args) == 1 and not kwargs and type(x) is Tensor and not under_transform():
             if not (self.module.training or is_managed(self.module) or has_hooks(self.module)):
-                return convolution_forward(self.module, x, packs=self.packs)
+                forward = linear.forward if self.linear else convolution_forward
+                return forward(self.module, x, packs=self.packs)
             self.packs.drop()
         return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)
 
@@ -79,6 +81,8 @@ class HeadForward(KernelForward):
     def __init__(self, module: nn.Module, chain: Chain) -> None:
         super().__init__(module)
         self.chain = chain
+        if isinstance(chain, ConvChain) and chain.torchs_product:
+            self.packs = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pending = self.chain.begin(args[0]) if len(args) == 1 and not kwargs else None

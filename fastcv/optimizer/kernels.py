@@ -47,6 +47,8 @@ OPS: dict[type[nn.Module], str] = {
     for package in (nn, fastcv_nn)
 }
 
+LINEAR = "linear"  # nn.Linear's op: no function of fastcv.functional, but the kernel of 1x1 convolutions (linear.py)
+
 # Their statistics come from several processes: no kernel fuses what follows, and torch has none on the CPU to compare with.
 SYNCHRONISED = (nn.SyncBatchNorm, fastcv_nn.SyncBatchNorm)
 
@@ -80,6 +82,8 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
 
 def op_of(module: nn.Module) -> str | None:
     """The op that serves modules of this kind, or None."""
+    if is_linear(module):
+        return LINEAR
     kind = kind_of(module)
     return None if kind is None else OPS[kind]
 
@@ -90,17 +94,17 @@ def kernel_class(module: nn.Module) -> type[nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for nn.Linear: its matrix product stays torch's, but batch norms are folded into it."""
+    """True for nn.Linear itself: of its subclasses some are read by others, such as the one within nn.MultiheadAttention."""
     return type(module) is nn.Linear
 
 
 def resembles(module: nn.Module) -> type[nn.Module] | None:
-    """The class of OPS that ``module`` is or derives from, or that it stands in for under torch.ao; None if there is none."""
+    """The class, of OPS or nn.Linear, that ``module`` is, derives from, or stands in for under torch.ao; None if there is none."""
     for cls in type(module).__mro__:
-        if cls in OPS:
+        if cls in OPS or cls is nn.Linear:
             return cls
     if type(module).__module__.startswith("torch.ao."):
-        return next((cls for cls in OPS if cls.__name__ == type(module).__name__), None)
+        return next((cls for cls in (*OPS, nn.Linear) if cls.__name__ == type(module).__name__), None)
     return None
 
 

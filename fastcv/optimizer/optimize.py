@@ -17,10 +17,11 @@ from torch import nn
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
-from .kernels import OPS, is_sharded, op_of, resembles, why_left_alone
+from .kernels import LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
+from .linear import why_torch_for
 from .patterns import Plan, prove
 from .region import Region
-from .report import Report, Row
+from .report import RUNS_ON_TORCH, Report, Row
 from .trace import model_copy, trace
 from .verify import verify
 
@@ -89,7 +90,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _chosen_ops(ops: str | Iterable[str]) -> frozenset[str]:
-    available = frozenset(OPS.values())
+    available = frozenset((*OPS.values(), LINEAR))
     if ops == "auto":
         return available
     chosen = frozenset([ops] if isinstance(ops, str) else ops)
@@ -125,11 +126,12 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
                 others[type(module).__name__] += 1
             continue
         rows[name] = row = Row(name, type(module).__name__)
-        row.reason = why_left_alone(module) or ""
+        row.reason = _why_on_torch(module, mode) or why_left_alone(module) or ""
         if not row.reason and op_of(module) in ops:
             row.op = op_of(module)
+            row.packed_bytes = module.weight.nbytes if is_linear(module) else 0
             served.append(module)
-        elif not row.reason:
+        elif not row.reason or (resembles(module) is nn.Linear and LINEAR not in ops):
             others[type(module).__name__] += 1
             del rows[name]
     plans: list[Plan] = []
@@ -140,7 +142,8 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
             rows[name] = Row(name, type(modules[name]).__name__)
             others[type(modules[name]).__name__] -= 1
         for name, reason in refused.items():
-            rows[name].reason = rows[name].reason or f"not fused: {reason}"
+            if not rows[name].reason or rows[name].reason.startswith(RUNS_ON_TORCH):
+                rows[name].reason = f"not fused: {reason}"
         _report_untraced(failures, rows, {t.full_name(n) for t in traces for n in t.graph.nodes if n.op == "call_module"})
     for module in served:
         KernelForward(module).install()
@@ -148,6 +151,16 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
     report.rows = [rows[name] for name in modules if name in rows]
     report.left_to_torch = dict(+others)
     return report
+
+
+def _why_on_torch(module: nn.Module, mode: str) -> str:
+    """Why a linear layer that could be served stays on torch's kernel; "" for other modules and for those that fastcv's serves."""
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return f"{RUNS_ON_TORCH}nn.MultiheadAttention reads its weight itself"
+    if not is_linear(module) or why_left_alone(module) is not None:
+        return ""
+    why = "its gradients are torch's" if mode == "training" else why_torch_for(module)
+    return why and RUNS_ON_TORCH + why
 
 
 def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row], recompute: bool) -> None:
@@ -171,6 +184,7 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
         else:
             bn = None if plan.bn is None else modules[plan.bn]
             chain = ConvChain(plan.head, head, bn, plan.steps, region, watched)
+            chain.torchs_product = is_linear(head) and not row.op
             row.op = "conv2d_fused" if row.op == "conv2d" else row.op
             if bn is not None:
                 BatchNormForward(bn, chain).install()

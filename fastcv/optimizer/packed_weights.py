@@ -1,8 +1,9 @@
-"""The weights of one convolution as its kernel arranges them, kept between calls without gradients.
+"""The weights of one convolution or linear layer as its kernel arranges them, kept between calls without gradients.
 
-They are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision) and again when the
-weight has changed, so that a weight that is used once, or for ever other sizes, costs what it always did. They take as
-much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that.
+A convolution's are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision) and again
+when the weight has changed, so that a weight that is used once, or for ever other sizes, costs what it always did. They take as
+much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that. A linear layer's serve any input, and are
+arranged at the first call.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from .watch import Watch
 _pack_conv = _ext.op("conv_pack")
 _pack_dgrad = _ext.op("conv_dgrad_pack")
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+POINTWISE = ((1, 1), (0, 0), (1, 1), 1)  # stride, padding, dilation and groups of a linear layer as a convolution
 
 
 class PackedWeights:
     """What functional.conv asks for the packed weights of a call; for one module."""
 
     def __init__(self) -> None:
-        # The kind of call, the weight, its arrangement once it is made: one tuple, so that calls of other threads see all or none of it.
-        self._entry: tuple[Any, Watch, Tensor | None] | None = None
+        # The kind of call, the weight, its arrangement once it is made, the weight cast by autocast where that was needed: one
+        # tuple, so that calls of other threads see all or none of it.
+        self._entry: tuple[Any, Watch, Tensor | None, Tensor | None] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeights, ()  # copies and pickles start anew
@@ -51,15 +54,31 @@ class PackedWeights:
         kind = (g.shape[1:], g.stride(), size, geometry, precision)
         return self._again(kind, weight, g.dtype, lambda: _pack_dgrad(g, weight, size, *geometry, precision))
 
+    def of_linear(self, x: Tensor, weight: Tensor, precision: int) -> tuple[Tensor, Tensor]:
+        """(weight, packed) for the raw op conv(x, weight, ..., *POINTWISE, precision, packed): x [1, C, rows, 1], channels_last;
+        weight, [K, C], is a plain CPU tensor with a version counter, and cast to x's dtype if it has another.
+        """
+        kind, entry = (x.dtype, precision), self._entry
+        if entry is None or entry[0] != kind or not entry[1].holds((weight,)):
+            watch = Watch((weight,))
+            lowered = None if weight.dtype is x.dtype else _as_filters(weight.detach().to(x.dtype))
+            packed = _pack_conv(x, _as_filters(weight) if lowered is None else lowered, *POINTWISE, precision)
+            entry = self._entry = (kind, watch, packed, lowered)
+        return _as_filters(weight) if entry[3] is None else entry[3], entry[2]
+
     def _again(self, kind: Any, weight: Tensor, dtype: torch.dtype, pack: Callable[[], Tensor]) -> Tensor | None:
-        if type(weight) not in _PLAIN or weight.dtype is not dtype or weight.device.type != "cpu" or weight.is_inference():
+        if type(weight) not in PLAIN or weight.dtype is not dtype or weight.device.type != "cpu" or weight.is_inference():
             return None  # the last has no version counter, for the others the op has a sentence
         entry = self._entry
         if entry is None or kind != entry[0] or not entry[1].holds((weight,)):
-            self._entry = (kind, Watch((weight,)), None)
+            self._entry = (kind, Watch((weight,)), None, None)
             return None
         packed = entry[2]
         if packed is None:
             packed = pack()
-            self._entry = (kind, entry[1], packed)
+            self._entry = (kind, entry[1], packed, None)
         return packed
+
+
+def _as_filters(weight: Tensor) -> Tensor:
+    return weight.view(*weight.shape, 1, 1)

@@ -22,7 +22,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..nn.fold import outputs_of
 from .chain import ACTIVATIONS
-from .kernels import SYNCHRONISED, has_hooks, is_linear, is_sharded, op_of, why_left_alone
+from .kernels import LINEAR, SYNCHRONISED, has_hooks, is_linear, is_sharded, op_of, why_left_alone
+from .linear import why_torch_for
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
 _ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.LeakyReLU: "leaky_relu"}
@@ -109,6 +110,8 @@ class Prover:
             steps.append("batch_norm")
         if op_of(conv) == "conv2d":
             self._extend(nodes, steps, ACTIVATIONS["conv2d"])
+        elif is_linear(conv) and LINEAR in self.ops and not why_torch_for(conv):
+            self._extend(nodes, steps, ACTIVATIONS[LINEAR], addition=False)
         return self._plan(nodes, steps, bn_name) if steps else ""
 
     def _batch_norm_chain(self, node: fx.Node, bn: nn.Module) -> Plan | str:
@@ -118,10 +121,10 @@ class Prover:
         self._extend(nodes, steps, ACTIVATIONS["batch_norm"])
         return self._plan(nodes, steps, None) if "activation" in steps else ""
 
-    def _extend(self, nodes: list[fx.Node], steps: list[str], activations: tuple[str, ...]) -> None:
-        """Follows an addition and an activation from the last of ``nodes``."""
+    def _extend(self, nodes: list[fx.Node], steps: list[str], activations: tuple[str, ...], addition: bool = True) -> None:
+        """Follows an addition, if one may be there, and an activation from the last of ``nodes``."""
         use = self._only_use(nodes)
-        if use is not None and self._is_addition(use, nodes[-1]):
+        if addition and use is not None and self._is_addition(use, nodes[-1]):
             nodes.append(use)
             steps.append("add")
             use = self._only_use(nodes)

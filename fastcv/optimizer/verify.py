@@ -21,12 +21,11 @@ from .chain import BatchNormChain, Chain
 from .forwards import BatchNormForward, HeadForward, KernelForward, installed
 from .kernels import SYNCHRONISED, kind_of, op_of
 from .layout import LayoutForward, why_not_channels_last
+from .linear import ACTIVATIONS
 from .pending import Pending
 from .report import Report, Row
 from .trace import model_copy
 from .yardstick import Measured, Yardstick, cast, fresh, measure, run
-
-_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
 
 
 def verify(model: nn.Module, report: Report, example: Any) -> None:
@@ -132,7 +131,7 @@ def undo_fusions(model: nn.Module, rows: dict[str, Row], names: set[str] | None 
         forward = installed(module)
         if isinstance(forward, (HeadForward, BatchNormForward)) and (names is None or forward.chain.name in names):
             row = rows[name]
-            row.op = op_of(module) or ""
+            row.op = (op_of(module) or "") if row.op else ""  # a linear layer on torch's product has none
             if row.op:
                 KernelForward(module).install()
             else:
@@ -204,7 +203,7 @@ def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
                 y = y if residual is None else y + cast(residual)
                 if activation == "leaky_relu":
                     return F.leaky_relu(y, pending.slope)
-                return y if activation is None else _ACTIVATIONS[activation](y)
+                return y if activation is None else ACTIVATIONS[activation](y)
 
         return note(chain.name, compute(pending, activation, again), reference)
 
