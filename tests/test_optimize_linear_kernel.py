@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import pickle
 import threading
 
@@ -119,7 +120,7 @@ def test_shapes_and_errors_are_torchs() -> None:
     ours = fastcv.optimize(nn.Sequential(model))
     for shape in ((6,), (0, 6), (2, 0, 6), (1, 1, 6), (3, 2, 2, 2, 6)):
         got = ours(features(*shape))
-        assert got.shape == model(features(*shape)).shape and got.is_contiguous() and not got._is_view()
+        assert got.shape == model(features(*shape)).shape and got.is_contiguous()
     for x in (features(2, 5), features(), features(2, 6, dtype=torch.bfloat16), torch.ones(2, 6, dtype=torch.int64)):
         with pytest.raises(RuntimeError) as torchs:
             model(x)
@@ -489,13 +490,54 @@ def test_a_vision_transformer_of_others() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     sizes |= {"image_size": 32, "patch_size": 8}
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)).eval()
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, num_labels=50)).eval()
     x = features(2, 3, 32, 32)
-    ours = fastcv.optimize(model, example=x)
+    ours = fastcv.optimize(model)
     linears = [name for name, m in model.named_modules() if type(m) is nn.Linear]
     assert len(linears) == 13 and all(rows_of(ours)[name][0] == "linear" for name in linears)
     assert kernel_calls(ours, x) == 14  # with the patches' convolution
     assert_close(ours(x).logits, copy.deepcopy(model).double()(x.double()).logits, model(x).logits)
+
+
+# ---- torch.compile --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled():
+    torch._dynamo.reset()
+    yield lambda model: torch.compile(model, backend="fastcv", fullgraph=True)
+    torch._dynamo.reset()
+
+
+def test_compiled_models_keep_packed_weights(compiled, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastcv.compiler")
+    model = mlp()
+    ours, prepared = compiled(model), fastcv.optimize(model)
+    with torch.no_grad():
+        for shape in ((5, 40), (5, 40), (1, 40), (9, 40)):
+            x = features(*shape)
+            assert torch.equal(ours(x), prepared(x))
+        assert all(record.message == "inference: folded x1, linear x2" for record in caplog.records)
+        graphs = len(caplog.records)
+        model[0].weight.mul_(2), prepared[0].weight.mul_(2)
+        model[3].weight.mul_(2), prepared[3].weight.mul_(2)
+        assert torch.equal(ours(x), prepared(x)) and len(caplog.records) == graphs
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(ours(x), prepared(x))
+    caplog.clear()
+    ours(x).sum().backward()
+    assert caplog.text and "linear" not in caplog.text
+
+
+def test_compiled_sequences_and_weights_that_are_computed(compiled, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastcv.compiler")
+    model, x = nn.Sequential(layer(24, 30), nn.Hardswish(), nn.LayerNorm(30), layer(30, 24)).eval(), features(2, 5, 24)
+    with torch.no_grad():
+        assert torch.equal(compiled(model)(x), fastcv.optimize(model)(x))
+        assert caplog.records[-1].message == "inference: layer_norm x1, linear x2"
+        function, w = compiled(lambda x, w: F.linear(x, w * 2)), features(7, 24)
+        torch.testing.assert_close(function(x, w), F.linear(x, w * 2))
+        assert caplog.records[-1].message == "inference: nothing"
 
 
 # ---- the rule -------------------------------------------------------------------------------------------------------------------
