@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "common/numbers.cuh"
+#include "common/ptx.cuh"
 
 namespace fastcv::FASTCV_GPU {
 
@@ -42,7 +43,7 @@ template <class S>
 __device__ __forceinline__ void store_elements(S* to, int64_t count, int access, const Pack<S, kPack<S>>& pack) {
   constexpr int n = kPack<S>;
   if (access == 16 && count >= n) {
-    store_pack(to, pack);
+    store_16(to, pack);  // as one instruction: beside the loop below, a plain store would be merged into it
     return;
   }
 #pragma unroll

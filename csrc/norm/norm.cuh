@@ -41,24 +41,36 @@ __device__ __forceinline__ void put(const NormVector& v, int64_t i, double x) {
   }
 }
 
-// Elements i to i + n of a vector, or `absent` where there is none; `last` stands for those behind the end.
+// Elements i to i + n of a vector (i a multiple of n), or `absent` where there is none; `last` stands for those behind
+// the end.
+template <class D, class T, int n>
+__device__ __forceinline__ void copy_run(const D* data, int64_t i, int64_t last, T (&to)[n]) {
+  constexpr int most = 16 / static_cast<int>(sizeof(D)), m = most < n ? most : n;
+  if (reinterpret_cast<uintptr_t>(data) % 16 == 0 && i + n - 1 <= last) {
+#pragma unroll
+    for (int k = 0; k < n; k += m) {
+      const auto pack = load_pack<Pack<D, m>>(data + i + k);
+#pragma unroll
+      for (int h = 0; h < m; ++h) to[k + h] = static_cast<T>(widen(pack.at[h]));
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < n; ++k) to[k] = static_cast<T>(widen(data[i + k < last ? i + k : last]));
+}
 template <class T, int n>
 __device__ __forceinline__ void get_run(const NormVector& v, int64_t i, int64_t last, T absent, T (&to)[n]) {
-  const auto copy = [&](const auto* data) {
-#pragma unroll
-    for (int k = 0; k < n; ++k) to[k] = static_cast<T>(widen(data[i + k < last ? i + k : last]));
-  };
   if (v.data == nullptr) {
 #pragma unroll
     for (int k = 0; k < n; ++k) to[k] = absent;
   } else if (v.dtype == DType::f32) {
-    copy(static_cast<const float*>(v.data));
+    copy_run(static_cast<const float*>(v.data), i, last, to);
   } else if (v.dtype == DType::f64) {
-    copy(static_cast<const double*>(v.data));
+    copy_run(static_cast<const double*>(v.data), i, last, to);
   } else if (v.dtype == DType::bf16) {
-    copy(static_cast<const bf16*>(v.data));
+    copy_run(static_cast<const bf16*>(v.data), i, last, to);
   } else {
-    copy(static_cast<const f16*>(v.data));
+    copy_run(static_cast<const f16*>(v.data), i, last, to);
   }
 }
 

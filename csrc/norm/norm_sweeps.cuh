@@ -63,7 +63,7 @@ struct Planes {
 };
 
 template <class S, class Rule>
-__global__ void __launch_bounds__(kThreads, 2) planes_kernel(const Rule rule, const Planes g) {
+__global__ void __launch_bounds__(kThreads, Rule::kInputs == 3 ? 2 : 3) planes_kernel(const Rule rule, const Planes g) {
   using T = acc_t<S>;
   using Coefficients = typename Rule::Coefficients;
   constexpr int n = kPack<S>, inputs = Rule::kInputs, outputs = Rule::kOutputs;
@@ -122,24 +122,30 @@ struct Columns {
   Divider by_channels;
   int lanes, access;
   unsigned chunks, splits;
-  Columns(int64_t images, int64_t image, int64_t channels, int pack, int access)
+  Columns(int64_t images, int64_t image, int64_t channels, int pack, int ahead, int access)
       : image(image), channels(channels), period(channels), by_channels(channels), access(access) {
     while (period % pack != 0) period *= 2;
     rows = (image + period - 1) / period;
     lanes = norm_lanes(period / pack);
     chunks = static_cast<unsigned>((period / pack + lanes - 1) / lanes);
-    const int64_t tile = kThreads / lanes * kAhead;
-    rows_each = tile * tiles_each((rows + tile - 1) / tile, images * chunks, 4);
+    const int64_t tile = kThreads / lanes * ahead;
+    rows_each = tile * tiles_each((rows + tile - 1) / tile, images * chunks, 8 / ahead);
     splits = static_cast<unsigned>((rows + rows_each - 1) / rows_each);
   }
 };
+
+// Rows that a thread has in flight: beside the constants of a pack's channels, registers are left for so many packs.
+template <class S, class Rule>
+constexpr int kRowsAhead = kPack<S> * Rule::kInputs > 16  ? 1
+                           : kPack<S> * Rule::kInputs > 8 ? 2
+                                                          : 4;
 
 template <class S, class Rule>
 __global__ void __launch_bounds__(kThreads, 2) columns_kernel(const Rule rule, const Columns g) {
   using T = acc_t<S>;
   using Coefficients = typename Rule::Coefficients;
   constexpr int n = kPack<S>, inputs = Rule::kInputs, outputs = Rule::kOutputs;
-  constexpr int kRows = n * inputs > 16 ? 1 : kAhead;  // eight channels' constants leave registers for no more
+  constexpr int kRows = kRowsAhead<S, Rule>;
   FASTCV_SHARED(Coefficients, table, kNormLanes * n);
   const unsigned chunk = blockIdx.x % g.chunks, rest = blockIdx.x / g.chunks;
   const int64_t image = rest / g.splits, begin = (rest % g.splits) * g.rows_each;
@@ -189,7 +195,8 @@ int sweep(const Rule& rule, int64_t images, int64_t channels, int64_t run, bool 
   if (images * channels * run == 0) return cudaSuccess;
   if (channels_last) {
     const int64_t image = channels * run;
-    const Columns g(images, image, channels, kPack<S>, access_of(rule, images > 1 ? image : 0, sizeof(S)));
+    const Columns g(images, image, channels, kPack<S>, kRowsAhead<S, Rule>,
+                    access_of(rule, images > 1 ? image : 0, sizeof(S)));
     return launch(columns_kernel<S, Rule>, static_cast<unsigned>(images * g.splits * g.chunks), kThreads, 0, stream,
                   rule, g);
   }
