@@ -81,8 +81,8 @@ def results(function: Callable, x: Tensor, w: Tensor, b: Tensor, mean: Tensor, v
     return [y.detach(), *(g for g in torch.autograd.grad(y, leaves, toward, allow_unused=True) if g is not None)]
 
 
-def check(name: str, functions: tuple[Callable, Callable], tensors: list[Tensor]) -> list[Tensor]:
-    with fastcv.use(**ON_CUDA):
+def check(name: str, functions: tuple[Callable, Callable], tensors: list[Tensor], variants: dict[str, str] = ON_CUDA) -> list[Tensor]:
+    with fastcv.use(**variants):
         ours = results(functions[0], *tensors)
     theirs = results(functions[1], *tensors)
     exact = results(functions[1], *(t.double() for t in tensors))
@@ -137,12 +137,20 @@ def test_maps(sizes: tuple[int, ...], layout: torch.memory_format, dtype: torch.
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [(9, 8), (300, 24), (5, 37), (3, 2056), (2, 3, 1), (1, 4101), (700, 3)], ids=str)
-def test_rows(sizes: tuple[int, ...], dtype: torch.dtype, poisoned_outputs: None) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "variant"),
+    [
+        *((sizes, "two_pass_sm80") for sizes in ((9, 8), (300, 24), (5, 37), (3, 2056), (1, 4101), (700, 3))),
+        *((sizes, "warp_sm80") for sizes in ((37, 5), (9, 136), (5, 256), (3, 509), (2, 512), (70, 1))),
+    ],
+    ids=str,
+)
+def test_rows(sizes: tuple[int, ...], variant: str, dtype: torch.dtype, poisoned_outputs: None) -> None:
     tensors = operands(sizes, sizes[-1], dtype, torch.contiguous_format)
-    aligned = check("rows", layer_norm(), tensors)
+    variants = ON_CUDA | {"layer_norm": variant}
+    aligned = check("rows", layer_norm(), tensors, variants)
     for by in (1, 8 // tensors[0].element_size()):  # no access of 16 bytes, and none of 8
-        with fastcv.use(**ON_CUDA):
+        with fastcv.use(**variants):
             apart = results(layer_norm()[0], *(moved(t, by) if t.dim() > 1 else t for t in tensors))
         assert all(torch.equal(a, b) for a, b in zip(aligned, apart, strict=True))
 
@@ -164,6 +172,26 @@ def test_float32_vectors_beside_16_bit_elements(dtype: torch.dtype) -> None:
         with fastcv.use(**ON_CUDA):
             y = function(t, *vectors, t)
         assert_close(y, other(t.double(), *(v.double() for v in vectors), t.double()), other(t, *vectors, t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_warp_keeps_rows_with_large_means_and_outliers(dtype: torch.dtype) -> None:
+    """A mean that would swallow the variance, a first element far from the others, and values near the largest of float32."""
+    x = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
+    x[0] += 1e5
+    x[1] = x[1] * 1e-2 + 1000
+    x[2, 0] = 1e4
+    x[3] *= 0
+    x[4] = 3e38
+    x[5, 7] = torch.nan
+    w, b = torch.ones(300, dtype=dtype), torch.zeros(300, dtype=dtype)
+    x = x.to(dtype)
+    with fastcv.use(layer_norm="warp_sm80"):
+        y = F.layer_norm(x, (300,), w, b)
+    theirs = torch.nn.functional.layer_norm(x, (300,), w, b)
+    exact = torch.nn.functional.layer_norm(x.double(), (300,))
+    for row in range(6):
+        assert_close(y[row], exact[row], theirs[row], f"row {row}")
 
 
 def test_empty() -> None:

@@ -11,8 +11,8 @@
 //   add(coefficients, row, values, a, b)
 // and finish(set, a, b) takes the sums.
 //
-// A thread holds kUnroll packs of each tensor in flight; with two blocks on an SM that is 32 KB (common/packs.cuh,
-// docs/cuda.md).
+// A thread holds kUnroll packs of each tensor in flight, 32 KB and more on an SM: docs/cuda.md, "Norms at memory
+// speed".
 #pragma once
 #include "common/reduce.cuh"
 #include "norm/norm.cuh"
@@ -108,10 +108,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // A thread takes a pack of sets that lie side by side and every (block's threads / lanes)-th row of a segment.
 template <class S, class Terms, class Finish>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, Terms::kInputs* kPack<S> > 16 ? 1 : 2)
     across_kernel(const Terms terms, const Finish finish, const SetsOnGpu g, double* partial) {
   using T = acc_t<S>;
-  constexpr int n = kPack<S>, kUnroll = Terms::kInputs == 1 ? 4 : Terms::kInputs == 2 ? 2 : 1;
+  constexpr int n = kPack<S>, kUnroll = Terms::kInputs == 2 ? 2 : 4;
   FASTCV_SHARED(double, sums, kThreads* n);
   FASTCV_SHARED(typename Terms::Coefficients, table, kNormLanes * n);
   FASTCV_SHARED(typename Terms::Row, row_table, kThreads);

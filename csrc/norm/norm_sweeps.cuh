@@ -9,9 +9,7 @@
 // and of a matrix, where both rows and columns matter (layer norm):
 //   Row row(row), columns(first, last, coefficients), operator()(coefficients, row, values, results)
 //
-// Memory speed by the design's reckoning: an H200 needs about 4.3 TB/s * 0.8 us = 3.4 MB in flight, 26 KB per SM. A
-// thread holds kAhead packs of each input in flight, at least 512 threads fit on an SM: 512 * 2 * 16 bytes = 16 KB of
-// reads of one input and as much of writes, twice that with a residual or a gradient.
+// A thread holds several packs of each input in flight, 16 KB and more on an SM: docs/cuda.md, "Norms at memory speed".
 #pragma once
 #include "norm/norm.cuh"
 
