@@ -135,6 +135,9 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
   constexpr int w = Vec<T>::width;
   alignas(64) T block[w * kRowStride<T>];
   const int64_t units = kernel.units(depth);
+  auto read = kernel.read;
+  if constexpr (std::is_same_v<T, int32_t>)
+    if (kernel.products != nullptr) read = kernel.products->read_lane;
   for (int64_t lane = 0; lane < count; lane += w) {
     const int here = static_cast<int>(count - lane < w ? count - lane : w);
     T* panel = to + lane / kLanes<T> * units * kLanes<T> + lane % kLanes<T>;
@@ -143,8 +146,7 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
       for (int i = 0; i < w; ++i) {
         T* row = block + i * kRowStride<T>;
         if (i >= here) std::memset(row, 0, n * sizeof(T));
-        else
-          kernel.read(static_cast<const char*>(rows) + (lane + i) * depth * kernel.source_bytes, depth, unit, n, row);
+        else read(static_cast<const char*>(rows) + (lane + i) * depth * kernel.source_bytes, depth, unit, n, row);
       }
       int u = 0;
       for (; u + w <= n; u += w) {
@@ -206,6 +208,13 @@ void distance_kernel(DType, Metric metric, double p, DistanceKernel<int32_t>& ke
 }
 void distance_kernel(DType, Metric metric, double p, DistanceKernel<int64_t>& kernel) {
   kernel = {metric, p, 8, &read_bytes, &block<U8L1>, 1};
+}
+
+DistanceKernel<int32_t> product_kernel(const ByteProducts& products) {
+  const auto block = [](const DistanceKernel<int32_t>& kernel, const int32_t* panel, const int32_t* rows, int count,
+                        int nr, int32_t* sums, bool first,
+                        bool last) { kernel.products->block(panel, rows, count, nr, sums, first, last); };
+  return {Metric::u8_l2, 2, 4, products.read_row, block, 1, &products};
 }
 
 void pack_panels(const DistanceKernel<float>& k, const void* rows, int64_t count, int64_t depth, float* to) {
