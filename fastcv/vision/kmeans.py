@@ -132,7 +132,7 @@ class _Search:
         """Moves the centres. Returns the rows whose labels changed, and their labels before."""
         labels = nearest_centres(self.x, new)[1]
         rows = (labels != self.labels).nonzero().flatten()
-        before, self.labels = self.labels[rows], labels
+        before, self.labels = self.labels.index_select(0, rows), labels
         return rows, before
 
 
@@ -153,7 +153,8 @@ class _Bounds(_Search):
         """The two nearest centres of some rows (None: all)."""
         for start in range(0, len(self.x) if rows is None else len(rows), _PART):
             part = slice(start, start + _PART) if rows is None else rows[start : start + _PART]
-            distances, indices = functional.knn(self.x[part], centres, min(2, len(centres)))
+            x = self.x[part] if rows is None else self.x.index_select(0, part)
+            distances, indices = functional.knn(x, centres, min(2, len(centres)))
             self.labels[part] = indices[:, 0]
             self.upper[part] = distances[:, 0].double() * (1 + self.slack)
             self.lower[part] = distances[:, 1].double() * (1 - self.slack) if len(centres) > 1 else math.inf
@@ -162,21 +163,21 @@ class _Bounds(_Search):
         moves = (new.double() - old.double()).square().sum(1).sqrt()
         farthest = moves.topk(min(2, len(moves))).values
         others = torch.where(moves == farthest[0], farthest[-1], farthest[0])  # the farthest move of any other centre
-        self.upper += moves[self.labels]
-        self.lower -= others[self.labels]
+        self.upper += moves.index_select(0, self.labels)  # several times as fast as moves[self.labels]
+        self.lower -= others.index_select(0, self.labels)
         half = functional.knn(new, new, min(2, len(new)))[0][:, -1].double() * (0.5 - self.slack)
-        rows = (self.upper >= torch.maximum(self.lower, half[self.labels])).nonzero().flatten()
+        rows = (self.upper >= torch.maximum(self.lower, half.index_select(0, self.labels))).nonzero().flatten()
         everywhere = 4 * len(rows) > 3 * len(self.x)  # then gathering costs more than it saves
-        before = self.labels.clone() if everywhere else self.labels[rows]
+        before = self.labels.clone() if everywhere else self.labels.index_select(0, rows)
         self._search(None if everywhere else rows, new)
-        changed = (before != (self.labels if everywhere else self.labels[rows])).nonzero().flatten()
-        return changed if everywhere else rows[changed], before[changed]
+        changed = (before != (self.labels if everywhere else self.labels.index_select(0, rows))).nonzero().flatten()
+        return changed if everywhere else rows[changed], before.index_select(0, changed)
 
 
 def _own_distances(x: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
     """Squared distance [N] of each row to the centre of its label."""
     parts = zip(x.split(_PART), labels.split(_PART), strict=True)
-    return torch.cat([(rows - centres[label]).square().sum(1) for rows, label in parts])
+    return torch.cat([(rows - centres.index_select(0, label)).square().sum(1) for rows, label in parts])
 
 
 def lloyd(x: Tensor, centres: Tensor, weights: Tensor | None, max_iter: int, tol: float, processes: _Alone) -> _Result:
@@ -197,11 +198,12 @@ def lloyd(x: Tensor, centres: Tensor, weights: Tensor | None, max_iter: int, tol
         if int(processes.sum(torch.tensor(len(rows)))) == 0:
             iteration = min(iteration + 1, max_iter)  # as those count who look for changes in a round of their own
             break
-        after, part = bounds.labels[rows], None if weights is None else weights[rows]
+        after, part = bounds.labels.index_select(0, rows), None if weights is None else weights[rows]
         if 4 * len(rows) > len(x):
             mine = centre_sums(x, origin, bounds.labels, weights)
         else:
-            gained, lost = (centre_sums(x[rows], origin, labels, part) for labels in (after, before))
+            own = x.index_select(0, rows)
+            gained, lost = (centre_sums(own, origin, labels, part) for labels in (after, before))
             mine = mine + gained - lost
         # Weighted ones are summed anew: an empty cluster's is 0, not what rounding leaves.
         held = held + masses(after, k, None) - masses(before, k, None) if weights is None else masses(bounds.labels, k, weights)
