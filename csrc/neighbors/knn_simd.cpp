@@ -86,11 +86,10 @@ struct Candidates {
   int64_t k, capacity;
 
   void start(int64_t queries, int64_t lanes) {
-    for (int64_t q = 0; q < lanes; ++q) {
-      limit[q] = q < queries ? kNoKey<T> : 0;
-      nearest[q] = 0;
-      count[q] = 0;
-    }
+    std::memset(nearest, 0, lanes * sizeof(K));
+    std::memset(count, 0, lanes * sizeof(int64_t));
+    for (int64_t q = 0; q < lanes; q += Vec<K>::width) detail::store_raw(limit + q, Vec<K>(kNoKey<T>));
+    for (int64_t q = queries; q < lanes; ++q) limit[q] = 0;
   }
   void insert(int64_t q, K key, int64_t index) {
     Neighbor* mine = all + q * capacity;
@@ -195,7 +194,17 @@ bool emit_nearest(const KnnParams& p, const Root<T>& root, const Candidates<T>& 
       if (q + w <= queries) detail::store_raw(distances + q, result);
       else detail::store_raw_n(distances + q, result, static_cast<int>(queries - q));
     }
-    for (int64_t q = 0; q < queries; ++q) p.indices[query + q] = best.nearest[q];
+    int64_t q = 0;
+    if constexpr (sizeof(T) == 4) {
+      typedef int32_t Half __attribute__((vector_size(kVectorBytes / 2)));
+      constexpr int n = Vec<int64_t>::width;
+      for (; q + n <= queries; q += n) {
+        Half narrow;
+        std::memcpy(&narrow, best.nearest + q, sizeof narrow);
+        detail::store_raw(p.indices + query + q, Vec<int64_t>(__builtin_convertvector(narrow, Vec<int64_t>::Raw)));
+      }
+    }
+    for (; q < queries; ++q) p.indices[query + q] = best.nearest[q];
     return true;
   }
 }

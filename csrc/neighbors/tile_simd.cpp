@@ -130,6 +130,33 @@ void read_pairs(const void* row, int64_t depth, int64_t begin, int count, int32_
 
 // ---- packing lanes -----------------------------------------------------------------------------------------------
 
+#if defined(__AVX512F__)
+constexpr int kFewCoordinates = 8;
+
+// Of up to eight coordinates: whole vectors of float rows lie in as many vectors as there are coordinates, and each
+// coordinate is picked out of these. Returns how many rows that were.
+int64_t pack_few(const float* rows, int64_t count, int depth, float* to) {
+  constexpr int w = Vec<float>::width;
+  __m512i place[kFewCoordinates];
+  __mmask16 from[kFewCoordinates][kFewCoordinates];  // which lanes of a coordinate stand in which vector
+  for (int d = 0; d < depth; ++d) {
+    place[d] = (__m512i)(iota<int32_t>() * Vec<int32_t>(depth) + Vec<int32_t>(d)).v;
+    for (int j = 0; j < depth; ++j)
+      from[d][j] = _mm512_cmpeq_epi32_mask(_mm512_srai_epi32(place[d], 4), _mm512_set1_epi32(j));
+  }
+  for (int64_t lane = 0; lane + w <= count; lane += w, rows += w * depth) {
+    float* panel = to + lane / kLanes<float> * depth * kLanes<float> + lane % kLanes<float>;
+    for (int d = 0; d < depth; ++d) {
+      __m512 picked = _mm512_setzero_ps();
+      for (int j = 0; j < depth; ++j)
+        picked = _mm512_mask_permutexvar_ps(picked, from[d][j], place[d], _mm512_loadu_ps(rows + j * w));
+      _mm512_storeu_ps(panel + d * kLanes<float>, picked);
+    }
+  }
+  return count / w * w;
+}
+#endif
+
 template <class T>
 void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int64_t depth, T* to) {
   constexpr int w = Vec<T>::width;
@@ -138,7 +165,13 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
   auto read = kernel.read;
   if constexpr (std::is_same_v<T, int32_t>)
     if (kernel.products != nullptr) read = kernel.products->read_lane;
-  for (int64_t lane = 0; lane < count; lane += w) {
+  int64_t lane = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    if (depth <= kFewCoordinates && read == &read_widened<float, float>)
+      lane = pack_few(static_cast<const float*>(rows), count, static_cast<int>(depth), to);
+#endif
+  for (; lane < count; lane += w) {
     const int here = static_cast<int>(count - lane < w ? count - lane : w);
     T* panel = to + lane / kLanes<T> * units * kLanes<T> + lane % kLanes<T>;
     for (int64_t unit = 0; unit < units; unit += kDepthBlock) {
@@ -160,7 +193,7 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
     }
   }
   // The lanes of vectors that no row reached.
-  for (int64_t lane = (count + w - 1) / w * w; lane % kLanes<T> != 0; lane += w)
+  for (lane = (count + w - 1) / w * w; lane % kLanes<T> != 0; lane += w)
     for (int64_t unit = 0; unit < units; ++unit)
       detail::store_raw(to + lane / kLanes<T> * units * kLanes<T> + unit * kLanes<T> + lane % kLanes<T>, Vec<T>(T(0)));
 }
