@@ -21,7 +21,8 @@ template <class P>
 struct FilterPlan {
   using T = typename P::T;
   int threads, panels;
-  int group;  // blocks of references at a time
+  int group;       // blocks of references at a time
+  bool one_panel;  // at a time: its sums are looked at before the next one's are made
   int64_t units, chunks, lanes, capacity, most, lists;
   int64_t packed_bytes, rows_bytes, sums_bytes, state_bytes, pairs_bytes, best_bytes, center_bytes, rest_bytes;
 
@@ -43,13 +44,17 @@ struct FilterPlan {
     capacity = (8 + 2 * p.k) * lanes + kLanes<T>;
     most = lanes * (64 + 8 * p.k + p.n / 8);
     lists = p.k <= 2 ? 0 : p.k;
-    // For k <= 2 many references are looked at together: what the first bounds would let pass, the last exclude.
-    const int64_t blocks = (p.n + kRowBlock - 1) / kRowBlock;
-    group = p.k > 2 || units > kDepthBlock ? 1 : static_cast<int>(blocks < kMostGroup ? blocks : kMostGroup);
+    // For k <= 2 many references are looked at together: what the first bounds would let pass, the last exclude. Where
+    // packed queries outgrow the cache, more references use each part of them that comes in.
+    const int64_t blocks = (p.n + kRowBlock - 1) / kRowBlock, most_group = units > kDepthBlock ? 4
+                                                                           : p.k > 2           ? 1
+                                                                                               : kMostGroup;
+    group = static_cast<int>(blocks < most_group ? blocks : most_group);
+    one_panel = units <= kDepthBlock;
     const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     packed_bytes = round(lanes * units * sizeof(T));
     rows_bytes = round(group * kRowBlock * kRowStride<T> * sizeof(T));
-    sums_bytes = round((group > 1 ? group * kLanes<T> : lanes) * kRowBlock * sizeof(float));
+    sums_bytes = round((one_panel ? kLanes<T> : lanes) * group * kRowBlock * sizeof(float));
     state_bytes = round(lanes * (6 + lists) * sizeof(float));
     pairs_bytes = round(capacity * sizeof(Pair));
     best_bytes = round(lanes * p.k * sizeof(Neighbor));
@@ -313,7 +318,7 @@ struct FilterChunk {
         }
         for (int r = nr; r % kRowTile != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
         for (int panel = 0; panel < panels; ++panel) {
-          float* s = plan.group > 1 ? sums : sums + panel * kRowBlock * kLanes<T>;
+          float* s = plan.one_panel ? sums : sums + panel * together * kLanes<T>;
           block<P>(kernel, packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
                    unit == 0, last);
           if (!last) continue;
