@@ -2,7 +2,7 @@
 #
 #   *_torch.cpp        binding: the only files that see torch's headers
 #   *_simd.cpp         compiled once per instruction set: portable, avx2, avx512 (FASTCV_ISA names the namespace)
-#   *_avx512bf16.cpp   AVX-512 with bf16 dot products        *_amx.cpp   AMX tiles (both x86-64 only)
+#   *_avx512vnni.cpp   AVX-512 with products of bytes    *_avx512bf16.cpp   with products of bf16    *_amx.cpp   AMX tiles (x86-64 only)
 #   *_amxmodel.cpp     an *_amx.cpp on a software model of the tiles (common/amx_model.h), on AVX-512, with FASTCV_EMULATOR=ON
 #   *.cu               CUDA kernels, framework-free: by nvcc wherever it is found, and with FASTCV_EMULATOR=ON by the C++
 #                      compiler too, to be run by csrc/emulator
@@ -14,7 +14,8 @@
 # functions per constant would add a sixth to the build's time and no speed. Files that gain are listed AUTOVECTORISED.
 set(FASTCV_AVX2_FLAGS -fno-tree-vectorize -fno-unswitch-loops -fno-ipa-cp-clone -fno-exceptions -mavx2 -mfma -mf16c)
 set(FASTCV_AVX512_FLAGS ${FASTCV_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
-set(FASTCV_AVX512BF16_FLAGS ${FASTCV_AVX512_FLAGS} -mavx512bf16)
+set(FASTCV_AVX512VNNI_FLAGS ${FASTCV_AVX512_FLAGS} -mavx512vnni)
+set(FASTCV_AVX512BF16_FLAGS ${FASTCV_AVX512VNNI_FLAGS} -mavx512bf16)
 set(FASTCV_AMX_FLAGS ${FASTCV_AVX512BF16_FLAGS} -mamx-tile -mamx-bf16 -mamx-int8)
 
 string(REGEX MATCH "^(x86_64|amd64|AMD64)$" FASTCV_X86 "${CMAKE_SYSTEM_PROCESSOR}")
@@ -131,6 +132,10 @@ function(fastcv_family name)
           set_source_files_properties(${path} TARGET_DIRECTORY fastcv_avx2 fastcv_avx512
             PROPERTIES COMPILE_OPTIONS "-ftree-vectorize;-funswitch-loops;-fipa-cp-clone")
         endif()
+      endif()
+    elseif(file MATCHES "_avx512vnni\\.cpp$")
+      if(FASTCV_X86)
+        fastcv_objects(fastcv_avx512vnni "${FASTCV_AVX512VNNI_FLAGS}" avx512vnni ${path})
       endif()
     elseif(file MATCHES "_avx512bf16\\.cpp$")
       if(FASTCV_X86)

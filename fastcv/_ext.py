@@ -60,7 +60,7 @@ def build_info() -> dict[str, Any]:
 
 
 def cpu_isa() -> str:
-    """The instruction set in use: portable, avx2, avx512, avx512bf16 or amx (capped by FASTCV_CPU_ISA). Raises NotBuiltError."""
+    """The instruction set in use: portable, avx2, avx512, avx512vnni, avx512bf16, amx (capped by FASTCV_CPU_ISA). Raises NotBuiltError."""
     return module().cpu_isa()
 
 
