@@ -96,6 +96,8 @@ int torch_threads();
 std::optional<Tensor> scratch(size_t bytes, const Tensor& like, void*& aligned);
 // The current stream of t's device.
 CUstream_st* current_stream(const Tensor& t);
+// The compute capability of t's GPU: 90 for 9.0. Asked once per device.
+int capability(const Tensor& t);
 // Throws if a launcher returned an error; names op and variant. `emulated`: the emulator has the error's words.
 void check_launch(int error, const char* op, const char* variant, bool emulated);
 
@@ -123,7 +125,7 @@ void run_row(const Variant<Params>& row, const Params& params, const Tensor& lik
 template <class Params>
 void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like) {
   if (like.is_cuda()) {
-    const GpuVariant<Params>& row = table.choose_on_gpu(params);
+    const GpuVariant<Params>& row = table.choose_on_gpu(params, capability(like));
     return launch_variant(table.op(), row, row.cuda, params, like, current_stream(like));
   }
   if (const GpuVariant<Params>* row = table.forced_on_emulator(params))
