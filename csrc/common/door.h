@@ -20,6 +20,10 @@
 #include "common/types.h"
 #include "common/variant.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name up to torch 2.11
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastcv::door {
 
 using torch::stable::Tensor;
