@@ -111,7 +111,7 @@ def serve() -> int:
         module = importlib.import_module(request["module"])
         more: list[Any] = []
         try:
-            rows = module.run(key, options)
+            rows = [{**key, **row} for row in module.run(key, options)]
             wait(name_of(options))  # what a kernel did wrong belongs to this task
             more = [k for row in rows for k in module.more(row)] if hasattr(module, "more") else []
         except Exception as error:  # the row says so, the script goes on
@@ -122,7 +122,7 @@ def serve() -> int:
         except Exception as error:  # nothing will run in this process any more
             rows, more, fatal = [{"failed": one_line(error)}], [], True
         took = round(time.perf_counter() - start, 2)
-        answer({"rows": [{**key, **row, "seconds": row.get("seconds", took)} for row in rows], "more": more, "fatal": fatal})
+        answer({"rows": [{**key, **row, "seconds": took} for row in rows], "more": more, "fatal": fatal})
         if fatal:
             return 1
     return 0
