@@ -42,4 +42,4 @@ def run(key: Key, options: dict[str, Any]) -> list[Row]:
     times, failed = dev.race({"": [call]}, device, 0.5)
     if failed:
         raise RuntimeError(failed[""])
-    return [{"unit": unit, "value": round(amount / times[""], 3)}]
+    return [{"unit": unit, "value": f"{amount / times['']:.5g}"}]

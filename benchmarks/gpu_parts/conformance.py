@@ -1,8 +1,8 @@
 """Every instruction wrapper against the rule that its model on the emulator follows: equal in every element, or the row says which is not.
 
 tma_tile: a tile by the tensor memory accelerator as it lies in shared memory, for corners, strides, dilations, tails of channels,
-pixels and images, with and without the correction of small tensors' descriptors. tile_product: integers through ldmatrix, mma.sync and wgmma
-descriptors; and random numbers, whose error shows how a tensor core adds up. step_chain, cache_read: what the ceilings are read off.
+pixels and images, with and without the correction of small tensors' descriptors. tile_product: integers through ldmatrix, mma.sync and
+wgmma descriptors; and random numbers, whose error shows how a tensor core adds up. step_chain, cache_read: what the ceilings are read off.
 """
 
 from __future__ import annotations

@@ -178,8 +178,8 @@ def run(key: Key, options: dict[str, Any]) -> list[Row]:
             "failed": failed.get(name) or unable.get(name, ""),
         }
         if name in times:
-            row |= {"us": round(times[name] * 1e6, 2), "tflops": round(layer.flops / times[name] / 1e12, 1)}
-            row["of_roof"] = round(floor / times[name], 3) if floor else ""
+            row |= {"us": round(times[name] * 1e6, 2), "tflops": f"{layer.flops / times[name] / 1e12:.4g}"}
+            row["of_roof"] = f"{floor / times[name]:.3g}" if floor else ""
         if name in errors:
             row["error"] = f"{errors[name]:.3g}"
             if name.startswith("fastcv") and not errors[name] <= allowed:

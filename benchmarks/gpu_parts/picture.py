@@ -66,17 +66,36 @@ def _plain(axes: Any, title: str) -> None:
     axes.set_axisbelow(True)
 
 
+def _bars(axes: Any, at: list[float], ratios: list[float], height: float, colour: str, label: str) -> None:
+    """From 1 to each ratio: to the right where fastcv is faster."""
+    axes.barh(at, [ratio - 1 for ratio in ratios], height, left=1, color=colour, label=label)
+
+
+def _times(axes: Any) -> None:
+    """A logarithmic axis of ratios, with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.5), max(high, 2))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
 def _speedups(axes: Any, pairs: dict[tuple[str, str, str], dict[str, Row]], dtype: str) -> None:
     names = list(layers.LAYERS)
     for i, (which, colour) in enumerate(COLOURS.items()):
         mine = {key[0]: both for key, both in pairs.items() if key[2] == which}
         at = [names.index(name) + (i - 1) * 0.27 for name in mine]
-        axes.barh(at, [_number(b["torch"], "us") / _number(b["fastcv"], "us") for b in mine.values()], 0.25, color=colour, label=which)
-    axes.axvline(1, color="black", linewidth=0.8)
+        _bars(axes, at, [_number(b["torch"], "us") / _number(b["fastcv"], "us") for b in mine.values()], 0.25, colour, which)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("speed-up over torch's fastest call")
-    axes.legend(frameon=False, fontsize=8)
+    _times(axes)
     _plain(axes, f"Layers in {dtype}")
 
 
@@ -127,14 +146,11 @@ def _cases(axes: Any, rows: list[Row], which: str) -> None:
     for i, dtype in enumerate(("bf16", "f32")):
         mine = {op: values for (op, d), values in ratios.items() if d == dtype}
         at = [names.index(op) + (i - 0.5) * 0.4 for op in mine]
-        axes.barh(at, [geometric_mean(v) for v in mine.values()], 0.36, color=("#0072b2", "#e69f00")[i], label=f"{dtype}, mean", alpha=0.7)
+        _bars(axes, at, [geometric_mean(v) for v in mine.values()], 0.36, ("#56b4e9", "#e69f00")[i], f"{dtype}, mean")
         for y, values in zip(at, mine.values(), strict=True):
             axes.plot(values, [y] * len(values), ".", color="black", markersize=3)
-    axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("speed-up over torch")
-    if names:
-        axes.set_xscale("log")
-        axes.legend(frameon=False, fontsize=8)
+    _times(axes)
     _plain(axes, f"Timed cases, {which}")
