@@ -190,13 +190,12 @@ def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:
 
 @emulated
 def test_a_rehearsal_on_the_emulator_and_its_resumption(tmp_path: Path) -> None:
-    arguments = ["--device", "emulator", "--parts", "ceilings", "correctness", "picture", "--ops", "softmax", "--every", "12"]
+    arguments = ["--device", "emulator", "--parts", "correctness", "picture", "--ops", "softmax", "--every", "60"]
     done = script(*arguments, "--output", str(tmp_path / "a"))
     assert done.returncode == 0, done.stdout + done.stderr
     results = part("results")
     rows = results.read(tmp_path / "a" / "gpu_correctness.csv")
     assert {row["variant"] for row in rows} >= {"(chosen)", "softmax:block_sm80"} and all(row["result"] == "right" for row in rows)
-    assert len(results.read(tmp_path / "a" / "gpu_ceilings.csv")) == 11
     again = script(*arguments, "--output", str(tmp_path / "b"), "--resume", str(tmp_path / "a"))
     assert again.returncode == 0 and "correctness: 0 tasks done" in again.stdout and f"{len(rows)} before" in again.stdout
     assert results.read(tmp_path / "b" / "gpu_correctness.csv") == rows
@@ -225,14 +224,14 @@ def test_a_tile_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(name: str) -> Any:
         def call(*args: Any) -> torch.Tensor:
             y = real(name)(*args)
-            return y if fastcv._C.forced_variant(name) == "ref" else y.index_fill(0, torch.tensor([3]), 0)
+            return y if fastcv._C.forced_variant(name) == "ref" else y.index_fill(0, torch.tensor([3]), 200)
 
         return call
 
     monkeypatch.setattr(conformance._ext, "op", shifted)
     key = {"op": "tma_tile", "row": "copy_sm90a", "call": "im2col 3x3 bf16 corrected"}
     (row,) = conformance.run(key, EMULATOR)
-    assert row["differ"] == 64 and row["first"].startswith("[3, 0]: 0") and "64 of 4096 elements differ" in row["wrong"]
+    assert row["differ"] == 64 and row["first"].startswith("[3, 0]: 200.0, expected ") and "64 of 4096 elements differ" in row["wrong"]
     (row,) = conformance.run(key | {"call": "im2col 3x3 bf16 as encoded"}, EMULATOR)
     assert row["differ"] == 64 and not row["wrong"]  # what happens without the correction is a finding, not an error
 

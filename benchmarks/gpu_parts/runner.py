@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -123,7 +124,7 @@ def run_part(
             if worker is not None:
                 worker.close()
 
-    threads = [threading.Thread(target=work) for _ in range(max(1, min(part.JOBS, len(keys))))]
+    threads = [threading.Thread(target=work) for _ in range(max(1, min(part.JOBS, len(keys), os.cpu_count() or 1)))]
     for thread in threads:
         thread.start()
     for thread in threads:
