@@ -143,7 +143,7 @@ def test_forward_mode_says_that_it_has_no_rule() -> None:
 
 # ---- the kernels of the weight gradient ---------------------------------------------------------------------------------
 
-WGRADS = [n for n in runnable_variants("conv_wgrad") if n != "ref"]
+WGRADS = [n for n in runnable_variants("conv_wgrad") if n != "ref" and not n.startswith("winograd4")]  # its points are irrational
 # Input, output channels, kernel, stride, padding, dilation, groups.
 LAYERS: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], int, int, int, int]] = {
     "3x3": ((2, 16, 9, 7), 40, (3, 3), 1, 1, 1, 1),

@@ -118,6 +118,8 @@ struct alignas(64) PackedHead {
   ConvParams layer;
 };
 
+Denormals denormals(const ConvParams& p) { return p.precision == Precision::ieee ? Denormals::keep : Denormals::flush; }
+
 // What packed weights depend on, next to the kernel.
 ConvParams layer_of(const ConvParams& p) {
   ConvParams layer{};
@@ -139,16 +141,16 @@ ConvParams layer_of(const ConvParams& p) {
 Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   ConvParams& p = call.params;
   const Variant<ConvParams>* row = call.x.is_cuda() ? nullptr : table.pick(p);
-  double size = static_cast<double>(p.n) * static_cast<double>(p.c) * static_cast<double>(p.k);
+  double size = static_cast<double>(p.n) * static_cast<double>(p.k);
   for (const int64_t out : p.out) size *= static_cast<double>(out);
-  const bool computes = size > 0 && size < 0x1p62;  // kernels plan for outputs that can be
+  const bool computes = p.c > 0 && size > 0 && size < 0x1p40;  // kernels plan for outputs that can be
   if (row == nullptr || row->kept == nullptr || !computes) return empty({0}, ScalarType::Byte, call.x);
   p.packing = Packing::fill;
   const PackedHead head{row->run, layer_of(p)};
   Tensor packed = empty({static_cast<int64_t>(sizeof head + row->kept(p))}, ScalarType::Byte, call.x);
   std::memcpy(packed.data_ptr(), &head, sizeof head);
   p.packed = static_cast<char*>(packed.data_ptr()) + sizeof head;
-  run_row(*row, p, call.x);
+  run_row(*row, p, call.x, denormals(p));
   return packed;
 }
 
@@ -183,7 +185,7 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
   }
   p.y = y.data_ptr();
   if (packed && !y.is_cuda()) use_packed(op, table, p, *packed);
-  if (y.numel() > 0) run_variant(table, p, y);
+  if (y.numel() > 0) run_variant(table, p, y, denormals(p));
   return y;
 }
 
