@@ -190,7 +190,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:
 
 @emulated
 def test_a_rehearsal_on_the_emulator_and_its_resumption(tmp_path: Path) -> None:
-    arguments = ["--device", "emulator", "--parts", "correctness", "picture", "--ops", "softmax", "--every", "60"]
+    arguments = ["--device", "emulator", "--parts", "correctness", "--ops", "softmax", "--every", "100"]
     done = script(*arguments, "--output", str(tmp_path / "a"))
     assert done.returncode == 0, done.stdout + done.stderr
     results = part("results")
