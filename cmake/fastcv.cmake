@@ -182,8 +182,9 @@ function(fastcv_module module_source)
     target_link_libraries(_C PRIVATE ${library})
   endforeach()
   target_include_directories(_C PRIVATE csrc)
-  target_include_directories(_C SYSTEM PRIVATE ${FASTCV_TORCH_DIR}/include
-    ${FASTCV_TORCH_DIR}/include/torch/csrc/api/include ${FASTCV_PYBIND_DIR} ${Python_INCLUDE_DIRS})
+  # pybind11's own first: torch brings a copy of it, which in some versions refuses to be read beside the stable headers.
+  target_include_directories(_C SYSTEM PRIVATE ${FASTCV_PYBIND_DIR} ${FASTCV_TORCH_DIR}/include
+    ${FASTCV_TORCH_DIR}/include/torch/csrc/api/include ${Python_INCLUDE_DIRS})
   # -O1: the doors touch no elements, and the torch and pybind11 headers they include compile three times as fast.
   target_compile_options(_C PRIVATE -Wall -Wextra -O1)
   target_precompile_headers(_C PRIVATE csrc/common/door.h)

@@ -1,6 +1,8 @@
 #include "common/variant.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -31,6 +33,14 @@ const std::vector<VariantInfo>& table_of(Registry& r, const std::string& op) {
 }
 
 }  // namespace
+
+bool has_architecture(const char* needs, int capability) {
+  const int oldest = std::atoi(needs + 2);  // after "sm"
+  return needs[std::strlen(needs) - 1] == 'a' ? capability == oldest : capability >= oldest;
+}
+std::string lacks_architecture(const char* needs, int capability) {
+  return std::string("needs ") + needs + ", have sm" + std::to_string(capability);
+}
 
 const char* needs(const VariantInfo& info) { return info.gpu != nullptr ? info.gpu : isa_name(info.isa); }
 

@@ -59,6 +59,11 @@ struct GpuVariant {
 #define FASTCV_IF_LINKED [[gnu::weak]]
 #define FASTCV_LAUNCHERS(launcher) &cuda::launcher, &emulated::launcher
 
+// Whether a GPU of this compute capability (90 for 9.0) runs a kernel for `needs`: "sm80" is for that architecture and
+// newer ones, "sm90a" for that one alone. Else lacks_architecture says so in one clause: "needs sm90a, have sm80".
+bool has_architecture(const char* needs, int capability);
+std::string lacks_architecture(const char* needs, int capability);
+
 // What Python may ask of a table without knowing its params.
 struct VariantInfo {
   const char* name;
@@ -122,18 +127,23 @@ class VariantTable {
     return nullptr;
   }
 
-  // The CUDA kernel to run for GPU memory. Throws std::invalid_argument if there is none for these params.
-  const GpuVariant<Params>& choose_on_gpu(const Params& params) const {
+  // The CUDA kernel to run for memory of a GPU of this compute capability. Throws std::invalid_argument if there is
+  // none for these params.
+  const GpuVariant<Params>& choose_on_gpu(const Params& params, int capability) const {
     const std::string forced = forced_variant(op_);
-    const char* why = nullptr;
+    std::string why;
     for (const auto& row : gpu_rows_) {
       if (row.cuda == nullptr || (!forced.empty() && forced != row.name)) continue;
-      why = row.why_not == nullptr ? nullptr : row.why_not(params);
-      if (why != nullptr) continue;
-      if (recording_choices()) record(params, row);
+      const char* refused = row.why_not == nullptr ? nullptr : row.why_not(params);
+      const bool fits = has_architecture(row.needs, capability);
+      if (refused != nullptr || !fits) {
+        why = fits ? refused : lacks_architecture(row.needs, capability);
+        continue;
+      }
+      if (recording_choices()) record(params, row, capability);
       return row;
     }
-    refuse(forced, why);
+    refuse(forced, why.empty() ? nullptr : why.c_str());
   }
 
   // The CUDA kernel that is forced for a call on CPU memory, to be emulated; null if none is.
@@ -145,7 +155,7 @@ class VariantTable {
       const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
       if (why == nullptr && row.emulated == nullptr) why = "it needs a CUDA tensor, or a build with FASTCV_EMULATOR=ON";
       if (why != nullptr) refuse(forced, why);
-      if (recording_choices()) record(params, row);
+      if (recording_choices()) record(params, row, 0);
       return &row;
     }
     return nullptr;
@@ -188,14 +198,17 @@ class VariantTable {
                                                : "a CUDA kernel, on the emulator only where it is forced"});
     }
   }
-  void record(const Params& params, const GpuVariant<Params>& chosen) const {
+  // capability: of the GPU; 0 for the emulator, which runs them all.
+  void record(const Params& params, const GpuVariant<Params>& chosen, int capability) const {
     for (const auto& row : rows_) record_choice({op_, row.name, "needs a CPU tensor"});
     bool before = true;
     for (const auto& row : gpu_rows_) {
       const char* why = row.why_not == nullptr ? nullptr : row.why_not(params);
+      const bool fits = capability == 0 || has_architecture(row.needs, capability);
       if (&row == &chosen) before = false;
       record_choice({op_, row.name,
                      &row == &chosen  ? ""
+                     : !fits          ? lacks_architecture(row.needs, capability)
                      : why != nullptr ? why
                      : before         ? "another variant is forced"
                                       : std::string("comes after ") + chosen.name});
