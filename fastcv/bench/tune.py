@@ -180,7 +180,7 @@ def candidates(layer: Layer) -> tuple[list[str], list[str]]:
         if not why:
             able.append(name)
         elif INEXACT in why:
-            notes.append(f"{name} is not raced: {why.partition(': ')[2]}")
+            notes.append(f"{name} is not raced: it {why.partition('which ')[2]}")
     return able, notes
 
 
@@ -337,7 +337,7 @@ def line(entry: Entry) -> str:
     d, chosen = entry.decision, entry.layer.chosen
     if d.verdict == "faster":
         return f"{entry.layer.title}: {d.variant} stored, {1 / d.ratio:.2f} times as fast as {chosen}"
-    best = f"; {d.best} came out {d.loss:.1%} faster" if d.best != chosen else ""
+    best = f"; {d.best} took {1 / (1 + d.loss):.2f} of its time, which the intervals or the gate leave open" if d.best != chosen else ""
     return f"{entry.layer.title}: {chosen} {d.verdict}{best}"
 
 
@@ -353,6 +353,8 @@ def report(entries: Sequence[Entry]) -> str:
         f"({len(slow) / len(entries):.0%}; {'within' if met else 'beyond'} the allowed {SHARE:.0%}); "
         f"geometric mean of its loss {geometric_mean(1 + x for x in losses) - 1:.1%}"
     )
+    sure = sum(e.decision.verdict == "faster" for e in entries)
+    text += f"; on {sure} layers another variant is faster beyond the gate in every condition, with 95% confidence"
     doubtful = sum(e.decision.verdict == "no verdict" for e in entries)
     if doubtful:
         text += f"; {doubtful} layers without a verdict, for the machine was not quiet"
