@@ -16,9 +16,11 @@ import torch.nn.functional as F
 import fastcv
 from fastcv import functional
 from fastcv.bench import layers, machine, tune
+from fastcv.bench.guard import Guard
 from fastcv.bench.race import measure
 from fastcv.bench.rows import OK, UNRELIABLE, WRONG, Row
-from fastcv.testing import cases_of, max_error
+from fastcv.bench.timers import CpuTimer
+from fastcv.testing import Case, cases_of, max_error
 
 pytestmark = pytest.mark.skipif(not fastcv.is_built(), reason="needs the compiled module")
 
@@ -385,6 +387,30 @@ def test_a_layer_is_raced_by_its_variants(layer: layers.Layer, monkeypatch: pyte
     assert set(entry.milliseconds["hot, 1 thread"]) >= {r.contender for r in seen if r.status == OK}
     with pytest.raises(ValueError, match="cannot be called on its own"):
         tune.measure_layer(replace(layer, numbers=(*layer.numbers[:-1], 1)), QUICK)
+
+
+def test_interrupted_calls_do_not_count_on_a_shared_machine() -> None:
+    """Every third call is interrupted and takes a thousand times longer, as the timer and the guard have it."""
+
+    class Interrupted(CpuTimer):
+        calls = 0
+
+        def time(self, call: Any) -> tuple[float, Any]:
+            self.calls += 1
+            result = call()
+            return (1.0 if self.calls % 3 == 0 else 1e-3 + 1e-6 * (self.calls % 7)), result
+
+    timer = Interrupted()
+
+    class Watching(Guard):
+        def after(self) -> tuple[int, float]:
+            return int(timer.calls % 3 == 0), 0.0
+
+    case = Case("softmax", "small", lambda g: ((torch.randn(4, 9, generator=g),), {"dim": 1}))
+    for shared, rounds, longest in ((False, 10, 1.0), (True, 10, 2e-3), (True, 30, 1.0)):
+        how = {"cache": ("hot",), "seconds": 60.0, "rounds": (rounds, 30), "timer": timer, "guard": Watching(), "limits": tune.ANY_NOISE}
+        (row,) = measure(case, {"torch": torch.nn.functional.softmax}, shared=shared, **how)
+        assert max(row.times) <= longest and (max(row.times) == 1.0) == (longest == 1.0), (shared, rounds)
 
 
 def test_a_run_measures_what_the_file_does_not_hold(layer: layers.Layer, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,12 +89,14 @@ def measure(
     timer: CpuTimer | CudaTimer | None = None,
     guard: Guard | None = None,
     limits: Limits = LIMITS,
+    shared: bool = False,
 ) -> list[Row]:
     """Races the contenders on one case: a row for each of them and each state of the caches.
 
     contenders: functions by name, or Contenders (which also have a layout). They are called with the case's arguments and judged
     against its plain torch function in float64. mode: "fwd", "fwd+bwd" or "bwd". seconds: about this long per state of the
     caches; rounds: calls of each contender, at least and at most. timer: CpuTimer() by default, CudaTimer() for a GPU.
+    shared: others use the machine too: calls in which this thread was interrupted count only where fewer than rounds[0] were not.
 
     Raises ValueError for unknown options, and for a dtype or a mode that the case does not have. What a contender does wrong, it
     gets as the status of its rows.
@@ -112,6 +114,8 @@ def measure(
     race.audit()
     for state in cache:
         race.run(state, seconds, rounds)
+    if shared:
+        race.leave_out_interrupted(rounds[0])
     return [race.row(runner, state, limits) for state in cache for runner in race.runners]
 
 
@@ -157,8 +161,8 @@ class _Runner:
     contender: Contender
     work: Pass
     times: dict[str, list[float]] = field(default_factory=dict)
-    switched: dict[str, int] = field(default_factory=dict)
-    cpu: dict[str, float] = field(default_factory=dict)
+    switched: dict[str, list[bool]] = field(default_factory=dict)  # was the thread interrupted, for each of the times
+    cpu: dict[str, list[float]] = field(default_factory=dict)
     checked: int = 0
     error: float | None = None
     mean_error: float | None = None
@@ -270,7 +274,7 @@ class _Race:
     def run(self, state: str, seconds: float, rounds: tuple[int, int]) -> None:
         """The race itself, with the caches in one state."""
         for runner in self.runners:
-            runner.times[state], runner.switched[state], runner.cpu[state] = [], 0, 0.0
+            runner.times[state], runner.switched[state], runner.cpu[state] = [], [], []
         one_round = _Hot(self) if state == "hot" else _Cold(self)
         secret = {0, self.number.randrange(1, max(2, rounds[0]))}
         self.guard.start()
@@ -309,8 +313,8 @@ class _Race:
                 pending = (key, result, probes, copies, state_now, buffer)
             runner.times[state].append(seconds)
             runner.typical = seconds
-            runner.switched[state] += switched > 0
-            runner.cpu[state] += cpu
+            runner.switched[state].append(switched > 0)
+            runner.cpu[state].append(cpu)
             if late := plain_tensors(result) or self.timer.late(seconds):
                 runner.stop(WRONG, late)
             elif key is None:
@@ -329,6 +333,17 @@ class _Race:
                 return
             self._judge(runner, key, copies, state)
             _poison(result, buffer.addresses)
+
+    def leave_out_interrupted(self, least: int) -> None:
+        """Where at least so many others are left."""
+        for runner in self.runners:
+            for state, flags in runner.switched.items():
+                rest = [i for i, interrupted in enumerate(flags) if not interrupted]
+                if len(rest) >= least:
+                    runner.times[state], runner.cpu[state] = (
+                        [values[i] for i in rest] for values in (runner.times[state], runner.cpu[state])
+                    )
+                    runner.switched[state] = [False] * len(rest)
 
     def row(self, runner: _Runner, state: str, limits: Limits) -> Row:
         times = tuple(runner.times.get(state, ()))
@@ -361,12 +376,13 @@ class _Race:
         if not row.timed:
             row.status, row.reason = runner.status, runner.reason
             return row
-        row.noise["switched"] = runner.switched[state] / len(times)
+        switched = sum(runner.switched[state])
+        row.noise["switched"] = switched / len(times)
         impossible = self._impossible(row, state)
         row.roof = self.cost.attainable(state) if row.device == "cpu" else 0.0
         if impossible:
             row.status, row.reason = IMPOSSIBLE, impossible
-        elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(runner, state):
+        elif reason := unreliable(noise, times, switched, limits) or self._crowded(runner, state):
             row.status, row.reason = UNRELIABLE, reason
         return row
 
@@ -383,7 +399,7 @@ class _Race:
 
     def _crowded(self, runner: _Runner, state: str) -> str:
         """More CPU time than torch's threads have."""
-        wall, cpu = sum(runner.times[state]), runner.cpu[state]
+        wall, cpu = sum(runner.times[state]), sum(runner.cpu[state])
         threads = torch.get_num_threads()
         if self.timer.device == "cpu" and wall > 0.05 and cpu > (threads + 0.3) * wall * 1.1:
             return f"used {cpu / wall:.1f} CPUs, torch's number of threads is {threads}"

@@ -103,7 +103,7 @@ def decide(conditions: Mapping[str, Sequence[Row]], chosen: str, gate: float = G
 
 @dataclass(frozen=True)
 class Options:
-    """How layers are raced. noisy: decide even where the machine was too noisy for fastcv bench to give a verdict."""
+    """How layers are raced. noisy: the machine is shared; decide by the calls that were not interrupted."""
 
     cache: tuple[str, ...] = ("cold", "hot")
     threads: tuple[int, ...] = ()
@@ -226,6 +226,7 @@ def measure_layer(layer: Layer, options: Options, timer: CpuTimer | None = None)
                 seed=options.seed,
                 timer=timer or CpuTimer(),
                 limits=ANY_NOISE if options.noisy else LIMITS,
+                shared=options.noisy,
             )
         for state in options.cache:
             conditions[f"{state}, {count} thread{'s' if count != 1 else ''}"] = [r for r in rows if r.cache == state]

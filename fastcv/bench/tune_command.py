@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -84,7 +84,7 @@ def tune_command(
     seconds: float = typer.Option(1.0, min=0.0, help="About this long per layer and state of the caches."),
     rounds: int = typer.Option(7, min=2, help="At least this many calls of each variant."),
     gate: str = typer.Option("3%", help="A gain up to this share is none."),
-    noisy: bool = typer.Option(False, help="Decide even where the machine was too noisy for a verdict."),
+    noisy: bool = typer.Option(False, help="The machine is shared: leave out interrupted calls, and decide by the rest."),
     quick: bool = typer.Option(False, help="At most three cases of each op, a fifth of the time."),
     seed: int = typer.Option(0, help="Of values and turns."),
     output: str = typer.Option("", help="Write the choices here, layer by layer; fastcv.tuned(FILE) obeys them."),
@@ -136,7 +136,8 @@ def tune_command(
             )
 
 
-def _show(found: list) -> None:
+def _show(found: list[Any]) -> None:
+    """The table, what was less exact than allowed, and the report."""
     from . import tune
     from .tables import time_text
 
@@ -149,6 +150,11 @@ def _show(found: list) -> None:
         table.add_row(e.layer.title, chosen, best, f"{1 + d.loss:.3f}", d.variant if d.verdict == "faster" else d.verdict)
     if console.is_terminal:
         console.print(table)
-    for note in dict.fromkeys(n for e in found for n in e.decision.notes if "is less exact" in n):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    inexact: dict[str, list[str]] = {}
+    for e in found:
+        for note in e.decision.notes:
+            if "is less exact" in note:
+                inexact.setdefault(note, []).append(e.layer.title)
+    for note, titles in inexact.items():
+        console.print(f"{note} ({len(titles)} layers, such as {titles[0]})", markup=False, highlight=False, soft_wrap=True)
     console.print(tune.report(found), markup=False, highlight=False, soft_wrap=True)
