@@ -39,6 +39,7 @@ from .values import Pass, Values, tensors
 CACHES = ("hot", "cold")
 LONG = 5e-3  # a call this long fills the caches by itself: it needs no call before it to warm them
 CHECKING = 0.2  # at most this share of the time goes into checks beyond the first two
+PATIENCE = 3  # on a shared machine: interrupted calls passed over for each that counts
 BUFFERS = 256  # at most so many sets of arguments
 DTYPE_NAMES = {dtype: name for name, dtype in roofs.DTYPES.items()}
 
@@ -96,7 +97,7 @@ def measure(
     contenders: functions by name, or Contenders (which also have a layout). They are called with the case's arguments and judged
     against its plain torch function in float64. mode: "fwd", "fwd+bwd" or "bwd". seconds: about this long per state of the
     caches; rounds: calls of each contender, at least and at most. timer: CpuTimer() by default, CudaTimer() for a GPU.
-    shared: others use the machine too: calls in which this thread was interrupted count only where fewer than rounds[0] were not.
+    shared: others use the machine too: calls in which this thread was interrupted do not count, unless most were.
 
     Raises ValueError for unknown options, and for a dtype or a mode that the case does not have. What a contender does wrong, it
     gets as the status of its rows.
@@ -110,12 +111,10 @@ def measure(
         raise ValueError(f"cache {unknown[0]!r} is none of {', '.join(CACHES)}")
     if dtype not in case.dtypes:
         raise ValueError(f"{case.id} is not defined for {dtype}")
-    race = _Race(case, contenders, dtype, mode, seed, timer or CpuTimer(), guard)
+    race = _Race(case, contenders, dtype, mode, seed, timer or CpuTimer(), guard, shared)
     race.audit()
     for state in cache:
         race.run(state, seconds, rounds)
-    if shared:
-        race.leave_out_interrupted(rounds[0])
     return [race.row(runner, state, limits) for state in cache for runner in race.runners]
 
 
@@ -161,8 +160,9 @@ class _Runner:
     contender: Contender
     work: Pass
     times: dict[str, list[float]] = field(default_factory=dict)
-    switched: dict[str, list[bool]] = field(default_factory=dict)  # was the thread interrupted, for each of the times
-    cpu: dict[str, list[float]] = field(default_factory=dict)
+    switched: dict[str, int] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0  # interrupted calls that do not count
     checked: int = 0
     error: float | None = None
     mean_error: float | None = None
@@ -195,8 +195,10 @@ class _Race:
         seed: int,
         timer: CpuTimer | CudaTimer,
         guard: Guard | None,
+        shared: bool,
     ) -> None:
         self.case, self.dtype, self.mode, self.timer = case, dtype, mode, timer
+        self.shared = shared
         self.guard = guard or Guard(gpu=timer.device != "cpu")
         self.number = random.Random(f"{seed} {case.id} {dtype} {mode}")
         self.values = Values(case, dtype, seed, timer.device)
@@ -274,7 +276,8 @@ class _Race:
     def run(self, state: str, seconds: float, rounds: tuple[int, int]) -> None:
         """The race itself, with the caches in one state."""
         for runner in self.runners:
-            runner.times[state], runner.switched[state], runner.cpu[state] = [], [], []
+            runner.times[state], runner.switched[state], runner.cpu[state] = [], 0, 0.0
+            runner.skipped = 0
         one_round = _Hot(self) if state == "hot" else _Cold(self)
         secret = {0, self.number.randrange(1, max(2, rounds[0]))}
         self.guard.start()
@@ -311,10 +314,13 @@ class _Race:
                 copies = [t.detach().clone() for t in tensors(result)]
                 state_now = [t.clone() for t in tensors(buffer.arguments)]
                 pending = (key, result, probes, copies, state_now, buffer)
-            runner.times[state].append(seconds)
             runner.typical = seconds
-            runner.switched[state].append(switched > 0)
-            runner.cpu[state].append(cpu)
+            if self.shared and switched and runner.skipped < PATIENCE * (len(runner.times[state]) + 1):
+                runner.skipped += 1
+            else:
+                runner.times[state].append(seconds)
+                runner.switched[state] += switched > 0
+                runner.cpu[state] += cpu
             if late := plain_tensors(result) or self.timer.late(seconds):
                 runner.stop(WRONG, late)
             elif key is None:
@@ -333,17 +339,6 @@ class _Race:
                 return
             self._judge(runner, key, copies, state)
             _poison(result, buffer.addresses)
-
-    def leave_out_interrupted(self, least: int) -> None:
-        """Where at least so many others are left."""
-        for runner in self.runners:
-            for state, flags in runner.switched.items():
-                rest = [i for i, interrupted in enumerate(flags) if not interrupted]
-                if len(rest) >= least:
-                    runner.times[state], runner.cpu[state] = (
-                        [values[i] for i in rest] for values in (runner.times[state], runner.cpu[state])
-                    )
-                    runner.switched[state] = [False] * len(rest)
 
     def row(self, runner: _Runner, state: str, limits: Limits) -> Row:
         times = tuple(runner.times.get(state, ()))
@@ -376,13 +371,12 @@ class _Race:
         if not row.timed:
             row.status, row.reason = runner.status, runner.reason
             return row
-        switched = sum(runner.switched[state])
-        row.noise["switched"] = switched / len(times)
+        row.noise["switched"] = runner.switched[state] / len(times)
         impossible = self._impossible(row, state)
         row.roof = self.cost.attainable(state) if row.device == "cpu" else 0.0
         if impossible:
             row.status, row.reason = IMPOSSIBLE, impossible
-        elif reason := unreliable(noise, times, switched, limits) or self._crowded(runner, state):
+        elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(runner, state):
             row.status, row.reason = UNRELIABLE, reason
         return row
 
@@ -399,7 +393,7 @@ class _Race:
 
     def _crowded(self, runner: _Runner, state: str) -> str:
         """More CPU time than torch's threads have."""
-        wall, cpu = sum(runner.times[state]), sum(runner.cpu[state])
+        wall, cpu = sum(runner.times[state]), runner.cpu[state]
         threads = torch.get_num_threads()
         if self.timer.device == "cpu" and wall > 0.05 and cpu > (threads + 0.3) * wall * 1.1:
             return f"used {cpu / wall:.1f} CPUs, torch's number of threads is {threads}"
