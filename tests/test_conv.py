@@ -11,6 +11,7 @@ import torch._dynamo.testing
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import fastcv
 import fastcv.functional as ours
@@ -363,9 +364,45 @@ def test_precision_follows_torchs_switches() -> None:
         for setting, level in (("ieee", 3), ("tf32", 1), ("bf16", 2)):
             torch.backends.mkldnn.conv.fp32_precision = setting
             assert layer._precision(x) == level
+            assert layer._precision(x.double()) == (3 if setting == "ieee" else 0)
     finally:
         torch.backends.mkldnn.conv.fp32_precision = before[1]
         torch.set_float32_matmul_precision(before[0])
+
+
+@pytest.fixture
+def ieee():
+    """Sets the convolution's switch to "ieee"; restores it."""
+    before = torch.backends.mkldnn.conv.fp32_precision
+    torch.backends.mkldnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.mkldnn.conv.fp32_precision = before
+
+
+def denormal_results(dtype: torch.dtype) -> list[Tensor]:
+    """Forward, both gradients and a transposed convolution, whose every number lies below the normal range."""
+    tiny = math.sqrt(torch.finfo(dtype).tiny) / 64
+    x, w = (torch.full(size, tiny, dtype=dtype, requires_grad=True) for size in ((2, 16, 9, 9), (16, 16, 3, 3)))
+    y = ours.conv2d(x, w)
+    return [y.detach(), ours.conv_transpose2d(x, w).detach(), *torch.autograd.grad(y, (x, w), torch.full_like(y, tiny))]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_denormals_are_zeros_inside_the_kernels_only(dtype: torch.dtype, count: int, threads: Callable[[int], None]) -> None:
+    threads(count)
+    assert not any(t.any() for t in denormal_results(dtype))
+    # What the threads compute for others afterwards is what it was before.
+    left = torch.full((1 << 20,), torch.finfo(dtype).tiny, dtype=dtype)
+    assert (left * 0.5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ieee_keeps_denormals(dtype: torch.dtype, ieee: None, threads: Callable[[int], None]) -> None:
+    for count in (1, 3):
+        threads(count)
+        for t in denormal_results(dtype):
+            assert ((t > 0) & (t < torch.finfo(dtype).tiny)).all()
 
 
 # ---- torch's transformations ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "common/denormals.h"
 #include "common/parallel.h"
 #include "common/types.h"
 #include "common/variant.h"
@@ -90,6 +91,10 @@ void check_same_device(const char* op, std::initializer_list<const Tensor*> tens
 
 // torch's own threads: torch.set_num_threads is obeyed, and a nested call runs serially.
 void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+// The same for kernels that flush denormals: in every thread, while it works for the body.
+void torch_parallel_flushing(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+// The setting of this thread outside the kernel that it runs.
+extern thread_local FloatControl callers_float_control;
 int torch_threads();
 
 // `bytes` of scratch on like's device, aligned as every kernel may expect; the memory is the tensor's.
@@ -111,24 +116,30 @@ void launch_variant(const char* op, const GpuVariant<Params>& row, typename GpuV
 
 // Runs a CPU row on torch's threads, with scratch from torch.
 template <class Params>
-void run_row(const Variant<Params>& row, const Params& params, const Tensor& like) {
-  Exec exec{&torch_parallel, torch_threads(), nullptr};
+void run_row(const Variant<Params>& row, const Params& params, const Tensor& like,
+             Denormals denormals = Denormals::keep) {
+  const bool flush = denormals == Denormals::flush;
+  Exec exec{flush ? &torch_parallel_flushing : &torch_parallel, torch_threads(), nullptr};
   const size_t bytes = row.workspace == nullptr ? 0 : row.workspace(params, exec.threads);
   const auto memory = scratch(bytes, like, exec.workspace);
+  callers_float_control = float_control();
+  const FloatControlScope scope(callers_float_control | (flush ? kFlushDenormals : 0));
   row.run(params, exec);
 }
 
 // Chooses a row for the params, allocates its scratch through torch and runs it.
-// For tensors on CUDA: chooses a CUDA row and launches it on the current stream of their device.
+// For tensors on CUDA: chooses a CUDA row and launches it on the current stream of their device; such rows keep
+// denormals.
 template <class Params>
-void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like) {
+void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like,
+                 Denormals denormals = Denormals::keep) {
   if (like.is_cuda()) {
     const GpuVariant<Params>& row = table.choose_on_gpu(params);
     return launch_variant(table.op(), row, row.cuda, params, like, current_stream(like));
   }
   if (const GpuVariant<Params>* row = table.forced_on_emulator(params))
     return launch_variant(table.op(), *row, row->emulated, params, like, nullptr);
-  run_row(table.choose(params), params, like);
+  run_row(table.choose(params), params, like, denormals);
 }
 
 }  // namespace fastcv::door

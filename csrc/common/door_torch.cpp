@@ -204,6 +204,23 @@ void torch_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, voi
   STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
 }
 
+thread_local FloatControl callers_float_control = 0;
+
+void torch_parallel_flushing(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  struct Inner {
+    void (*body)(int64_t, int64_t, void*);
+    void* context;
+  } inner{body, context};
+  constexpr auto flushed = [](int64_t begin, int64_t end, void* given) {
+    const FloatControlScope scope(float_control() | kFlushDenormals);
+    const Inner& inner = *static_cast<Inner*>(given);
+    inner.body(begin, end, inner.context);
+  };
+  // A thread that torch starts for this inherits the setting of the thread that starts it, for good.
+  const FloatControlScope scope(callers_float_control);
+  torch_parallel(n, grain, flushed, &inner);
+}
+
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 std::optional<Tensor> scratch(size_t bytes, const Tensor& like, void*& aligned) {

@@ -25,7 +25,8 @@ enum class Activation : int32_t { none, relu, relu6, silu, hardswish };
 inline constexpr int kActivations = 5;
 
 // What float32 may be computed with; other dtypes ignore it. highest: float32 arithmetic, in any algorithm that meets
-// the accuracy rule; ieee: the products and sums of the formula above themselves.
+// the accuracy rule, denormals taken for zeros; ieee: the products and sums of the formula above themselves, denormals
+// too.
 enum class Precision : int32_t { highest, high, medium, ieee };
 inline constexpr int kPrecisions = 4;
 inline constexpr const char* kPrecisionWords[] = {"highest", "high", "medium", "ieee"};

@@ -118,6 +118,8 @@ struct alignas(64) PackedHead {
   ConvParams layer;
 };
 
+Denormals denormals(const ConvParams& p) { return p.precision == Precision::ieee ? Denormals::keep : Denormals::flush; }
+
 // What packed weights depend on, next to the kernel.
 ConvParams layer_of(const ConvParams& p) {
   ConvParams layer{};
@@ -148,7 +150,7 @@ Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   Tensor packed = empty({static_cast<int64_t>(sizeof head + row->kept(p))}, ScalarType::Byte, call.x);
   std::memcpy(packed.data_ptr(), &head, sizeof head);
   p.packed = static_cast<char*>(packed.data_ptr()) + sizeof head;
-  run_row(*row, p, call.x);
+  run_row(*row, p, call.x, denormals(p));
   return packed;
 }
 
@@ -183,7 +185,7 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
   }
   p.y = y.data_ptr();
   if (packed && !y.is_cuda()) use_packed(op, table, p, *packed);
-  if (y.numel() > 0) run_variant(table, p, y);
+  if (y.numel() > 0) run_variant(table, p, y, denormals(p));
   return y;
 }
 

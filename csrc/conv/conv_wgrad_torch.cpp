@@ -69,7 +69,8 @@ Tensor conv_wgrad_impl(const Tensor& input, const Tensor& grad_output, Ints kern
   p.input = x.data_ptr();
   p.grad_output = dy.data_ptr();
   p.grad_weight = dw.data_ptr();
-  if (dw.numel() > 0) run_variant(conv_wgrad_table, p, dw);
+  const Denormals denormals = p.precision == Precision::ieee ? Denormals::keep : Denormals::flush;
+  if (dw.numel() > 0) run_variant(conv_wgrad_table, p, dw, denormals);
   return dw;
 }
 

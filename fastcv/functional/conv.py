@@ -52,7 +52,8 @@ def _float32_precision(cuda: bool) -> int:
 
 
 def _precision(t: Tensor) -> int:
-    return _float32_precision(t.is_cuda) if t.dtype is torch.float32 else 0
+    level = _float32_precision(t.is_cuda)
+    return level if t.dtype is torch.float32 or level == _LEVELS["ieee"] else _LEVELS["highest"]
 
 
 # ---- shapes and layouts, as csrc/conv/conv_torch.cpp has them ---------------------------------------------------------
@@ -487,7 +488,8 @@ def conv2d(
 
     float32, float64, bfloat16, float16, row-major and channels_last; padding may be 'same' or 'valid'. Differentiable
     any number of times. 3x3 kernels of stride 1 may run as Winograd convolution in float32, where a NaN or an infinity
-    reaches up to three pixels farther; torch.backends.mkldnn.conv.fp32_precision = "ieee" admits the direct sum only.
+    reaches up to three pixels farther, and on the CPU numbers below the normal range are zeros, because they slow some
+    processors down; torch.backends.mkldnn.conv.fp32_precision = "ieee" admits the direct sum only, and keeps them.
     Raises RuntimeError for shapes, dtypes, devices or values that do not go together, TypeError for arguments of the
     wrong type. Source: csrc/conv.
     """
