@@ -77,9 +77,10 @@ def settled(model: nn.Module, x: Tensor = X) -> Tensor:
         return [model(x) for _ in range(3)][-1]
 
 
-def test_packed_at_the_second_call_and_kept(compiled: tuple[nn.Module, Graphs, nn.Module]) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_packed_at_the_second_call_and_kept(compiled: tuple[nn.Module, Graphs, nn.Module], mode: type) -> None:
     model, graphs, ours = compiled
-    with torch.no_grad():
+    with mode():
         first = ours(X)
         assert graphs.made() == 0 and len(graphs.packs()) == 4
         second = ours(X)

@@ -58,7 +58,7 @@ def test_first_and_second_gradients(name, x, w, kwargs, layout) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "hardswish"])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "hardswish", "gelu"])
 def test_gradients_of_the_fused_form(activation: str | None) -> None:
     inputs = _inputs((1, 2, 3, 3), (2, 2, 2, 2), "conv2d", {})
     residual = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -143,7 +143,7 @@ def test_forward_mode_says_that_it_has_no_rule() -> None:
 
 # ---- the kernels of the weight gradient ---------------------------------------------------------------------------------
 
-WGRADS = [n for n in runnable_variants("conv_wgrad") if n != "ref"]
+WGRADS = [n for n in runnable_variants("conv_wgrad") if n != "ref" and not n.startswith("winograd4")]  # its points are irrational
 # Input, output channels, kernel, stride, padding, dilation, groups.
 LAYERS: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], int, int, int, int]] = {
     "3x3": ((2, 16, 9, 7), 40, (3, 3), 1, 1, 1, 1),

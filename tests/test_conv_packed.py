@@ -153,9 +153,10 @@ def settled(model: nn.Module) -> Tensor:
         return [model(X) for _ in range(3)][-1]
 
 
-def test_weights_are_packed_at_the_second_call_and_kept(nets: tuple[nn.Module, nn.Module]) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_weights_are_packed_at_the_second_call_and_kept(nets: tuple[nn.Module, nn.Module], mode: type) -> None:
     _, ours = nets
-    with torch.no_grad():
+    with mode():
         first = ours(X)
         assert made(ours) == 0
         second = ours(X)

@@ -21,8 +21,8 @@
 
 namespace fastcv {
 
-enum class Activation : int32_t { none, relu, relu6, silu, hardswish };
-inline constexpr int kActivations = 5;
+enum class Activation : int32_t { none, relu, relu6, silu, hardswish, gelu };
+inline constexpr int kActivations = 6;
 
 // What float32 may be computed with; other dtypes ignore it. highest: float32 arithmetic, in any algorithm that meets
 // the accuracy rule, denormals taken for zeros; ieee: the products and sums of the formula above themselves, denormals

@@ -141,9 +141,9 @@ ConvParams layer_of(const ConvParams& p) {
 Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   ConvParams& p = call.params;
   const Variant<ConvParams>* row = call.x.is_cuda() ? nullptr : table.pick(p);
-  double size = static_cast<double>(p.n) * static_cast<double>(p.c) * static_cast<double>(p.k);
+  double size = static_cast<double>(p.n) * static_cast<double>(p.k);
   for (const int64_t out : p.out) size *= static_cast<double>(out);
-  const bool computes = size > 0 && size < 0x1p62;  // kernels plan for outputs that can be
+  const bool computes = p.c > 0 && size > 0 && size < 0x1p40;  // kernels plan for outputs that can be
   if (row == nullptr || row->kept == nullptr || !computes) return empty({0}, ScalarType::Byte, call.x);
   p.packing = Packing::fill;
   const PackedHead head{row->run, layer_of(p)};

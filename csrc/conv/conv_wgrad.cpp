@@ -12,11 +12,78 @@ const char* why_not_bf16(const ConvWgradParams& p) {
 }
 #endif
 
-#define FASTCV_ROWS(isa)                                                                                  \
-  {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace, \
-   &isa::conv_wgrad_depthwise},                                                                           \
-  {                                                                                                       \
-    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                         \
+// Direct or Winograd: a model of the cost and of the error.
+
+enum class Algorithm { direct, winograd4, winograd4x2, winograd2 };
+
+// Vector multiply-adds per pair of an input and an output channel.
+double cost(const ConvWgradParams& p, Algorithm algorithm) {
+  const double c = static_cast<double>(p.in_channels / p.groups), k = static_cast<double>(p.out_channels / p.groups);
+  if (algorithm == Algorithm::direct) return 1.15 * 9 * static_cast<double>(p.batch * p.out[1] * p.out[2]);
+  const int64_t m[2] = {algorithm == Algorithm::winograd2 ? 2 : 4, algorithm == Algorithm::winograd4 ? 4 : 2};
+  double tiles = static_cast<double>(p.batch);
+  for (int i = 0; i < 2; ++i) {
+    const int64_t cells = (p.out[1 + i] + p.dilation[1 + i] - 1) / p.dilation[1 + i];
+    tiles *= static_cast<double>(p.dilation[1 + i] * ((cells + m[i] - 1) / m[i]));
+  }
+  const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
+  // A point of a tile costs its product and its shares of both transforms, a point alone its sums' transform.
+  return points * (tiles * (1.15 + 8 / k + 8 / c) + 8);
+}
+
+// Whether the error stays within twice torch's on normal data. Measured against torch 2.13 with two threads: its sums
+// over the pixels lose more with every pixel, those of row-major images ten times as much unless channels are few; ours
+// hardly do.
+bool accurate(const ConvWgradParams& p, Algorithm algorithm) {
+  const int64_t pixels = p.batch * p.out[1] * p.out[2];
+  const bool few = p.in_channels < 32 * p.groups || p.out_channels < 32 * p.groups;
+  const bool coarse = !p.input_channels_last && !p.grad_channels_last && !few;
+  if (algorithm == Algorithm::winograd4) return pixels >= (coarse ? 768 : 49152);
+  if (algorithm == Algorithm::winograd4x2) return pixels >= (coarse ? 384 : 8192);
+  return pixels >= (coarse ? 64 : 384);
+}
+
+Algorithm best(const ConvWgradParams& p) {
+  Algorithm found = Algorithm::direct;
+  if (p.in_channels < 16 * p.groups || p.out_channels < 16 * p.groups) return found;  // less than a vector of channels
+  double least = cost(p, found);
+  for (const Algorithm a : {Algorithm::winograd4, Algorithm::winograd4x2, Algorithm::winograd2}) {
+    const double c = accurate(p, a) ? cost(p, a) : least;
+    if (c < least) least = c, found = a;
+  }
+  return found;
+}
+
+template <Algorithm algorithm>
+const char* slower(const ConvWgradParams& p) {
+  if (!accurate(p, algorithm)) return "needs more pixels, or row-major images, to be as exact as torch";
+  return best(p) == algorithm ? nullptr : "another algorithm costs less";
+}
+constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
+constexpr auto slower_winograd4x2 = &slower<Algorithm::winograd4x2>;
+constexpr auto slower_winograd2 = &slower<Algorithm::winograd2>;
+
+const char* why_not_winograd(const ConvWgradParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  if (p.kernel[0] != 1 || p.kernel[1] != 3 || p.kernel[2] != 3) return "needs a 3x3 kernel";
+  if (p.stride[1] != 1 || p.stride[2] != 1) return "needs stride 1";
+  if (p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.batch == 0 || p.dilation[1] > p.out[1] || p.dilation[2] > p.out[2]) return "needs a dilation within the image";
+  return nullptr;
+}
+
+#define FASTCV_ROWS(isa)                                                                                           \
+  {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace,          \
+   &isa::conv_wgrad_depthwise},                                                                                    \
+      {"winograd4_f32_" #isa,      Isa::isa,        &why_not_winograd, &isa::conv_wgrad_winograd4_workspace,       \
+       &isa::conv_wgrad_winograd4, slower_winograd4},                                                              \
+      {"winograd4x2_f32_" #isa,      Isa::isa,          &why_not_winograd, &isa::conv_wgrad_winograd4x2_workspace, \
+       &isa::conv_wgrad_winograd4x2, slower_winograd4x2},                                                          \
+      {"winograd2_f32_" #isa,      Isa::isa,        &why_not_winograd, &isa::conv_wgrad_winograd2_workspace,       \
+       &isa::conv_wgrad_winograd2, slower_winograd2},                                                              \
+  {                                                                                                                \
+    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                                  \
   }
 
 constexpr Variant<ConvWgradParams> kRows[] = {

@@ -2,8 +2,7 @@
 // (conv_winograd_algebra.h has the formulas). The input gradient is the same with the taps rotated and channels
 // exchanged.
 //
-// An output is cut into tiles of MH x MW pixels, which a dilation spreads: the tiles of one of dilation^2 "phases" see
-// every dilation-th row and column. Per group of the convolution:
+// Over the tiles of conv_winograd_tiles.h, per group of the convolution:
 //
 //   V[point][tile][channel]  = transformed inputs       U[point][channel][output] = transformed weights
 //   S[point][tile][output]   = sum over channels of V * U, one small matrix product per point
@@ -17,12 +16,10 @@
 //   shared:  V of a large block of tiles is shared; threads take blocks of outputs and transform just their weights,
 //            chunk by chunk. For deep layers on small maps, where the weights are the larger part.
 // Kept weights (Packing) spare both their transforms.
-//
-// Row-major images pass through bands: some lines of tiles of one vector of channels, transposed in the first cache.
 #pragma once
 #include "conv/conv_store.h"
-#include "conv/conv_tile.h"
 #include "conv/conv_winograd_algebra.h"
+#include "conv/conv_winograd_tiles.h"
 
 namespace fastcv::FASTCV_ISA {
 
@@ -97,13 +94,12 @@ static void winograd_multiply(int rows, const float* v, const float* u, int64_t 
 
 template <int MH, int MW>
 class Winograd {
-  static constexpr int M[2] = {MH, MW}, NH = MH + 2, NW = MW + 2, kPoints = NH * NW;
+  static constexpr int NH = MH + 2, NW = MW + 2, kPoints = NH * NW;
   static constexpr int L = Vec<float>::width, kVectors = 2, kBlock = kVectors * L;  // outputs of a block
   static constexpr int64_t kChunk = 32;  // channels summed in registers; a multiple of L
-  static constexpr int64_t kBandTiles = 8, kBandLines = 3;
 
  public:
-  Winograd(const ConvParams& params, int threads) : p(params) { plan(threads); }
+  Winograd(const ConvParams& params, int threads) : p(params), tiles(p.n, p.out, p.dilation) { plan(threads); }
   size_t workspace() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
   size_t kept() const { return static_cast<size_t>(p.groups) * bytes(weight_floats()); }
 
@@ -120,15 +116,12 @@ class Winograd {
   }
 
  private:
-  struct Tile {
-    int64_t image, y, x;  // its first output
-  };
   // Consecutive tiles and their transformed inputs: panels of near-equal rows, each [channels / L][rows][L] per point.
   struct Block {
     int64_t tile, count, panels, rows, longer;  // the first `longer` panels have rows + 1
     float* v;
     int64_t v_point;
-    Tile* tiles;
+    WinogradTile* tiles;
     int rows_of(int64_t panel) const { return static_cast<int>(rows + (panel < longer)); }
     int64_t first_of(int64_t panel) const { return panel * rows + least(panel, longer); }
     int64_t panel_of(int64_t i) const {
@@ -138,7 +131,7 @@ class Winograd {
   };
   struct Scratch {
     float *v, *u, *sums, *band, *staging;
-    Tile* tiles;
+    WinogradTile* tiles;
   };
 
   // ---- plan --------------------------------------------------------------------------------------------------------
@@ -148,18 +141,10 @@ class Winograd {
     kg = p.k / p.groups;
     c_padded = round_up(cg, L);
     k_blocks = ceil_div(kg, kBlock);
-    for (int i = 0; i < 2; ++i) {
-      dilation[i] = p.dilation[1 + i];
-      // In dgrad tap r of output o meets input o + pad - r * dilation: taps run backwards from there.
-      origin[i] = p.transposed ? p.pad[1 + i] - 2 * dilation[i] : -p.pad[1 + i];
-      phases[i] = least(dilation[i], p.out[1 + i]);
-      lines[i] = ceil_div(ceil_div(p.out[1 + i], dilation[i]), M[i]);
-    }
-    line = phases[1] * lines[1];
-    tiles = p.n * phases[0] * lines[0] * line;
-    span = dilation[1] == 1 ? MW * kBandTiles + 2 : phases[1] + dilation[1] * (MW * lines[1] + 1);
-    // Where a line's phases interleave in a band, a block is made of whole lines.
-    unit = dilation[1] > 1 && !p.channels_last ? line : 1;
+    images = {static_cast<const float*>(p.x), p.c, {p.in[1], p.in[2]}, {}, p.channels_last};
+    // In dgrad tap r of output o meets input o + pad - r * dilation: taps run backwards from there.
+    for (int i = 0; i < 2; ++i) images.origin[i] = p.transposed ? p.pad[1 + i] - 2 * p.dilation[1 + i] : -p.pad[1 + i];
+    unit = tiles.unit(p.channels_last);  // a block's tiles are a multiple of it
     choose_mode(threads);
     lay_out(threads);
   }
@@ -170,15 +155,15 @@ class Winograd {
     constexpr int64_t kPrivate = 128 << 10,
                       kShared = 64;        // floats of V and S of a private block; tiles of a shared one
     constexpr int64_t kWeights = 3 << 19;  // floats that every private block may read again
-    is_shared = tiles < 2 * kWinogradRows * threads || weight_floats() > kWeights;
+    is_shared = tiles.count < 2 * kWinogradRows * threads || weight_floats() > kWeights;
     if (is_shared) {
-      block = ceil_div(tiles, ceil_div(tiles, kShared));
+      block = ceil_div(tiles.count, ceil_div(tiles.count, kShared));
       parts = unit > 1 ? 1 : most(1, least(ceil_div(2 * threads, k_blocks), ceil_div(block, kWinogradRows)));
     } else {
       block = most(kWinogradRows, kPrivate / (kPoints * (c_padded + kBlock)));
-      block = ceil_div(tiles, most(2 * threads, round_up(ceil_div(tiles, block), threads)));
+      block = ceil_div(tiles.count, most(2 * threads, round_up(ceil_div(tiles.count, block), threads)));
     }
-    block = least(tiles, round_up(block, unit));
+    block = least(tiles.count, round_up(block, unit));
   }
 
   static size_t bytes(int64_t n) { return static_cast<size_t>(round_up(n * 4, 64)); }
@@ -190,34 +175,24 @@ class Winograd {
     u_at = is_shared ? 0 : bytes(floats(block, c_padded));
     sums_at = u_at + (is_shared ? bytes(kPoints * weight_point(least(kChunk, cg), kBlock)) : 0);
     band_at = sums_at + bytes(floats(sums_tiles, kBlock));
-    const int64_t band_rows = MH * kBandLines + 2;
-    staging_at = band_at + (p.channels_last ? bytes(kPoints * L) : bytes(band_rows * most(span, p.out[2]) * L));
+    const int64_t band_pixels = p.channels_last ? kPoints : tiles.template band_pixels<NH, NW>();
+    staging_at = band_at + bytes(band_pixels * L);
     tiles_at = staging_at + bytes(kChunk * 9 * L);
-    slot_bytes = tiles_at + static_cast<size_t>(round_up(block * static_cast<int64_t>(sizeof(Tile)), 64));
+    slot_bytes = tiles_at + static_cast<size_t>(round_up(block * static_cast<int64_t>(sizeof(WinogradTile)), 64));
   }
 
   Scratch scratch_of(char* slots_base, int slot) const {
     char* base = slots_base + static_cast<size_t>(slot) * slot_bytes;
     const auto at = [&](size_t offset) { return reinterpret_cast<float*>(base + offset); };
-    return {at(0), at(u_at), at(sums_at), at(band_at), at(staging_at), reinterpret_cast<Tile*>(base + tiles_at)};
+    return {at(0),       at(u_at),       at(sums_at),
+            at(band_at), at(staging_at), reinterpret_cast<WinogradTile*>(base + tiles_at)};
   }
 
-  Block make_block(int64_t tile, int64_t count, float* v, Tile* table) const {
+  Block make_block(int64_t tile, int64_t count, float* v, WinogradTile* table) const {
     Block b{tile, count, ceil_div(count, kWinogradRows), 0, 0, v, count * c_padded + kPad, table};
     b.rows = count / b.panels;
     b.longer = count % b.panels;
-    int64_t t = tile;
-    Tile at{};
-    for (int64_t i = 0; i < count; ++i, ++t) {
-      const int64_t in_line = t % line;
-      if (i == 0 || in_line == 0) {
-        const int64_t l = t / line % (phases[0] * lines[0]);
-        at.image = t / line / (phases[0] * lines[0]);
-        at.y = l / lines[0] + dilation[0] * MH * (l % lines[0]);
-      }
-      at.x = in_line / lines[1] + dilation[1] * MW * (in_line % lines[1]);
-      table[i] = at;
-    }
+    tiles.list(tile, count, table);
     return b;
   }
 
@@ -245,10 +220,10 @@ class Winograd {
 
   void run_private(const Exec& exec, float* u, char* slots_base, int64_t group) const {
     if (p.packing == Packing::none) transform_all_weights(exec, u, slots_base, group);
-    parallel_slots(exec, ceil_div(tiles, block), 1, [&](int slot, int64_t begin, int64_t end) {
+    parallel_slots(exec, ceil_div(tiles.count, block), 1, [&](int slot, int64_t begin, int64_t end) {
       const Scratch s = scratch_of(slots_base, slot);
       for (int64_t i = begin; i < end; ++i) {
-        const Block b = make_block(i * block, least(block, tiles - i * block), s.v, s.tiles);
+        const Block b = make_block(i * block, least(block, tiles.count - i * block), s.v, s.tiles);
         for (int64_t c = 0; c < cg; c += L) transform_input(b, group, c, 0, b.count, s.band);
         for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
           for (int64_t c0 = 0; c0 < cg; c0 += kChunk)
@@ -261,8 +236,8 @@ class Winograd {
 
   // u: the kept weights, or nullptr.
   void run_shared(const Exec& exec, float* v, float* u, char* slots_base, int64_t group) const {
-    for (int64_t tile = 0; tile < tiles; tile += block) {
-      const int64_t count = least(block, tiles - tile), vectors = c_padded / L;
+    for (int64_t tile = 0; tile < tiles.count; tile += block) {
+      const int64_t count = least(block, tiles.count - tile), vectors = c_padded / L;
       const int64_t cuts = unit > 1 ? 1 : least(count, ceil_div(2 * exec.threads, vectors));
       parallel_slots(exec, vectors * cuts, 1, [&](int slot, int64_t begin, int64_t end) {
         const Scratch s = scratch_of(slots_base, slot);
@@ -362,79 +337,7 @@ class Winograd {
       }
     };
     const int channels = static_cast<int>(least(L, cg - c));
-    if (!p.channels_last) return transform_bands(b, group, c, channels, begin, end, band, next);
-    const int64_t x_column = dilation[1] * p.c, x_row = dilation[0] * p.in[2] * p.c;
-    const float* x = static_cast<const float*>(p.x) + group * cg + c;
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile& t = b.tiles[i];
-      const int64_t iy = t.y + origin[0], ix = t.x + origin[1];
-      const float* from = x + ((t.image * p.in[1] + iy) * p.in[2] + ix) * p.c;
-      if (channels == L && iy >= 0 && ix >= 0 && iy + (NH - 1) * dilation[0] < p.in[1] &&
-          ix + (NW - 1) * dilation[1] < p.in[2]) {
-        next(from, x_row, x_column);
-        continue;
-      }
-      for (int r = 0; r < NH; ++r)
-        for (int s = 0; s < NW; ++s) {
-          const int64_t ny = iy + r * dilation[0], nx = ix + s * dilation[1];
-          const bool exists = ny >= 0 && ny < p.in[1] && nx >= 0 && nx < p.in[2];
-          store(band + (r * NW + s) * L, exists ? load_n(from + r * x_row + s * x_column, channels) : Vec<float>(0.0f));
-        }
-      next(band, NW * L, L);
-    }
-  }
-
-  // Tiles that share a band: whole lines of tiles, one below the other, or a part of one line.
-  struct Band {
-    int64_t lines, tiles, first, width;  // tiles of each line; the first tile's x; columns
-  };
-  Band band_at_tile(const Block& b, int64_t i, int64_t end) const {
-    const int64_t t = b.tile + i, in_line = t % line, left = end - i;
-    Band band{1, least(line - in_line, left), b.tiles[i].x, 0};
-    if (dilation[1] == 1) {
-      if (line <= kBandTiles && band.tiles == line)
-        band.lines = least(least(kBandLines, left / line), lines[0] - t / line % lines[0]);
-      band.tiles = least(band.tiles, kBandTiles);
-      band.width = MW * band.tiles;
-    } else {
-      band.width = phases[1] + dilation[1] * (MW * lines[1] - 1);
-    }
-    return band;
-  }
-
-  template <class F>
-  void transform_bands(const Block& b, int64_t group, int64_t c, int channels, int64_t begin, int64_t end,
-                       float* buffer, F&& next) const {
-    const int64_t plane = p.in[1] * p.in[2];
-    for (int64_t i = begin; i < end;) {
-      const Tile& t = b.tiles[i];
-      const Band band = band_at_tile(b, i, end);
-      const float* x = static_cast<const float*>(p.x) + (t.image * p.c + group * cg + c) * plane;
-      const int64_t rows = MH * band.lines + 2, columns = band.width + 2 * dilation[1], ix = band.first + origin[1];
-      const int64_t lo = least(columns, most(0, -ix)), hi = most(lo, least(columns, p.in[2] - ix));
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t iy = t.y + origin[0] + r * dilation[0];
-        float* out = buffer + r * columns * L;
-        const bool exists = iy >= 0 && iy < p.in[1];
-        const int64_t from = exists ? lo : columns, to = exists ? hi : columns;
-        for (int64_t j = 0; j < from; ++j) store(out + j * L, Vec<float>(0.0f));
-        for (int64_t j = from; j < to; j += L) {
-          const int n = static_cast<int>(least(L, to - j));
-          Vec<float> square[L];
-          load_square(square, x + iy * p.in[2] + ix + j, plane, channels, n);
-          if (n == L) {
-#pragma GCC unroll 16
-            for (int m = 0; m < L; ++m) store(out + (j + m) * L, square[m]);
-          } else {
-            for (int m = 0; m < n; ++m) store(out + (j + m) * L, square[m]);
-          }
-        }
-        for (int64_t j = to; j < columns; ++j) store(out + j * L, Vec<float>(0.0f));
-      }
-      for (int64_t l = 0; l < band.lines; ++l)
-        for (int64_t j = 0; j < band.tiles; ++j, ++i)
-          next(buffer + (l * MH * columns + b.tiles[i].x - band.first) * L, columns * L, dilation[1] * L);
-    }
+    winograd_windows<NH, NW>(tiles, images, group * cg + c, channels, b.tiles, b.tile, begin, end, band, next);
   }
 
   // ---- outputs -----------------------------------------------------------------------------------------------------
@@ -453,20 +356,15 @@ class Winograd {
     }
   }
 
-  // How many outputs of a tile exist along a dim.
-  int64_t outputs(int i, int64_t first) const {
-    return first >= p.out[1 + i] ? 0 : least(M[i], ceil_div(p.out[1 + i] - first, dilation[i]));
-  }
-
   void store_tiles(const Block& b, int64_t begin, int64_t end, const float* sums, int64_t point, int64_t width,
                    Vec<float> bias, int64_t channel, int nk) const {
     for (int64_t i = begin; i < end; ++i, sums += width) {
-      const Tile& t = b.tiles[i];
-      const int64_t rows = outputs(0, t.y), columns = outputs(1, t.x);
+      const WinogradTile& t = b.tiles[i];
+      const int64_t rows = tiles.outputs(0, t.y), columns = tiles.outputs(1, t.x);
       Vec<float> y[MH][MW];
       winograd_output<MH, MW>(sums, point, bias, y);
       const int64_t at = ((t.image * p.out[1] + t.y) * p.out[2] + t.x) * p.k + channel;
-      const int64_t column = dilation[1] * p.k, row = dilation[0] * p.out[2] * p.k;
+      const int64_t column = p.dilation[2] * p.k, row = p.dilation[1] * p.out[2] * p.k;
       if (rows == MH && columns == MW && nk == L) {
 #pragma GCC unroll 4
         for (int r = 0; r < MH; ++r)
@@ -483,25 +381,25 @@ class Winograd {
                    Vec<float> bias, int64_t channel, int nk, float* buffer) const {
     const int64_t plane = p.out[1] * p.out[2];
     for (int64_t i = begin; i < end;) {
-      const Tile first = b.tiles[i];
-      const Band band = band_at_tile(b, i, end);
+      const WinogradTile first = b.tiles[i];
+      const WinogradBand band = tiles.band(b.tiles + i, b.tile + i, end - i);
       const int64_t pitch = least(band.width, p.out[2] - band.first);
       for (int64_t l = 0; l < band.lines; ++l)
         for (int64_t j = 0; j < band.tiles; ++j, ++i, sums += width) {
           Vec<float> y[MH][MW];
           winograd_output<MH, MW>(sums, point, bias, y);
-          const int64_t columns = outputs(1, b.tiles[i].x);
+          const int64_t columns = tiles.outputs(1, b.tiles[i].x);
           float* out = buffer + (l * MH * pitch + b.tiles[i].x - band.first) * L;
           for (int r = 0; r < MH; ++r)
-            for (int c = 0; c < columns; ++c) store(out + (r * pitch + c * dilation[1]) * L, y[r][c]);
+            for (int c = 0; c < columns; ++c) store(out + (r * pitch + c * p.dilation[2]) * L, y[r][c]);
         }
-      const int64_t rows = least(band.lines * MH, ceil_div(p.out[1] - first.y, dilation[0]));
+      const int64_t rows = least(band.lines * MH, ceil_div(p.out[1] - first.y, p.dilation[1]));
       const int64_t at = (first.image * p.k + channel) * plane + first.y * p.out[2] + band.first;
-      if (pitch == p.out[2] && dilation[0] == 1) {
+      if (pitch == p.out[2] && p.dilation[1] == 1) {
         store_run(buffer, rows * pitch, at, plane, nk);
       } else {
         for (int64_t r = 0; r < rows; ++r)
-          store_run(buffer + r * pitch * L, pitch, at + r * dilation[0] * p.out[2], plane, nk);
+          store_run(buffer + r * pitch * L, pitch, at + r * p.dilation[1] * p.out[2], plane, nk);
       }
     }
   }
@@ -519,11 +417,9 @@ class Winograd {
   static constexpr int64_t kPad = 5 * L;  // floats between points: their streams must not share cache sets
 
   const ConvParams& p;
-  int64_t cg, kg, c_padded, k_blocks;
-  // Along the height and the width: where the taps start, the phases that have outputs, tiles of a phase.
-  int64_t dilation[2], origin[2], phases[2], lines[2];
-  int64_t line, tiles;  // tiles of a line (of all phases of the width), of everything
-  int64_t span, unit;   // columns of a band; a block's tiles are a multiple of unit
+  const WinogradTiles<MH, MW> tiles;
+  WinogradImages images;
+  int64_t cg, kg, c_padded, k_blocks, unit;
   bool is_shared;
   int64_t block, parts;  // tiles of a block; parts of a shared block that threads take
   int64_t slots;

@@ -6,6 +6,10 @@
 // -b and infinity: 2 times fewer. For each point, a row of Input is prod (x - other points), a row of Weight the powers
 // over prod (point - other points), a column of Out the powers.
 //
+// The gradient of the weight is the same form read backwards: with dy the gradient of the outputs,
+//
+//   dg = Weight^T ( sum over tiles of (Out^T dy) * (Input d) )
+//
 // A rounding error of a product is amplified on its way to y. For normal data and per dim, by 1.3 for M = 2 and by 2.7
 // for M = 4 with a = 1 / sqrt 2, b = sqrt 2 (10 with the customary 1 and 2) at the worst output. So 4 x 4 loses about 7
 // times what a direct sum as long as the number of channels loses, 4 x 2 about 3.5 times, 2 x 2 about 1.7 times.
@@ -36,6 +40,18 @@ struct WinogradAlgebra<2> {
   FASTCV_INLINE void output(const V (&m)[4], V (&y)[2]) {
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] - m[3];
+  }
+  FASTCV_INLINE void output_transposed(const V (&y)[2], V (&m)[4]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = V(0.0f) - y[1];
+  }
+  FASTCV_INLINE void weight_transposed(const V (&u)[4], V (&g)[3]) {
+    const V even = V(0.5f) * (u[1] + u[2]);
+    g[0] = u[0] + even;
+    g[1] = V(0.5f) * (u[1] - u[2]);
+    g[2] = even + u[3];
   }
 };
 
@@ -70,6 +86,22 @@ struct WinogradAlgebra<4> {
     y[1] = fma(V(b), odd_b, V(a) * odd_a);
     y[2] = fma(V(2.0f), even_b, V(0.5f) * even_a);
     y[3] = fma(V(2 * b), odd_b, fma(V(a / 2), odd_a, m[5]));
+  }
+  FASTCV_INLINE void output_transposed(const V (&y)[4], V (&m)[6]) {
+    const V even_a = fma(V(0.5f), y[2], y[0]), odd_a = fma(V(0.5f), y[3], y[1]);
+    const V even_b = fma(V(2.0f), y[2], y[0]), odd_b = fma(V(2.0f), y[3], y[1]);
+    m[0] = y[0];
+    m[1] = fma(V(a), odd_a, even_a);
+    m[2] = fma(V(-a), odd_a, even_a);
+    m[3] = fma(V(b), odd_b, even_b);
+    m[4] = fma(V(-b), odd_b, even_b);
+    m[5] = y[3];
+  }
+  FASTCV_INLINE void weight_transposed(const V (&u)[6], V (&g)[3]) {
+    const V even_a = u[1] + u[2], odd_a = u[1] - u[2], even_b = u[3] + u[4], odd_b = u[3] - u[4];
+    g[0] = fma(V(1.0f / 6), even_b, fma(V(-2.0f / 3), even_a, u[0]));
+    g[1] = fma(V(b / 6), odd_b, V(-2.0f / 3 * a) * odd_a);
+    g[2] = fma(V(1.0f / 3), even_b, fma(V(-1.0f / 3), even_a, u[5]));
   }
 };
 
@@ -137,6 +169,52 @@ FASTCV_INLINE void winograd_output(const float* m, int64_t step, Vec<float> bias
     WinogradAlgebra<W>::output(half[i], y[i]);
 #pragma GCC unroll 4
     for (int j = 0; j < W; ++j) y[i][j] += bias;
+  }
+}
+
+// The H x W output gradients of a tile, addressed as the pixels of winograd_input are.
+template <int H, int W>
+FASTCV_INLINE void winograd_output_transposed(const float* dy, int64_t row, int64_t column, float* out, int64_t step) {
+  constexpr int NH = H + 2, NW = W + 2;
+  Vec<float> half[NH][W];
+#pragma GCC unroll 4
+  for (int j = 0; j < W; ++j) {
+    Vec<float> d[H], v[NH];
+#pragma GCC unroll 4
+    for (int i = 0; i < H; ++i) d[i] = load(dy + i * row + j * column);
+    WinogradAlgebra<H>::output_transposed(d, v);
+#pragma GCC unroll 6
+    for (int i = 0; i < NH; ++i) half[i][j] = v[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < NH; ++i) {
+    Vec<float> v[NW];
+    WinogradAlgebra<W>::output_transposed(half[i], v);
+#pragma GCC unroll 6
+    for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * step, v[j]);
+  }
+}
+
+// From the sums of the points to the gradients of the nine taps.
+template <int H, int W>
+FASTCV_INLINE void winograd_weight_transposed(const float* sums, int64_t step, Vec<float> (&taps)[9]) {
+  constexpr int NH = H + 2, NW = W + 2;
+  Vec<float> half[3][NW];
+#pragma GCC unroll 6
+  for (int j = 0; j < NW; ++j) {
+    Vec<float> u[NH], g[3];
+#pragma GCC unroll 6
+    for (int i = 0; i < NH; ++i) u[i] = load(sums + (i * NW + j) * step);
+    WinogradAlgebra<H>::weight_transposed(u, g);
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) half[i][j] = g[i];
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    Vec<float> g[3];
+    WinogradAlgebra<W>::weight_transposed(half[i], g);
+#pragma GCC unroll 3
+    for (int j = 0; j < 3; ++j) taps[i * 3 + j] = g[j];
   }
 }
 

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from .. import _ext
 from . import machine, peers, plan, roofs, store, tables, verdicts
 from .contenders import load_file
+from .model_command import model
 from .rows import OK, UNRELIABLE, Row
 
 console = Console()
@@ -72,13 +73,14 @@ def progress(total: int, what: str) -> Iterator[tuple[Callable[[str], None], Cal
         yield (lambda title: bar.update(task, description=title)), end
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def counts(text: str, what: str = "threads") -> tuple[int, ...]:
+    """A comma-separated option as numbers from 1, each once. Raises ValueError for anything else."""
     if not text:
         return ()
     parts = [p.strip() for p in text.split(",")]
     if not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise ValueError(f"--threads {text!r}: expected numbers from 1, separated by commas")
-    return tuple(int(p) for p in parts)
+        raise ValueError(f"--{what} {text!r}: expected numbers from 1, separated by commas")
+    return tuple(dict.fromkeys(int(p) for p in parts))
 
 
 def _share(text: str, what: str) -> float:
@@ -153,13 +155,13 @@ def run(
             graph=graph,
         )
         dtypes, modes = plan.choice(dtype, list(roofs.DTYPES), "dtype"), plan.choice(mode, plan.MODES, "mode")
-        jobs = plan.plan([o for part in ops or [] for o in part.split(",")], sweep, dtypes, modes, _counts(threads), batch, quick)
+        jobs = plan.plan([o for part in ops or [] for o in part.split(",")], sweep, dtypes, modes, counts(threads), batch, quick)
         if profile:
             for job, name in plan.profile(jobs, options):
                 console.print(f"{job.title}: {name}", highlight=False)
             return
         for path in filter(None, (html, markdown)):
-            _writable(path)
+            writable(path)
         if html or plot:
             importlib.import_module(".pictures", __package__)  # without matplotlib it says so now, not after hours
         if plot:
@@ -184,7 +186,7 @@ def run(
         raise typer.Exit(1)
 
 
-def _writable(name: str) -> None:
+def writable(name: str) -> None:
     """Raises OSError before hours of measuring, not after."""
     path = Path(name)
     parent = path.resolve().parent
@@ -227,7 +229,7 @@ def compare_command(
         a, b = store.last_run(old), store.last_run(new)
         result = verdicts.compare(a, b, _share(gate, "gate"))
         if markdown:
-            _writable(markdown)
+            writable(markdown)
             Path(markdown).write_text(verdicts.markdown(result, a, b))
     for warning in result.warnings:
         console.print(f"not the same: {warning}", markup=False, highlight=False, soft_wrap=True)
@@ -274,46 +276,7 @@ def roofs_command(
             console.print(f"{kind} {name}: {value / 1e9:.1f} G{'B' if kind == 'copy' else 'FLOP'}/s", highlight=False)
 
 
-@app.command("model")
-def model_command(
-    name: str = typer.Argument(help="A model's name, or package.module:function."),
-    train: bool = typer.Option(False, help="Forward and backward, in training mode."),
-    size: str = typer.Option("1x3x224x224", help="The input's size."),
-    compiled: bool = typer.Option(False, "--compile", help="Race torch.compile too."),
-    seconds: float = typer.Option(10.0, min=0.0, help="About this long in all."),
-    json_file: str = typer.Option("", "--json", help="Append results here."),
-) -> None:
-    """Images per second and memory of a whole model, on torch and after fastcv.optimize."""
-    with one_sentence("model"):
-        from ..cli import parse_size
-        from . import models
-
-        _ext.module()
-        shape = parse_size(size)
-        facts = machine.describe()
-        results = store.Results(json_file or None, facts, command=" ".join(sys.argv[1:]))
-        network = models.build(name)
-        try:
-            rows = models.race(name, network, torch.randn(shape, generator=torch.Generator().manual_seed(1)), train, compiled, seconds)
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise ValueError(f"{name} does not run on {size}: {str(error).partition(chr(10))[0]}") from None
-        for row in rows:
-            results.add(row)
-        console.print(machine.sentence(facts), highlight=False, soft_wrap=True)
-    for row in rows:
-        low, high = row.interval
-        ratio = tables.speedup(rows, row)
-        parts = [
-            f"{row.contender:22} {models.images_per_second(row):7.3g} images/s",
-            f"{tables.time_text(row.median)} [{tables.time_text(low)}, {tables.time_text(high)}]",
-            f"peak {tables.size_text(row.peak)}",
-            f"error {row.error:.1e}" if row.error is not None else "",
-            f"{ratio:.2f}x torch" if ratio and row.who != "torch" else "",
-            row.status if row.status != OK else "",
-        ]
-        console.print("  ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
-    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-        console.print(reason, markup=False, highlight=False, soft_wrap=True)
+app.command("model")(model)
 
 
 @app.command("overhead")
@@ -332,7 +295,7 @@ def overhead_command(
         if unknown:
             raise ValueError(f"no function {unknown[0]!r}; there are {', '.join(known)}")
         if markdown:
-            _writable(markdown)
+            writable(markdown)
         rows = []
         head = f"Microseconds per call on tensors of a few elements, one thread. {machine.sentence(machine.describe())}."
         with plan.threads(1), progress(len(functions or known), "overhead") as (begin, end):
@@ -394,7 +357,7 @@ def trend_command(
     with one_sentence("trend"):
         from . import history
 
-        _writable(html)
+        writable(html)
         runs = history.gather(results)
         history.write(Path(html), runs)
         console.print(f"{html}: {len(runs)} runs", highlight=False, soft_wrap=True)

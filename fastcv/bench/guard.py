@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .statistics import quantile
 
 try:
@@ -195,4 +197,12 @@ def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Li
     spread = (quantile(samples, 0.9) - quantile(samples, 0.1)) / middle if middle > 0 else 0.0
     if spread > limits.spread:
         return f"unsteady: the middle 80% of the times spread over {spread:.0%} of the median{where}"
+    return ""
+
+
+def crowded(wall: float, cpu: float) -> str:
+    """Of calls that took ``wall`` seconds and this process ``cpu`` seconds meanwhile: more than torch's threads have, or ""."""
+    threads = torch.get_num_threads()
+    if wall > 0.05 and cpu > (threads + 0.3) * wall * 1.1:
+        return f"used {cpu / wall:.1f} CPUs, torch's number of threads is {threads}"
     return ""

@@ -1,4 +1,4 @@
-"""The pictures of a race, by matplotlib: roofline, bandwidth, speed-ups, sizes with bands, error against speed. No window is opened."""
+"""The pictures of a race, by matplotlib: roofline, bandwidth, speed-ups, sizes with bands, error against speed, whole models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import roofs
+from . import model_tables, roofs
 from .rows import OK, Row, best_peer
 from .statistics import geometric_mean, ratio_interval
 
@@ -211,12 +211,51 @@ def errors(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
+def models(rows: Sequence[Row]) -> Figure | None:
+    """Images per second of whole models, a panel for each race, its contenders from the fastest down, with 95 % intervals."""
+    panels = [[r for r in race if r.timed] for race in model_tables.races(rows)]
+    panels = [sorted(race, key=lambda r: -r.median) for race in panels if race]
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(6.2 * columns, 0.9 + lines * (0.7 + 0.27 * max(map(len, panels))), nrows=lines, ncols=columns)
+    colours = dict(zip(model_tables.TITLES, COLOURS, strict=False))
+    for panel, race in zip(axes.flat, panels, strict=False):
+        rates = [model_tables.images_per_second(r) for r in race]
+        # The interval of a rate is that of the time, upside down.
+        spans = [
+            (rate - rate * r.median / r.interval[1], rate * r.median / r.interval[0] - rate) for r, rate in zip(race, rates, strict=True)
+        ]
+        faded = [1.0 if r.status == OK else 0.4 for r in race]
+        bars = panel.barh(range(len(race)), rates, color=[colours.get(r.who, COLOURS[-1]) for r in race], height=0.66)
+        for bar, alpha in zip(bars, faded, strict=True):
+            bar.set_alpha(alpha)
+        panel.errorbar(rates, range(len(race)), xerr=list(zip(*spans, strict=True)), fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+        for i, (rate, (_, above)) in enumerate(zip(rates, spans, strict=True)):
+            panel.annotate(model_tables.plain(rate), (rate + above, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+        panel.set_yticks(range(len(race)), [_contender(r) for r in race], fontsize=8)
+        panel.set_xlim(0, 1.12 * max(rate + above for rate, (_, above) in zip(rates, spans, strict=True)))
+        panel.set_title(model_tables.title(race[0]), fontsize=9)
+        panel.set_xlabel("images per second" + ("; faded: no verdict" if min(faded) < 1 else ""), fontsize=8)
+        panel.grid(visible=False, axis="y")
+    for empty in axes.flat[len(panels) :]:
+        empty.set_visible(False)
+    return figure
+
+
+def _contender(row: Row) -> str:
+    layout = {"contiguous": "NCHW", "channels_last": "NHWC"}[row.layout]
+    return model_tables.TITLES.get(row.who, row.who) + (f", {layout}" if row.contender != row.who else "")
+
+
 PICTURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
     "speedups": speedups,
     "roofline": roofline,
     "bandwidth": bandwidth,
     "sizes": sizes,
     "errors": errors,
+    "models": models,
 }
 
 
@@ -229,6 +268,16 @@ def svg(figure: Figure) -> str:
     return whole[whole.index("<svg") :]
 
 
+def write(path: Path, figure: Figure) -> None:
+    """The figure in the format that the file's name ends in, written whole. Raises OSError, and ValueError for an unknown format."""
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_all(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """The pictures that these rows allow, as PNG files. Raises OSError where the folder cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,9 +285,6 @@ def write_all(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for name, draw in PICTURES.items():
         figure = draw(rows)
         if figure is not None:
-            path = folder / f"{name}.png"
-            fresh = folder / f".{name}.{os.getpid()}.png"
-            figure.savefig(fresh)
-            fresh.replace(path)
-            written.append(path)
+            written.append(folder / f"{name}.png")
+            write(written[-1], figure)
     return written

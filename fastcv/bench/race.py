@@ -29,7 +29,7 @@ from ..testing import Case
 from . import roofs
 from .contenders import Contender
 from .cost import Cost, cost
-from .guard import LIMITS, Guard, Limits, unreliable
+from .guard import LIMITS, Guard, Limits, crowded, unreliable
 from .judge import Judge, Verdict, plain_tensors, same_bits
 from .memory import peak
 from .rows import FAILED, IMPOSSIBLE, UNRELIABLE, WRONG, Row, Sample
@@ -129,7 +129,7 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _poison(result: Any, spare: set[int]) -> None:
+def poison(result: Any, spare: set[int]) -> None:
     """Fills the memory of the result with NaN (integers: their least value), except storages in ``spare``."""
     for t in tensors(result):
         storage = t.untyped_storage() if t.layout == torch.strided else None
@@ -238,7 +238,7 @@ class _Race:
             with self._watch(runner):
                 buffers = [_Buffer(runner, self.values) for _ in range(2)]
                 self.values.fill(buffers[0].arguments, self.values.key(self.number))
-                _poison(runner.work.start(buffers[0].arguments), buffers[0].addresses)
+                poison(runner.work.start(buffers[0].arguments), buffers[0].addresses)
                 copies: list[list[Tensor]] = []
                 for buffer in buffers:
                     self.values.fill(buffer.arguments, key)
@@ -250,12 +250,12 @@ class _Race:
                         break
                     copies.append([t.detach().clone() for t in tensors(result)])
                     state = [t.clone() for t in tensors(buffer.arguments)]
-                    _poison(result, buffer.addresses)
+                    poison(result, buffer.addresses)
                 if runner.running:
                     self._judge(runner, key, copies[0], state)
                     runner.repeatable = all(same_bits(a, b) for a, b in zip(*copies, strict=True))
                     self.values.fill(buffers[1].arguments, key)
-                    runner.kernel = _kernels(buffers[1].bound())
+                    runner.kernel = kernels_of(buffers[1].bound())
                     if self.mode != "bwd":  # its memory was taken by a forward pass that is not timed
                         self.values.fill(buffers[1].arguments, key)
                         runner.peak, runner.workspace = peak(buffers[1].bound(), self.timer.device)
@@ -324,7 +324,7 @@ class _Race:
             if late := plain_tensors(result) or self.timer.late(seconds):
                 runner.stop(WRONG, late)
             elif key is None:
-                _poison(result, buffer.addresses)
+                poison(result, buffer.addresses)
         return pending
 
     def settle(self, runner: _Runner, pending: Any) -> None:
@@ -338,7 +338,7 @@ class _Race:
                 runner.stop(WRONG, "was still writing its results after it had returned")
                 return
             self._judge(runner, key, copies, state)
-            _poison(result, buffer.addresses)
+            poison(result, buffer.addresses)
 
     def row(self, runner: _Runner, state: str, limits: Limits) -> Row:
         times = tuple(runner.times.get(state, ()))
@@ -376,9 +376,12 @@ class _Race:
         row.roof = self.cost.attainable(state) if row.device == "cpu" else 0.0
         if impossible:
             row.status, row.reason = IMPOSSIBLE, impossible
-        elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(runner, state):
+        elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(times, runner.cpu[state]):
             row.status, row.reason = UNRELIABLE, reason
         return row
+
+    def _crowded(self, times: Sequence[float], cpu: float) -> str:
+        return crowded(sum(times), cpu) if self.timer.device == "cpu" else ""
 
     def _impossible(self, row: Row, state: str) -> str:
         """Why nobody can have been this fast; "" if it is possible."""
@@ -391,14 +394,6 @@ class _Race:
             return ""
         return f"{row.median * 1e6:.3g} us; no known algorithm needs less than {least * 1e6:.3g} us on this machine"
 
-    def _crowded(self, runner: _Runner, state: str) -> str:
-        """More CPU time than torch's threads have."""
-        wall, cpu = sum(runner.times[state]), runner.cpu[state]
-        threads = torch.get_num_threads()
-        if self.timer.device == "cpu" and wall > 0.05 and cpu > (threads + 0.3) * wall * 1.1:
-            return f"used {cpu / wall:.1f} CPUs, torch's number of threads is {threads}"
-        return ""
-
 
 def _few(t: Tensor) -> Tensor:
     """64 elements, spread over the tensor."""
@@ -408,7 +403,7 @@ def _few(t: Tensor) -> Tensor:
     return flat[-64:].clone() if flat.dim() else flat.clone()
 
 
-def _kernels(call: Callable[[], Any]) -> str:
+def kernels_of(call: Callable[[], Any]) -> str:
     """The variants of fastcv's ops that the call takes."""
     if not _ext.is_built():
         return ""
@@ -438,7 +433,7 @@ class _Hot:
             if runner.typical < LONG:
                 race.values.fill(buffer.arguments, race.values.key(race.number))
                 with race._watch(runner):
-                    _poison(buffer.bound()(), buffer.addresses)
+                    poison(buffer.bound()(), buffer.addresses)
             if runner.running:
                 race.values.fill(buffer.arguments, key if check else race.values.key(race.number))
                 pending.append((runner, race.timed(runner, buffer, state, key if check else None)))
@@ -472,7 +467,7 @@ class _Cold:
             spare = self._spare[id(runner)]
             if runner.typical < LONG:
                 with race._watch(runner):
-                    _poison(spare.bound()(), spare.addresses)
+                    poison(spare.bound()(), spare.addresses)
         turns = [(runner, slot) for runner in runners for slot in range(self._each)]
         race.number.shuffle(turns)
         pending = []

@@ -58,7 +58,7 @@ def cells(rows: Sequence[Row], row: Row) -> list[str]:
         f"{time_text(p10)} - {time_text(p90)}",
         str(len(row.times)),
         f"{row.gflops:.1f}" if row.flops else "",
-        f"{row.gbytes:.1f}",
+        f"{row.gbytes:.1f}" if row.bytes else "",
         f"{row.percent:.0f}%" if row.roof else "",
         *(f"{e:.1e}" if e is not None else "" for e in (row.error, row.peer_error, row.mean_error, row.peer_mean_error)),
         size_text(row.workspace),

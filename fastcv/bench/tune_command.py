@@ -11,8 +11,9 @@ from rich.table import Table
 from .. import _ext
 from .._tuned import tuned
 from . import layers, machine, plan, roofs
-from .commands import _counts, _share, _writable, app, console, one_sentence, progress
+from .commands import _share, app, console, counts, one_sentence, progress, writable
 
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # What runs ops whose variants can be measured choices.
 TUNABLE = ("conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -47,8 +48,8 @@ def _layers(
         shape = parse_size(size)
         for dtype in dtypes:
             for layout in kinds:
-                memory_format = models.LAYOUTS[layout]
-                network = models.build(model).to(roofs.DTYPES[dtype]).to(memory_format=memory_format)
+                memory_format = FORMATS[layout]
+                network = models.build(model, shape).to(roofs.DTYPES[dtype]).to(memory_format=memory_format)
                 image = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(roofs.DTYPES[dtype])
                 if image.dim() == 4:
                     image = image.to(memory_format=memory_format)
@@ -103,7 +104,7 @@ def tune_command(
             return
         options = tune.Options(
             cache=plan.choice(cache, plan.CACHES, "cache"),
-            threads=_counts(threads) or (torch.get_num_threads(),),
+            threads=counts(threads) or (torch.get_num_threads(),),
             seconds=seconds / 5 if quick else seconds,
             rounds=(rounds, max(200, rounds)),
             gate=_share(gate, "gate"),
@@ -115,7 +116,7 @@ def tune_command(
         kinds = tuple(dict.fromkeys(plan.LAYOUT_NAMES[p] for p in plan.choice(layout, list(plan.LAYOUT_NAMES), "layout")))
         dtypes, modes = plan.choice(dtype, list(roofs.DTYPES), "dtype"), plan.choice(mode, plan.MODES[:2], "mode")
         if output:
-            _writable(output)
+            writable(output)
         facts = machine.describe()
         file = tune.File(output or None, facts, options, resume)
         with tuned(None):

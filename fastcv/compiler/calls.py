@@ -111,8 +111,7 @@ class FoldedConv(PackedConv):
             if known == eps and watch.holds(tensors):
                 return result
         groups = self.geometry[3] if self.op.startswith("conv_transpose") else None
-        with torch.no_grad():
-            folded = fold_tensors(*tensors, eps, groups)
+        folded = fold_tensors(*tensors, eps, groups)
         if all(t is None or (t.device.type == "cpu" and not t.is_inference()) for t in tensors):  # others' changes do not show
             kept.folded = (eps, Watch(tensors), folded)
         return folded

@@ -51,10 +51,11 @@ def folded_parameters(conv: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
         raise ValueError(f"fold_batch_norm: the batch norm has {bn.num_features} channels, the {_noun(conv)} {outputs_of(conv)} outputs")
 
     groups = conv.groups if getattr(conv, "transposed", False) else None
-    with torch.no_grad():
-        return fold_tensors(conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, groups)
+    return fold_tensors(conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, groups)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def fold_tensors(
     weight: Tensor,
     bias: Tensor | None,
@@ -65,7 +66,8 @@ def fold_tensors(
     eps: float,
     transposed_groups: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(weight, bias) folded in float64 and rounded once to weight's dtype; detached.
+    """(weight, bias) folded in float64 and rounded once to weight's dtype; detached, and no inference tensors, even where they
+    are folded within torch.inference_mode: those have no versions, so that nothing made of them could be kept.
 
     weight: [C_out, ...], or [C_in, C_out / groups, ...] of a transposed convolution of ``transposed_groups`` groups; the
     others: [C_out] or None.

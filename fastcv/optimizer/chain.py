@@ -27,7 +27,7 @@ from .pending import Pending
 from .region import Region, current_frame
 
 ACTIVATIONS = {
-    "conv2d": ("relu", "relu6", "silu", "hardswish"),
+    "conv2d": ("relu", "relu6", "silu", "hardswish", "gelu"),
     "batch_norm": ("relu", "relu6", "leaky_relu"),
 }
 

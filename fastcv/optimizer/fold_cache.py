@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..nn.fold import folded_parameters
@@ -30,8 +29,7 @@ class FoldCache:
             eps, watch, result = self._entry
             if self.bn.eps == eps and watch.holds(tensors):
                 return result
-        with torch.no_grad():
-            result = folded_parameters(self.conv, self.bn)
+        result = folded_parameters(self.conv, self.bn)
         self._entry = (self.bn.eps, Watch(tensors), result)
         return result
 

@@ -26,7 +26,7 @@ from .report import Report, Row
 from .trace import model_copy
 from .yardstick import Measured, Yardstick, cast, fresh, measure, run
 
-_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu}
 
 
 def verify(model: nn.Module, report: Report, example: Any) -> None:
