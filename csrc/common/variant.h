@@ -3,12 +3,14 @@
 //
 // Names follow docs/naming.md: <algorithm>[_<layout>][_<dtype>]_<isa>; a part is left out where the row serves all.
 #pragma once
+#include <functional>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "common/isa.h"
+#include "common/layer.h"
 #include "common/parallel.h"
 #include "common/types.h"
 
@@ -29,6 +31,9 @@ struct Variant {
   const char* (*slower)(const Params&) = nullptr;
   // Bytes of an operand in this row's own arrangement that a caller may keep between calls; nullptr for none.
   size_t (*kept)(const Params&) = nullptr;
+  // Where the row can run but its results may be further off than the accuracy rule allows: one clause that says so,
+  // else nullptr. Obeyed unless forced, by measured choices too.
+  const char* (*inexact)(const Params&) = nullptr;
 };
 
 // Storage types that the objects of an instruction set have no kernels for (dispatch.h): a clause, or nullptr.
@@ -90,16 +95,44 @@ bool recording_choices();
 void record_choice(Choice choice);
 std::vector<Choice> take_recorded_choices();
 
+// Measured choices (fastcv.tuned): the row that a layer takes in place of the table's own choice, unless one is forced.
+// Process-wide, and empty until it is set.
+struct TunedChoice {
+  std::string op;
+  std::vector<int64_t> layer;  // the numbers of a LayerKey
+  std::string variant;
+};
+// What a layer of `op` is made of; empty where choices of `op` cannot be measured ones.
+std::vector<LayerField> layer_fields(const std::string& op);
+// Why this choice cannot be obeyed on this CPU, as a clause; "" if it can. Throws as `variants`.
+std::string why_not_tuned(const TunedChoice& choice);
+// Replaces all measured choices at once. Throws std::invalid_argument, and changes nothing, if one cannot be obeyed.
+void set_tuned(const std::vector<TunedChoice>& choices);
+std::vector<TunedChoice> tuned_choices();
+bool any_tuned();
+std::string tuned_variant(const char* op, const LayerKey& layer);  // "" for none
+// While recording, every choice for a layer leaves one line here too.
+void record_layer(const char* op, const LayerKey& layer, const char* variant);
+std::vector<TunedChoice> take_recorded_layers();
+
+// What the registry knows of a table. refuses: of a layer and a row that is in the table, why_not_tuned.
+struct TableInfo {
+  std::vector<VariantInfo> rows;
+  std::vector<LayerField> layer;
+  std::function<std::string(const LayerKey& layer, const std::string& row)> refuses;
+};
+
 // A table registers itself by a static object beside it.
 struct RegisterVariants {
-  RegisterVariants(const char* op, std::vector<VariantInfo> rows);
+  RegisterVariants(const char* op, TableInfo table);
 };
 
 template <class Params>
 class VariantTable {
  public:
   VariantTable(const char* op, std::span<const Variant<Params>> rows, std::span<const GpuVariant<Params>> gpu_rows = {})
-      : op_(op), rows_(rows), gpu_rows_(gpu_rows), registered_(op, infos(rows, gpu_rows)) {}
+      : op_(op), rows_(rows), gpu_rows_(gpu_rows), registered_(op, info()) {}
+  VariantTable(const VariantTable&) = delete;  // the registry knows it by its address
 
   const char* op() const { return op_; }
 
@@ -115,13 +148,15 @@ class VariantTable {
   // The row that choose takes, or null where it throws; leaves no record.
   const Variant<Params>* pick(const Params& params, const char** why = nullptr) const {
     const std::string forced = forced_variant(op_);
+    if (forced.empty())
+      if (const Variant<Params>* row = tuned(params)) return row;
     for (const auto& row : rows_) {
       if (row.run == nullptr || (!forced.empty() && forced != row.name)) continue;
       if (row.needs > cpu_isa()) continue;
       const char* refused = why_not(row, params);
       if (refused != nullptr && why != nullptr) *why = refused;
       if (refused != nullptr) continue;
-      if (forced.empty() && row.slower != nullptr && row.slower(params) != nullptr) continue;
+      if (forced.empty() && unfit(row, params) != nullptr) continue;
       return &row;
     }
     return nullptr;
@@ -168,15 +203,53 @@ class VariantTable {
       if (why == nullptr) why = storage_not_built(row.needs, &row == &rows_.back(), params.dtype);
     return why;
   }
-  static std::vector<VariantInfo> infos(std::span<const Variant<Params>> rows,
-                                        std::span<const GpuVariant<Params>> gpu_rows) {
-    std::vector<VariantInfo> result;
-    for (const auto& row : rows)
-      if (row.run != nullptr) result.push_back({row.name, row.needs, nullptr});
-    for (const auto& row : gpu_rows) result.push_back({row.name, Isa::portable, row.needs});
-    return result;
+  // Why a row that can run the params is not taken of itself.
+  const char* unfit(const Variant<Params>& row, const Params& params) const {
+    const char* why = row.inexact == nullptr ? nullptr : row.inexact(params);
+    return why != nullptr || row.slower == nullptr ? why : row.slower(params);
+  }
+  // Why the row may not be a measured choice for these params.
+  std::string refuses(const Variant<Params>& row, const Params& params) const {
+    if (row.needs > cpu_isa()) return std::string("needs ") + isa_name(row.needs) + ", have " + isa_name(cpu_isa());
+    const char* why = why_not(row, params);
+    if (why != nullptr) return why;
+    why = row.inexact == nullptr ? nullptr : row.inexact(params);
+    return why == nullptr ? "" : std::string("is less exact than the accuracy rule allows: it ") + why;
+  }
+  // The measured choice for the layer of these params; null if there is none.
+  const Variant<Params>* tuned(const Params& params) const {
+    if constexpr (HasLayer<Params>) {
+      if (!any_tuned()) return nullptr;
+      const std::string name = tuned_variant(op_, layer_key(params));
+      for (const auto& row : rows_)
+        if (name == row.name && refuses(row, params).empty()) return &row;
+    }
+    return nullptr;
+  }
+  TableInfo info() const {
+    TableInfo info;
+    for (const auto& row : rows_)
+      if (row.run != nullptr) info.rows.push_back({row.name, row.needs, nullptr});
+    for (const auto& row : gpu_rows_) info.rows.push_back({row.name, Isa::portable, row.needs});
+    if constexpr (HasLayer<Params>) {
+      ToFields visit;
+      Params params{};
+      Params::layer(params, visit);
+      info.layer = visit.fields;
+      info.refuses = [this](const LayerKey& layer, const std::string& name) -> std::string {
+        Params params = Params::of_one_image();
+        FromKey visit{layer};
+        Params::layer(params, visit);
+        for (const auto& row : rows_)
+          if (name == row.name) return refuses(row, params);
+        return "is a CUDA kernel, and choices are measured on the CPU";
+      };
+    }
+    return info;
   }
   void record(const Params& params, const Variant<Params>& chosen) const {
+    if constexpr (HasLayer<Params>) record_layer(op_, layer_key(params), chosen.name);
+    const bool measured = forced_variant(op_).empty() && tuned(params) == &chosen;
     bool before = true;
     for (const auto& row : rows_) {
       if (row.run == nullptr) continue;
@@ -186,7 +259,8 @@ class VariantTable {
       else if (row.needs > cpu_isa())
         reason = std::string("needs ") + isa_name(row.needs) + ", have " + isa_name(cpu_isa());
       else if (why != nullptr) reason = why;
-      else if (row.slower != nullptr && row.slower(params) != nullptr) reason = row.slower(params);
+      else if (unfit(row, params) != nullptr) reason = unfit(row, params);
+      else if (measured) reason = std::string("fastcv.tuned takes ") + chosen.name;
       else reason = before ? "another variant is forced" : std::string("comes after ") + chosen.name;
       record_choice({op_, row.name, reason});
     }

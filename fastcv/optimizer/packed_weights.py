@@ -1,8 +1,8 @@
 """The weights of one convolution as its kernel arranges them, kept between calls without gradients.
 
-They are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision) and again when the
-weight has changed, so that a weight that is used once, or for ever other sizes, costs what it always did. They take as
-much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that.
+They are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision, and what fastcv.use and
+fastcv.tuned ask for) and again when the weight has changed, so that a weight that is used once, or for ever other sizes, costs
+what it always did. They take as much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class PackedWeights:
 
     def of_conv(self, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
         """For the raw op conv(x, weight, ..., *geometry, precision); None where it is to arrange them itself."""
-        kind = (x.shape[1:], x.stride(), geometry, precision)
+        kind = (x.shape[1:], x.stride(), geometry, precision, _ext.choices)
         return self._again(kind, weight, x.dtype, lambda: _pack_conv(x, weight, *geometry, precision))
 
     def of_dgrad(self, g: Tensor, weight: Tensor, size: Any, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
         """For the raw op conv_dgrad(g, weight, bias, size, *geometry, precision)."""
-        kind = (g.shape[1:], g.stride(), size, geometry, precision)
+        kind = (g.shape[1:], g.stride(), size, geometry, precision, _ext.choices)
         return self._again(kind, weight, g.dtype, lambda: _pack_dgrad(g, weight, size, *geometry, precision))
 
     def _again(self, kind: Any, weight: Tensor, dtype: torch.dtype, pack: Callable[[], Tensor]) -> Tensor | None:
