@@ -25,7 +25,14 @@ from .chain import ACTIVATIONS
 from .kernels import SYNCHRONISED, has_hooks, is_linear, is_sharded, op_of, why_left_alone
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
-_ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.LeakyReLU: "leaky_relu", nn.GELU: "gelu"}
+_ACTIVATION_MODULES = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.LeakyReLU: "leaky_relu",
+    nn.GELU: "gelu",
+}
 _ACTIVATION_FUNCTIONS = {
     F.relu: "relu",
     torch.relu: "relu",
