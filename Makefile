@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | lessons | build | clean. Each sets up what it needs.
+# make demo | test | lint | bench | bench-peers | lessons | build | clean. Each sets up what it needs.
 #   PYTHON=python3.12 VENV=    use that interpreter and what is installed in it, no virtual environment
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ endif
 CLANG_FORMAT := $(if $(strip $(VENV)),$(VENV)/bin/)clang-format
 RUN := PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: build demo test lint bench lessons clean
+.PHONY: build demo test lint bench bench-peers lessons clean
 
 build: $(DEPS)
 	@$(PY) setup.py -q build_ext --inplace
@@ -39,6 +39,11 @@ lint: $(DEPS)
 
 bench: build
 	@$(RUN) benchmarks/ops.py $(BENCH)
+
+# Whole models against torch.compile, ONNX Runtime and OpenVINO (docs/bench.md); PEERS="--models resnet50 --resume" for some.
+bench-peers: build
+	$(if $(strip $(VENV)),@$(PY) -m pip install -q --disable-pip-version-check -r benchmarks/peers.txt)
+	@OMP_WAIT_POLICY=passive $(RUN) benchmarks/engines.py $(PEERS)
 
 # The course's figures on these kernels: one page, lessons-output/index.html (docs/vision.md).
 lessons: build

@@ -4,7 +4,9 @@ Every contender starts from the same centres, seeds or references, and must reac
 same inertia, the same centres, the same predictions but for ties. Rounds are interleaved; medians are reported. Data sets that
 do not exist here in the needed size are drawn: blobs with unequal widths, in which clusters overlap, and random bytes. A peer that
 would take minutes gets the first of the queries; its time is scaled to all of them, and the table says so.
-Writes benchmarks/results/vision.json and .md (``--quick`` and ``--only``: nothing). faiss is left out where it is not installed.
+Writes benchmarks/results/vision.json and .md after every case (``--quick``: nothing), in which it takes the place of an earlier row of its
+name; ``--resume`` leaves out the cases that this build has measured with these settings. About ten minutes on two cores. faiss is left out
+where it is not installed.
 """
 
 from __future__ import annotations
@@ -120,53 +122,70 @@ def cases(quick: bool) -> dict[str, Callable[[], Contenders]]:
     return {
         "kmeans 1,000,000x64, k = 256, 20 rounds": lambda: kmeans(1_000_000, 64, 256, 20),
         "kmeans 200,000x5, k = 8, 50 rounds": lambda: kmeans(200_000, 5, 8, 50),
-        "mean-shift 5,000x3": lambda: mean_shift(5_000, 3, 0.9),
-        "kNN L1, 10,000 among 50,000 of 3,072 bytes": lambda: knn(10_000, 50_000, 3072, 1, 50),
+        "mean-shift 3,000x3": lambda: mean_shift(3_000, 3, 0.9),
+        "kNN L1, 10,000 among 50,000 of 3,072 bytes": lambda: knn(10_000, 50_000, 3072, 1, 20),
         "kNN L2, 10,000 among 50,000 of 3,072 bytes": lambda: knn(10_000, 50_000, 3072, 2, 1_000),
     }
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def save(rows: dict[str, dict[str, str]]) -> None:
+    """All rows by case, each with how it was measured: what several have in common stands once, as a note."""
+    RESULTS.mkdir(exist_ok=True)
+    notes = list(dict.fromkeys(row["measured"] for row in rows.values()))
+    columns = [name for name in next(iter(rows.values())) if name != "measured"]
+    mark = (lambda row: "") if len(notes) == 1 else lambda row: f" ({notes.index(row['measured']) + 1})"
+    lines = [
+        *(f"{note}\n" if len(notes) == 1 else f"({i}) {note}\n" for i, note in enumerate(notes, 1)),
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join([row["case"] + mark(row), *(row[name] for name in columns[1:])]) + " |" for row in rows.values()),
+        "",
+    ]
+    write(RESULTS / "vision.json", json.dumps(list(rows.values()), indent=1) + "\n")
+    write(RESULTS / "vision.md", "\n".join(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing written")
+    parser.add_argument("--resume", action="store_true", help="leave out what this build has measured with these settings")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows: list[dict[str, Any]] = []
+    measured = (
+        f"Medians of {arguments.rounds} interleaved rounds, {arguments.threads} threads, {cpu_name()}; fastcv {fastcv.__version__}"
+        f" ({fastcv.build_info()['git']}), torch {torch.__version__}, scikit-learn {sklearn.__version__}{FAISS_VERSION}."
+        " Times of peers that ran a share of the queries are scaled to all."
+    )
+    file = RESULTS / "vision.json"
+    rows = {row["case"]: row for row in json.loads(file.read_text())} if file.exists() else {}
     for name, make in cases(arguments.quick).items():
-        if arguments.only not in name:
+        if arguments.only not in name or (arguments.resume and rows.get(name, {}).get("measured") == measured):
             continue
         contenders = make()
         samples: dict[str, Sample] = interleave(
             {who: call for who, (call, _) in contenders.items()}, seconds=0, rounds=(arguments.rounds, arguments.rounds)
         )
         seconds = {who: samples[who].median / share for who, (_, share) in contenders.items()}
-        row: dict[str, Any] = {"case": name}
+        row = {"case": name}
         for who in ("fastcv", "scikit-learn", "faiss"):
             row[f"{who} s"] = f"{seconds[who]:.4g}" if who in seconds else ""
             if who != "fastcv":
                 row[f"{who} / fastcv"] = f"{seconds[who] / seconds['fastcv']:.2f}" if who in seconds else ""
         shares = sorted({share for _, share in contenders.values() if share < 1})
         row["peers ran"] = ", ".join(f"{share:.2g} of it" for share in shares) or "all"
-        rows.append(row)
         print("  ".join(f"{key}: {value}" for key, value in row.items() if value), flush=True)
-    if arguments.quick or arguments.only or not rows:
-        return
-    RESULTS.mkdir(exist_ok=True)
-    lines = [
-        f"Medians of {arguments.rounds} interleaved rounds, {arguments.threads} threads, {cpu_name()}; fastcv {fastcv.__version__},"
-        f" torch {torch.__version__}, scikit-learn {sklearn.__version__}{FAISS_VERSION}."
-        " Times of peers that ran a share of the queries are scaled to all.",
-        "",
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(row.values()) + " |" for row in rows),
-        "",
-    ]
-    (RESULTS / "vision.md").write_text("\n".join(lines))
-    (RESULTS / "vision.json").write_text(json.dumps({"about": lines[0], "rows": rows}, indent=1) + "\n")
+        if not arguments.quick:
+            rows[name] = row | {"measured": measured}
+            save({case: rows[case] for case in cases(False) if case in rows})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 #
 #   *_torch.cpp        binding: the only files that see torch's headers
 #   *_simd.cpp         compiled once per instruction set: portable, avx2, avx512 (FASTCV_ISA names the namespace)
-#   *_avx512bf16.cpp   AVX-512 with bf16 dot products        *_amx.cpp   AMX tiles (both x86-64 only)
+#   *_avx512vnni.cpp   AVX-512 with products of bytes    *_avx512bf16.cpp   with products of bf16    *_amx.cpp   AMX tiles (x86-64 only)
 #   *_amxmodel.cpp     an *_amx.cpp on a software model of the tiles (common/amx_model.h), on AVX-512, with FASTCV_EMULATOR=ON
 #   *.cu               CUDA kernels, framework-free: by nvcc wherever it is found, and with FASTCV_EMULATOR=ON by the C++
 #                      compiler too, to be run by csrc/emulator
@@ -14,7 +14,8 @@
 # functions per constant would add a sixth to the build's time and no speed. Files that gain are listed AUTOVECTORISED.
 set(FASTCV_AVX2_FLAGS -fno-tree-vectorize -fno-unswitch-loops -fno-ipa-cp-clone -fno-exceptions -mavx2 -mfma -mf16c)
 set(FASTCV_AVX512_FLAGS ${FASTCV_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
-set(FASTCV_AVX512BF16_FLAGS ${FASTCV_AVX512_FLAGS} -mavx512bf16)
+set(FASTCV_AVX512VNNI_FLAGS ${FASTCV_AVX512_FLAGS} -mavx512vnni)
+set(FASTCV_AVX512BF16_FLAGS ${FASTCV_AVX512VNNI_FLAGS} -mavx512bf16)
 set(FASTCV_AMX_FLAGS ${FASTCV_AVX512BF16_FLAGS} -mamx-tile -mamx-bf16 -mamx-int8)
 
 string(REGEX MATCH "^(x86_64|amd64|AMD64)$" FASTCV_X86 "${CMAKE_SYSTEM_PROCESSOR}")
@@ -132,6 +133,10 @@ function(fastcv_family name)
             PROPERTIES COMPILE_OPTIONS "-ftree-vectorize;-funswitch-loops;-fipa-cp-clone")
         endif()
       endif()
+    elseif(file MATCHES "_avx512vnni\\.cpp$")
+      if(FASTCV_X86)
+        fastcv_objects(fastcv_avx512vnni "${FASTCV_AVX512VNNI_FLAGS}" avx512vnni ${path})
+      endif()
     elseif(file MATCHES "_avx512bf16\\.cpp$")
       if(FASTCV_X86)
         fastcv_objects(fastcv_avx512bf16 "${FASTCV_AVX512BF16_FLAGS}" avx512bf16 ${path})
@@ -177,8 +182,9 @@ function(fastcv_module module_source)
     target_link_libraries(_C PRIVATE ${library})
   endforeach()
   target_include_directories(_C PRIVATE csrc)
-  target_include_directories(_C SYSTEM PRIVATE ${FASTCV_TORCH_DIR}/include
-    ${FASTCV_TORCH_DIR}/include/torch/csrc/api/include ${FASTCV_PYBIND_DIR} ${Python_INCLUDE_DIRS})
+  # pybind11's own first: torch brings a copy of it, which in some versions refuses to be read beside the stable headers.
+  target_include_directories(_C SYSTEM PRIVATE ${FASTCV_PYBIND_DIR} ${FASTCV_TORCH_DIR}/include
+    ${FASTCV_TORCH_DIR}/include/torch/csrc/api/include ${Python_INCLUDE_DIRS})
   # -O1: the doors touch no elements, and the torch and pybind11 headers they include compile three times as fast.
   target_compile_options(_C PRIVATE -Wall -Wextra -O1)
   target_precompile_headers(_C PRIVATE csrc/common/door.h)

@@ -55,6 +55,39 @@ PYBIND11_MODULE(_C, m) {
         return rows;
       },
       "The (op, variant, reason) recorded since the last call; the reason is '' for the variant that ran.");
+  using Tuned = std::tuple<std::string, std::vector<int64_t>, std::string>;
+  const auto listed = [](const std::vector<fastcv::TunedChoice>& choices) {
+    std::vector<Tuned> rows;
+    for (const auto& c : choices) rows.emplace_back(c.op, c.layer, c.variant);
+    return rows;
+  };
+  m.def(
+      "take_recorded_layers", [listed] { return listed(fastcv::take_recorded_layers()); },
+      "The (op, numbers of the layer, variant) of the calls recorded since recording began.");
+  m.def(
+      "layer_fields",
+      [](const std::string& op) {
+        std::vector<std::tuple<std::string, int, std::vector<std::string>>> fields;
+        for (const auto& f : fastcv::layer_fields(op))
+          fields.emplace_back(f.name, f.count, std::vector<std::string>(f.words.begin(), f.words.end()));
+        return fields;
+      },
+      py::arg("op"), "(name, how many numbers, the words that one number stands for) of what makes a layer of an op.");
+  m.def(
+      "why_not_tuned",
+      [](const std::string& op, const std::vector<int64_t>& layer, const std::string& variant) {
+        return fastcv::why_not_tuned({op, layer, variant});
+      },
+      py::arg("op"), py::arg("layer"), py::arg("variant"), "Why this cannot be a measured choice here; '' if it can.");
+  m.def(
+      "set_tuned",
+      [](const std::vector<Tuned>& rows) {
+        std::vector<fastcv::TunedChoice> choices;
+        for (const auto& [op, layer, variant] : rows) choices.push_back({op, layer, variant});
+        fastcv::set_tuned(choices);
+      },
+      py::arg("choices"), "Replaces all measured choices: (op, numbers of the layer, variant).");
+  m.def("tuned_choices", [listed] { return listed(fastcv::tuned_choices()); }, "The measured choices that hold now.");
   m.def(
       "take_hidden_copies",
       [] {

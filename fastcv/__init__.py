@@ -6,6 +6,7 @@ answers. Importing never fails: without the compiled module each op raises one s
 
 from . import functional, nn
 from ._ext import NotBuiltError, build_info, cpu_isa, is_built
+from ._tuned import tuned, tuned_choices
 from ._variants import use, variants, why_not
 from ._version import __version__
 from .explainer import explain
@@ -24,6 +25,8 @@ __all__ = [
     "optimize",
     "override_aten",
     "restore",
+    "tuned",
+    "tuned_choices",
     "use",
     "variants",
     "why_not",

@@ -36,6 +36,14 @@ def _load() -> tuple[Any, str]:
 
 _C, _why_missing = _load()
 
+choices = 0  # how often fastcv.use and fastcv.tuned have changed which variants are taken
+
+
+def choices_changed() -> None:
+    """What was arranged for the variants that were taken until now is to be arranged anew."""
+    global choices
+    choices += 1
+
 
 def is_built() -> bool:
     """True if the compiled module is loaded."""
@@ -60,7 +68,7 @@ def build_info() -> dict[str, Any]:
 
 
 def cpu_isa() -> str:
-    """The instruction set in use: portable, avx2, avx512, avx512bf16 or amx (capped by FASTCV_CPU_ISA). Raises NotBuiltError."""
+    """The instruction set in use: portable, avx2, avx512, avx512vnni, avx512bf16, amx (capped by FASTCV_CPU_ISA). Raises NotBuiltError."""
     return module().cpu_isa()
 
 

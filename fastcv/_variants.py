@@ -32,10 +32,12 @@ def use(**choice: str) -> Iterator[None]:
     try:
         for op, name in choice.items():
             module.force_variant(op, name)
+        _ext.choices_changed()
         yield
     finally:
         for op, name in before.items():
             module.force_variant(op, name)
+        _ext.choices_changed()
 
 
 def why_not(function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> list[tuple[str, str, str]]:

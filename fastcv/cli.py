@@ -76,6 +76,7 @@ def _application() -> typer.Typer:
     app = typer.Typer(help="Hand-written C++ and CUDA kernels for computer vision networks inside PyTorch.", no_args_is_help=True)
     console = Console()
     from .bench.commands import app as bench
+    from .bench.tune_command import tune_command
     from .models.commands import add_commands as add_models
     from .train.commands import add_commands as add_training
     from .vision.commands import register as add_vision
@@ -139,6 +140,7 @@ def _application() -> typer.Typer:
             raise typer.Exit(2) from None
         console.print(explanation)
 
+    app.command("tune")(tune_command)
     app.add_typer(bench, name="bench")
     add_models(app, console)
     add_training(app)
@@ -150,7 +152,7 @@ def main() -> None:
     if _missing is not None:
         print(_missing, file=sys.stderr)
         raise SystemExit(2)
-    if sys.argv[1:2] == ["bench"]:
+    if sys.argv[1:2] in (["bench"], ["tune"]):
         from .bench.machine import wait_passively
 
         wait_passively()

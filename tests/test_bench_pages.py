@@ -118,7 +118,7 @@ def test_every_variant_has_a_lesson() -> None:
             words = name.split("_")
             assert {"_".join(words[:2]), words[0]} & set(lessons.ALGORITHMS), f"{op}: {name} has no explanation in fastcv/bench/lessons.py"
             assert len(ladder.explanation(name, isa)) >= 1
-    assert set(lessons.ISAS) >= {"portable", "avx2", "avx512", "avx512bf16", "amx"}
+    assert set(lessons.ISAS) >= {"portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"}
 
 
 def test_a_ladder_goes_from_the_reference_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import fastcv
 from fastcv.testing import assert_close, runnable_variants, serves
 
 ACTIVATION = torch.ops.fastcv.conv_activation
-FUNCTIONS = [lambda x: x * 1, F.relu, F.relu6, F.silu, F.hardswish]
+FUNCTIONS = [lambda x: x * 1, F.relu, F.relu6, F.silu, F.hardswish, F.gelu]
 ROWS = runnable_variants("conv_activation")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -34,7 +34,7 @@ def derivative(function, x: torch.Tensor, order: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", range(5), ids=["none", "relu", "relu6", "silu", "hardswish"])
+@pytest.mark.parametrize("activation", range(6), ids=["none", "relu", "relu6", "silu", "hardswish", "gelu"])
 @pytest.mark.parametrize("row", ROWS)
 def test_derivatives_are_torchs(row: str, activation: int, dtype: torch.dtype) -> None:
     if not serves("conv_activation", row, dtype):
@@ -74,7 +74,7 @@ def test_refuses_bad_calls() -> None:
         (x[0, 0], None, 1, 0),
         (x, x[:, :1], 1, 0),
         (x, x.double(), 1, 0),
-        (x, None, 5, 0),
+        (x, None, 6, 0),
         (x, None, 1, 9),
         (x.int(), None, 1, 0),
     ):

@@ -58,7 +58,7 @@ def test_first_and_second_gradients(name, x, w, kwargs, layout) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "hardswish"])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "hardswish", "gelu"])
 def test_gradients_of_the_fused_form(activation: str | None) -> None:
     inputs = _inputs((1, 2, 3, 3), (2, 2, 2, 2), "conv2d", {})
     residual = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)

@@ -170,7 +170,7 @@ def test_epilogue(variant: str, groups: int, channels_last: bool) -> None:
     x[0, :, 2, 3] = float("nan")
     with fastcv.use(conv="ref"):
         sums = CONV(x.double(), w.double(), b.double(), *geometry, residual.double(), 0, 0)
-    names = [lambda v: v, F.relu, F.relu6, F.silu, F.hardswish]
+    names = [lambda v: v, F.relu, F.relu6, F.silu, F.hardswish, F.gelu]
     for activation, function in enumerate(names):
         y = run("conv", variant, x, w, b, *geometry, residual, activation, precision)
         expected = function(sums)

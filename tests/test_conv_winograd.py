@@ -93,7 +93,7 @@ def test_epilogue(row: str, channels_last: bool) -> None:
     x, w, b = tensors("odd", channels_last, False)
     residual = torch.randn(2, 33, 9, 7)
     sums = F.conv2d(x.double(), w.double(), b.double(), padding=1) + residual.double()
-    for code, function in enumerate((lambda v: v, F.relu, F.relu6, F.silu, F.hardswish)):
+    for code, function in enumerate((lambda v: v, F.relu, F.relu6, F.silu, F.hardswish, F.gelu)):
         with fastcv.use(conv=row):
             y = CONV(x, w, b, *geometry("odd"), residual, code, 0)
         assert (y - function(sums)).abs().max() / sums.abs().max() <= BOUNDS[row.split("_")[0]]

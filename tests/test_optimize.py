@@ -112,6 +112,28 @@ def test_activation_modules(kind: type[nn.Module], mode: str, inplace: bool) -> 
     assert bool(torchs) == (kind is nn.Hardtanh)
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("functional", [False, True], ids=["module", "function"])
+def test_gelu_is_fused_where_it_is_exact(approximate: str, functional: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gelu, self.last = nn.Conv2d(8, 8, 3), nn.GELU(approximate), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.last(F.gelu(x, approximate=approximate) if functional else self.gelu(x))
+
+    model = trained(Net()).eval()
+    ours = fastcv.optimize(model)
+    assert chains(ours) == ({"conv": ["gelu"]} if approximate == "none" else {})
+    check(ours, model)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        ours(images())
+    assert ("aten::gelu" in {event.key for event in profile.key_averages()}) == (approximate == "tanh")
+    check_gradients(ours, model)
+
+
 def test_leaky_relu_with_its_slope() -> None:
     class Slopes(nn.Module):
         def __init__(self) -> None:

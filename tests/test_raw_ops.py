@@ -144,8 +144,14 @@ def test_a_spoiled_argument_never_crashes(family: str) -> None:
     assert int(done.stdout.split()[-1]) >= 2, "no op of the family was recorded"
 
 
-# Ops that no public function calls: the chain that measures a machine's arithmetic (fastcv.bench.roofs has its fake kernel).
-NOT_IN_CASES = [(torch.ops.fastcv.fma_chain.default, (torch.rand(5), 3))]
+# Ops that no public function calls: those that ask a machine what it does (fastcv.bench.roofs has their fake kernels).
+NOT_IN_CASES = [
+    (torch.ops.fastcv.fma_chain.default, (torch.rand(5), 3)),
+    (torch.ops.fastcv.step_chain.default, (torch.rand(5), 3)),
+    (torch.ops.fastcv.cache_read.default, (torch.rand(5), 2, 3)),
+    (torch.ops.fastcv.tile_product.default, (torch.rand(64, 64), torch.rand(128, 64))),
+    (torch.ops.fastcv.tma_tile.default, (torch.rand(1, 3, 3, 8).half(), [0, 0, 0, 0], [0, 0], [0, 0], [0, 0], [1, 1], 8, True, True)),
+]
 
 
 def test_every_raw_op_passes_opcheck() -> None:

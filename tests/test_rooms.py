@@ -16,7 +16,7 @@ BUILD = ROOT / "build"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"})
 DOORS = [p for p in SOURCES if p.name.endswith(("_torch.cpp", "door.h")) or p.name == "module.cpp"]
 KERNELS = [p for p in SOURCES if p not in DOORS]
-ISA_FILE = re.compile(r"_(simd|avx2|avx512|avx512bf16|amx)\.cpp$")
+ISA_FILE = re.compile(r"_(simd|avx2|avx512|avx512vnni|avx512bf16|amx)\.cpp$")
 
 
 def includes(path: Path) -> list[str]:
@@ -81,7 +81,7 @@ def test_nobody_elses_compute(path: Path) -> None:
 
 
 @pytest.mark.skipif(not BUILD.is_dir() or shutil.which("nm") is None, reason="needs the build folder and nm")
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16", "amx"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"])
 def test_isa_objects_export_only_their_namespace(isa: str) -> None:
     """A weak symbol outside the namespace could be kept by the linker for every caller: AVX-512 code on an older CPU."""
     objects = sorted(BUILD.rglob(f"fastcv_{isa}.dir/**/*.o"))

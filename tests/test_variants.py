@@ -12,7 +12,7 @@ import fastcv
 from fastcv.functional._skeleton import skeleton
 from fastcv.testing import cases_of, check_variants
 
-ORDER = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+ORDER = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
 OPS = sorted({case.op for case in cases_of()})
 
 
@@ -62,4 +62,4 @@ def test_isa_cap_is_obeyed(isa: str) -> None:
 def test_unknown_isa_cap_is_one_sentence() -> None:
     done = run_with_isa("sse9", "import fastcv; print(fastcv.is_built()); fastcv.cpu_isa()")
     assert done.stdout.strip() == "False"
-    assert "FASTCV_CPU_ISA=sse9 is none of portable, avx2, avx512, avx512bf16, amx" in done.stderr
+    assert "FASTCV_CPU_ISA=sse9 is none of portable, avx2, avx512, avx512vnni, avx512bf16, amx" in done.stderr

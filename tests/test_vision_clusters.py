@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits, load_iris, load_sample_image, make_blo
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import fastcv
 import fastcv.functional as F
 from fastcv.vision import KMeans, MeanShift, MiniBatchKMeans, cut_cost, estimate_bandwidth, image_graph, normalized_cut
 from fastcv.vision.graph_cut import spectral_embedding
@@ -54,9 +55,11 @@ def test_one_seed_gives_scikit_learns_clusters(init: str, weighted: bool) -> Non
     assert mine.score(x) == pytest.approx(theirs.score(x), rel=1e-9)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 20])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bounds_leave_every_label_as_a_full_search_would(dtype) -> None:
-    """Each round by hand, with all distances, from the same start."""
+def test_bounds_leave_every_label_as_a_full_search_would(dtype, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round by hand, with all distances, from the same start; and the search without bounds, which few centres get."""
+    monkeypatch.setattr(fastcv.vision.kmeans, "_FEW", few)
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(4000, 9)).astype(dtype))
     centres = x[:40].clone()
     for rounds in (1, 2, 5, 12):

@@ -21,6 +21,10 @@
 #include "common/types.h"
 #include "common/variant.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name up to torch 2.11
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastcv::door {
 
 using torch::stable::Tensor;
@@ -101,6 +105,8 @@ int torch_threads();
 std::optional<Tensor> scratch(size_t bytes, const Tensor& like, void*& aligned);
 // The current stream of t's device.
 CUstream_st* current_stream(const Tensor& t);
+// The compute capability of t's GPU: 90 for 9.0. Asked once per device.
+int capability(const Tensor& t);
 // Throws if a launcher returned an error; names op and variant. `emulated`: the emulator has the error's words.
 void check_launch(int error, const char* op, const char* variant, bool emulated);
 
@@ -134,7 +140,7 @@ template <class Params>
 void run_variant(const VariantTable<Params>& table, const Params& params, const Tensor& like,
                  Denormals denormals = Denormals::keep) {
   if (like.is_cuda()) {
-    const GpuVariant<Params>& row = table.choose_on_gpu(params);
+    const GpuVariant<Params>& row = table.choose_on_gpu(params, capability(like));
     return launch_variant(table.op(), row, row.cuda, params, like, current_stream(like));
   }
   if (const GpuVariant<Params>* row = table.forced_on_emulator(params))

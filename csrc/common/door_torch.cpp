@@ -4,6 +4,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <mutex>
@@ -237,6 +238,26 @@ CUstream_st* current_stream(const Tensor& t) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<CUstream_st*>(stream);
+#else
+  (void)t;
+  throw std::runtime_error("this build of fastcv has no CUDA");
+#endif
+}
+
+int capability(const Tensor& t) {
+#if FASTCV_WITH_CUDA
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  const int device = t.get_device_index();
+  int found = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (found != 0) return found;
+  int major = 0, minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  check(error == cudaSuccess, "cannot ask GPU ", device, " for its compute capability: ", cudaGetErrorString(error));
+  found = 10 * major + minor;
+  if (device < kDevices) known[device].store(found, std::memory_order_relaxed);
+  return found;
 #else
   (void)t;
   throw std::runtime_error("this build of fastcv has no CUDA");

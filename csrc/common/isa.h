@@ -8,7 +8,7 @@ namespace fastcv {
 // Throws std::invalid_argument if FASTCV_CPU_ISA names none of them.
 Isa cpu_isa();
 
-// "portable", "avx2", "avx512", "avx512bf16" or "amx".
+// "portable", "avx2", "avx512", "avx512vnni", "avx512bf16" or "amx".
 const char* isa_name(Isa isa);
 
 }  // namespace fastcv

@@ -17,6 +17,6 @@ struct f16 {
 };
 
 // Instruction sets a variant may need, weakest first; a CPU that has one has all weaker ones.
-enum class Isa : int32_t { portable, avx2, avx512, avx512bf16, amx };
+enum class Isa : int32_t { portable, avx2, avx512, avx512vnni, avx512bf16, amx };
 
 }  // namespace fastcv

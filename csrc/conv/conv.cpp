@@ -62,8 +62,12 @@ Algorithm best(const ConvParams& p) {
 }
 
 template <Algorithm algorithm>
+const char* inexact(const ConvParams& p) {
+  return accurate(p, algorithm) ? nullptr
+                                : "needs more channels, larger images or channels_last to be as exact as torch";
+}
+template <Algorithm algorithm>
 const char* slower(const ConvParams& p) {
-  if (!accurate(p, algorithm)) return "needs more channels, larger images or channels_last to be as exact as torch";
   return best(p) == algorithm ? nullptr : "another algorithm costs less";
 }
 
@@ -128,6 +132,8 @@ const char* slower_im2col_nchw(const ConvParams& p) {
 constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
 constexpr auto slower_winograd4x2 = &slower<Algorithm::winograd4x2>;
 constexpr auto slower_winograd2 = &slower<Algorithm::winograd2>;
+constexpr auto inexact_winograd4 = &inexact<Algorithm::winograd4>;
+constexpr auto inexact_winograd4x2 = &inexact<Algorithm::winograd4x2>;
 
 #if defined(__x86_64__)
 const char* why_not_bf16_dot(const ConvParams& p) {
@@ -159,6 +165,7 @@ const char* why_not_bf16x6_tiles(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
 }
+const char* inexact_bf16x6(const ConvParams&) { return "takes numbers below 2^-126 for zeros"; }
 #endif
 
 // Both directions run the same kernels; two tables so that each can be studied and forced on its own.
@@ -175,9 +182,9 @@ constexpr Variant<ConvParams> kRows[] = {
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
     {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
-     slower_winograd4, &avx512::conv_winograd4_kept},
+     slower_winograd4, &avx512::conv_winograd4_kept, inexact_winograd4},
     {"winograd4x2_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4x2_workspace,
-     &avx512::conv_winograd4x2, slower_winograd4x2, &avx512::conv_winograd4x2_kept},
+     &avx512::conv_winograd4x2, slower_winograd4x2, &avx512::conv_winograd4x2_kept, inexact_winograd4x2},
     {"winograd2_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd2_workspace, &avx512::conv_winograd2,
      slower_winograd2, &avx512::conv_winograd2_kept},
     {"im2col_nchw_f32_avx512", Isa::avx512, &why_not_im2col_nchw, &avx512::conv_im2col_workspace, &avx512::conv_im2col,
@@ -186,14 +193,14 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512::conv_igemm_kept},
     // Behind a row that takes everything, so never taken unless asked for: numbers below 2^-126 are zeros to it.
     {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6,
-     nullptr, &amx::conv_igemm_bf16x6_kept},
+     nullptr, &amx::conv_igemm_bf16x6_kept, &inexact_bf16x6},
     {"small_groups_avx2", Isa::avx2, &why_not_small_groups<32>, &avx2::conv_small_groups_workspace,
      &avx2::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
     {"winograd4_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4_workspace, &avx2::conv_winograd4,
-     slower_winograd4, &avx2::conv_winograd4_kept},
+     slower_winograd4, &avx2::conv_winograd4_kept, inexact_winograd4},
     {"winograd4x2_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4x2_workspace, &avx2::conv_winograd4x2,
-     slower_winograd4x2, &avx2::conv_winograd4x2_kept},
+     slower_winograd4x2, &avx2::conv_winograd4x2_kept, inexact_winograd4x2},
     {"winograd2_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd2_workspace, &avx2::conv_winograd2,
      slower_winograd2, &avx2::conv_winograd2_kept},
     {"im2col_nchw_f32_avx2", Isa::avx2, &why_not_im2col_nchw, &avx2::conv_im2col_workspace, &avx2::conv_im2col,
@@ -205,9 +212,9 @@ constexpr Variant<ConvParams> kRows[] = {
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
      &portable::conv_depthwise},
     {"winograd4_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4_workspace,
-     &portable::conv_winograd4, slower_winograd4, &portable::conv_winograd4_kept},
+     &portable::conv_winograd4, slower_winograd4, &portable::conv_winograd4_kept, inexact_winograd4},
     {"winograd4x2_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4x2_workspace,
-     &portable::conv_winograd4x2, slower_winograd4x2, &portable::conv_winograd4x2_kept},
+     &portable::conv_winograd4x2, slower_winograd4x2, &portable::conv_winograd4x2_kept, inexact_winograd4x2},
     {"winograd2_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd2_workspace,
      &portable::conv_winograd2, slower_winograd2, &portable::conv_winograd2_kept},
     {"im2col_nchw_f32_portable", Isa::portable, &why_not_im2col_nchw, &portable::conv_im2col_workspace,
@@ -221,7 +228,7 @@ constexpr Variant<ConvParams> kRows[] = {
     {"igemm_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_bf16x3_tiles, &amxmodel::conv_igemm_bf16x3_workspace,
      &amxmodel::conv_igemm_bf16x3, nullptr, &amxmodel::conv_igemm_bf16x3_kept},
     {"igemm_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_bf16x6_tiles, &amxmodel::conv_igemm_bf16x6_workspace,
-     &amxmodel::conv_igemm_bf16x6, nullptr, &amxmodel::conv_igemm_bf16x6_kept},
+     &amxmodel::conv_igemm_bf16x6, nullptr, &amxmodel::conv_igemm_bf16x6_kept, &inexact_bf16x6},
 #endif
     {"ref", Isa::portable, nullptr, nullptr, &conv_ref},
 };

@@ -21,14 +21,15 @@
 
 namespace fastcv {
 
-enum class Activation : int32_t { none, relu, relu6, silu, hardswish };
-inline constexpr int kActivations = 5;
+enum class Activation : int32_t { none, relu, relu6, silu, hardswish, gelu };
+inline constexpr int kActivations = 6;
 
 // What float32 may be computed with; other dtypes ignore it. highest: float32 arithmetic, in any algorithm that meets
 // the accuracy rule, denormals taken for zeros; ieee: the products and sums of the formula above themselves, denormals
 // too.
 enum class Precision : int32_t { highest, high, medium, ieee };
 inline constexpr int kPrecisions = 4;
+inline constexpr const char* kPrecisionWords[] = {"highest", "high", "medium", "ieee"};
 
 // Where the weights stand in a kernel's own arrangement: in scratch, for one call; or in ConvParams::packed, between
 // calls, of any number of images of any size. `fill` writes them there and computes nothing.
@@ -53,6 +54,29 @@ struct ConvParams {
   bool channels_last, weight_channels_last;
 
   bool operator==(const ConvParams&) const = default;
+
+  // What the choice of a variant may depend on (common/layer.h).
+  static void layer(auto& p, auto& visit) {
+    visit("input_channels", p.c);
+    visit("output_channels", p.k);
+    visit("groups", p.groups);
+    visit("input_size", p.in, 0);
+    visit("output_size", p.out);
+    visit("kernel_size", p.kernel);
+    visit("stride", p.stride);
+    visit("dilation", p.dilation);
+    visit("padding", p.pad, 0);
+    visit("transposed", p.transposed, kTruthWords);
+    visit("dtype", p.dtype, kDTypeWords);
+    visit("precision", p.precision, kPrecisionWords);
+    visit("layout", p.channels_last, kLayoutWords);
+    visit("weight_layout", p.weight_channels_last, kLayoutWords);
+  }
+  static ConvParams of_one_image() {
+    ConvParams p{};
+    p.n = 1;
+    return p;
+  }
 };
 
 extern const VariantTable<ConvParams> conv_table;        // conv

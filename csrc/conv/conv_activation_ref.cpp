@@ -4,6 +4,7 @@
 
 #include "common/dispatch.h"
 #include "common/scalar.h"
+#include "conv/conv_gelu.h"
 #include "conv/conv_sigmoid.h"
 
 namespace fastcv {
@@ -43,6 +44,13 @@ double derivative(Activation activation, int order, double x, bool* zero) {
       *zero = order > 2 || x <= -3 || (order == 2 && !(x < 3));
       if (order == 0) return x >= 3 ? x : x * (x + 3) / 6;
       return order == 2 ? 1.0 / 3 : x < 3 ? x / 3 + 0.5 : 1;
+    case Activation::gelu: {
+      const double distribution = std::erfc(-x * 0.70710678118654752440) / 2;
+      if (order == 0) return x * distribution;
+      double c[kActivationOrders + 2];
+      gelu_derivative(order, c);
+      return polynomial(c, x) * kNormalDensity * std::exp(-x * x / 2) + (order == 1 ? distribution : 0);
+    }
   }
   __builtin_unreachable();
 }

@@ -1,6 +1,7 @@
 #include "conv/conv_activation.h"
 
 #include "common/dispatch.h"
+#include "conv/conv_gelu.h"
 #include "conv/conv_sigmoid.h"
 #include "conv/conv_store.h"
 
@@ -78,6 +79,17 @@ void run(const ConvActivationParams& p, int64_t begin, int64_t end) {
         a = select<T>(positive & all(order % 2 == 0), -a, a);
         b = select<T>(positive & all(order % 2 == 1), order == 1 ? V(T(1)) - b : -b, b);
         f = fma(x, a, V(static_cast<T>(order)) * b);
+        zero = all(false);
+      });
+    }
+    case Activation::gelu: {
+      double c[kActivationOrders + 2];
+      gelu_derivative(order, c);
+      return apply<S>(p, begin, end, [&](V x, V& f, Mask<T>& zero) {
+        V sum(static_cast<T>(c[order]));
+        for (int k = order - 1; k >= 0; --k) sum = fma(sum, x, V(static_cast<T>(c[k])));
+        f = sum * (V(static_cast<T>(kNormalDensity)) * exp(V(T(-0.5)) * x * x));
+        if (order == 1) f = f + normal_distribution(x);
         zero = all(false);
       });
     }

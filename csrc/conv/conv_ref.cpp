@@ -10,6 +10,8 @@
 namespace fastcv {
 namespace {
 
+constexpr double kRootHalf = 0.70710678118654752440;
+
 double activate(double v, Activation activation) {
   switch (activation) {
     case Activation::none:
@@ -22,6 +24,8 @@ double activate(double v, Activation activation) {
       return v / (1 + std::exp(-v));
     case Activation::hardswish:
       return v <= -3 ? 0 : v >= 3 ? v : v * (v + 3) / 6;
+    case Activation::gelu:
+      return v * std::erfc(-v * kRootHalf) / 2;
   }
   __builtin_unreachable();
 }

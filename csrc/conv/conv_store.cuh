@@ -18,6 +18,8 @@ __device__ __forceinline__ T activate(T v, Activation activation) {
       return v / (1 + exp(-v));
     case Activation::hardswish:
       return v <= -3 ? T(0) : v >= 3 ? v : v * (v + 3) / 6;
+    case Activation::gelu:
+      return v * (erfc(v * T(-0.70710678118654752440)) / 2);
   }
   return v;
 }

@@ -55,10 +55,16 @@ Algorithm best(const ConvWgradParams& p) {
 }
 
 template <Algorithm algorithm>
+const char* inexact(const ConvWgradParams& p) {
+  return accurate(p, algorithm) ? nullptr : "needs more pixels, or row-major images, to be as exact as torch";
+}
+template <Algorithm algorithm>
 const char* slower(const ConvWgradParams& p) {
-  if (!accurate(p, algorithm)) return "needs more pixels, or row-major images, to be as exact as torch";
   return best(p) == algorithm ? nullptr : "another algorithm costs less";
 }
+constexpr auto inexact_winograd4 = &inexact<Algorithm::winograd4>;
+constexpr auto inexact_winograd4x2 = &inexact<Algorithm::winograd4x2>;
+constexpr auto inexact_winograd2 = &inexact<Algorithm::winograd2>;
 constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
 constexpr auto slower_winograd4x2 = &slower<Algorithm::winograd4x2>;
 constexpr auto slower_winograd2 = &slower<Algorithm::winograd2>;
@@ -73,17 +79,14 @@ const char* why_not_winograd(const ConvWgradParams& p) {
   return nullptr;
 }
 
-#define FASTCV_ROWS(isa)                                                                                           \
-  {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace,          \
-   &isa::conv_wgrad_depthwise},                                                                                    \
-      {"winograd4_f32_" #isa,      Isa::isa,        &why_not_winograd, &isa::conv_wgrad_winograd4_workspace,       \
-       &isa::conv_wgrad_winograd4, slower_winograd4},                                                              \
-      {"winograd4x2_f32_" #isa,      Isa::isa,          &why_not_winograd, &isa::conv_wgrad_winograd4x2_workspace, \
-       &isa::conv_wgrad_winograd4x2, slower_winograd4x2},                                                          \
-      {"winograd2_f32_" #isa,      Isa::isa,        &why_not_winograd, &isa::conv_wgrad_winograd2_workspace,       \
-       &isa::conv_wgrad_winograd2, slower_winograd2},                                                              \
-  {                                                                                                                \
-    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                                  \
+#define FASTCV_WINOGRAD(name, isa)                                                                 \
+  {#name "_f32_" #isa,      Isa::isa,      &why_not_winograd, &isa::conv_wgrad_##name##_workspace, \
+   &isa::conv_wgrad_##name, slower_##name, nullptr,           inexact_##name}
+#define FASTCV_ROWS(isa)                                                                                     \
+  {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace,    \
+   &isa::conv_wgrad_depthwise},                                                                              \
+      FASTCV_WINOGRAD(winograd4, isa), FASTCV_WINOGRAD(winograd4x2, isa), FASTCV_WINOGRAD(winograd2, isa), { \
+    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                            \
   }
 
 constexpr Variant<ConvWgradParams> kRows[] = {
@@ -103,6 +106,7 @@ constexpr Variant<ConvWgradParams> kRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &conv_wgrad_ref},
 };
 #undef FASTCV_ROWS
+#undef FASTCV_WINOGRAD
 
 const char* why_not_depthwise_gpu(const ConvWgradParams& p) {
   if (p.in_channels != p.groups) return "needs one input channel per group";

@@ -26,6 +26,29 @@ struct ConvWgradParams {
   bool input_channels_last, grad_channels_last, weight_channels_last;
   DType dtype;
   Precision precision;
+
+  // What the choice of a variant may depend on (common/layer.h).
+  static void layer(auto& p, auto& visit) {
+    visit("input_channels", p.in_channels);
+    visit("output_channels", p.out_channels);
+    visit("groups", p.groups);
+    visit("input_size", p.in, 0);
+    visit("output_size", p.out, 0);
+    visit("kernel_size", p.kernel);
+    visit("stride", p.stride);
+    visit("dilation", p.dilation);
+    visit("padding", p.pad, 0);
+    visit("dtype", p.dtype, kDTypeWords);
+    visit("precision", p.precision, kPrecisionWords);
+    visit("layout", p.input_channels_last, kLayoutWords);
+    visit("gradient_layout", p.grad_channels_last, kLayoutWords);
+    visit("weight_layout", p.weight_channels_last, kLayoutWords);
+  }
+  static ConvWgradParams of_one_image() {
+    ConvWgradParams p{};
+    p.batch = 1;
+    return p;
+  }
 };
 
 extern const VariantTable<ConvWgradParams> conv_wgrad_table;

@@ -47,6 +47,21 @@ template <class T, class S>
 void store_results(const Root<T>& root, const T* sums, int64_t count, S* to, int64_t stride) {
   for (int64_t i = 0; i < count; ++i) store_result(to + i * stride, root(sums[i]));
 }
+// Roots of integers in vectors of doubles, rounded once.
+void store_roots(const int32_t* sums, int64_t count, float* to) {
+  constexpr int w = Vec<double>::width;
+  typedef int32_t Ints __attribute__((vector_size(kVectorBytes / 2)));
+  typedef float Floats __attribute__((vector_size(kVectorBytes / 2)));
+  int64_t i = 0;
+  for (; i + w <= count; i += w) {
+    Ints s;
+    std::memcpy(&s, sums + i, sizeof s);
+    const Vec<double> root = sqrt(Vec<double>(__builtin_convertvector(s, Vec<double>::Raw)));
+    const Floats rounded = __builtin_convertvector(root.v, Floats);
+    std::memcpy(to + i, &rounded, sizeof rounded);
+  }
+  for (; i < count; ++i) to[i] = static_cast<float>(__builtin_sqrt(sums[i]));
+}
 // Full rows of vectors, for the common case: p with a cheap root, float sums, lanes along the output's rows.
 template <class T, class S>
 void store_vectors(const Root<T>& root, const T* sums, int64_t count, S* to) {
@@ -81,6 +96,10 @@ void run(const CdistParams& p, const DistanceKernel<T>& kernel, const Exec& exec
             continue;
           }
         }
+        if constexpr (std::is_same_v<T, int32_t> && std::is_same_v<S, float>) {
+          store_roots(from, lanes, out + (row0 + r) * p.n + lane0);
+          continue;
+        }
         store_results(root, from, lanes, out + (row0 + r) * p.n + lane0, 1);
       }
     };
@@ -111,6 +130,12 @@ void run(const CdistParams& p, const DistanceKernel<T>& kernel, const Exec& exec
   });
 }
 
+template <class T>
+size_t workspace(const CdistParams& p, const DistanceKernel<T>& kernel, int threads) {
+  const Plan<T> plan(p, kernel, threads);
+  return sizeof(T) * plan.threads * plan.scratch;
+}
+
 }  // namespace
 
 void cdist(const CdistParams& p, const Exec& exec) {
@@ -120,11 +145,15 @@ void cdist(const CdistParams& p, const Exec& exec) {
 
 size_t cdist_workspace(const CdistParams& p, int threads) {
   size_t bytes = 0;
-  with_kernel(p.dtype, p.p, p.depth, [&]<class T>(const DistanceKernel<T>& kernel) {
-    const Plan<T> plan(p, kernel, threads);
-    bytes = sizeof(T) * plan.threads * plan.scratch;
-  });
+  with_kernel(p.dtype, p.p, p.depth, [&](const auto& kernel) { bytes = workspace(p, kernel, threads); });
   return bytes;
+}
+
+void cdist_products(const CdistParams& p, const ByteProducts& products, const Exec& exec) {
+  run(p, product_kernel(products), exec);
+}
+size_t cdist_products_workspace(const CdistParams& p, const ByteProducts& products, int threads) {
+  return workspace(p, product_kernel(products), threads);
 }
 
 }  // namespace fastcv::FASTCV_ISA

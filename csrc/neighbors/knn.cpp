@@ -1,5 +1,6 @@
 #include "neighbors/knn.h"
 
+#include "neighbors/byte_products.h"
 #include "neighbors/bytes.h"
 #include "neighbors/knn_filter.h"
 #include "neighbors/knn_plan.h"
@@ -11,6 +12,8 @@ constexpr Variant<KnnParams> kRows[] = {
 #if defined(__x86_64__)
     {"filter_avx512bf16", Isa::avx512bf16, &knn_filter_why_not, &avx512bf16::knn_filter_workspace,
      &avx512bf16::knn_filter, &knn_filter_slower},
+    {"product_u8_avx512vnni", Isa::avx512vnni, &products_why_not, &avx512vnni::knn_products_workspace,
+     &avx512vnni::knn_products},
     {"bytes_f32_avx512", Isa::avx512, &bytes_why_not, &avx512::knn_bytes_workspace, &avx512::knn_bytes},
     {"filter_avx512", Isa::avx512, &knn_filter_why_not, &avx512::knn_filter_workspace, &avx512::knn_filter,
      &knn_filter_slower_avx512},

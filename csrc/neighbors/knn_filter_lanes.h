@@ -10,6 +10,8 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
+constexpr int kMostGroup = 8;
+
 struct Pair {
   int32_t lane, reference;
   float low;  // the least that |q - r|^2 - |q|^2 can be
@@ -19,6 +21,8 @@ template <class P>
 struct FilterPlan {
   using T = typename P::T;
   int threads, panels;
+  int group;       // blocks of references at a time
+  bool one_panel;  // at a time: its sums are looked at before the next one's are made
   int64_t units, chunks, lanes, capacity, most, lists;
   int64_t packed_bytes, rows_bytes, sums_bytes, state_bytes, pairs_bytes, best_bytes, center_bytes, rest_bytes;
 
@@ -40,11 +44,18 @@ struct FilterPlan {
     capacity = (8 + 2 * p.k) * lanes + kLanes<T>;
     most = lanes * (64 + 8 * p.k + p.n / 8);
     lists = p.k <= 2 ? 0 : p.k;
+    // For k <= 2 many references are looked at together: what the first bounds would let pass, the last exclude. Where
+    // packed queries outgrow the cache, more references use each part of them that comes in.
+    const int64_t blocks = (p.n + kRowBlock - 1) / kRowBlock, most_group = units > kDepthBlock ? 4
+                                                                           : p.k > 2           ? 1
+                                                                                               : kMostGroup;
+    group = static_cast<int>(blocks < most_group ? blocks : most_group);
+    one_panel = units <= kDepthBlock;
     const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     packed_bytes = round(lanes * units * sizeof(T));
-    rows_bytes = round(kRowBlock * kRowStride<T> * sizeof(T));
-    sums_bytes = round(lanes * kRowBlock * sizeof(float));
-    state_bytes = round(lanes * (5 + lists) * sizeof(float));
+    rows_bytes = round(group * kRowBlock * kRowStride<T> * sizeof(T));
+    sums_bytes = round((one_panel ? kLanes<T> : lanes) * group * kRowBlock * sizeof(float));
+    state_bytes = round(lanes * (6 + lists) * sizeof(float));
     pairs_bytes = round(capacity * sizeof(Pair));
     best_bytes = round(lanes * p.k * sizeof(Neighbor));
     center_bytes = round(p.depth * (size == 8 ? 8 : 4));
@@ -71,7 +82,8 @@ struct FilterChunk {
   T *packed, *rows;
   float *sums, *a, *b, *square;
   float *first, *last;  // the least and the k-th of a lane's upper bounds, without |q|^2
-  float* lists;         // [lane][k]: for k > 2 all of them, ascending
+  float* most_low;      // what drop_pairs compares with
+  float* lists;         // [lane][k]: for k > 2 all upper bounds, ascending
   Pair* pairs;
   Neighbor* best;  // [lane][k], ascending
   A* center;
@@ -95,7 +107,8 @@ struct FilterChunk {
     square = b + plan.lanes;
     first = square + plan.lanes;
     last = p.k == 1 ? first : first + plan.lanes;
-    lists = first + 2 * plan.lanes;
+    most_low = first + 2 * plan.lanes;
+    lists = most_low + plan.lanes;
     pairs = reinterpret_cast<Pair*>(take(plan.pairs_bytes));
     best = reinterpret_cast<Neighbor*>(take(plan.best_bytes));
     center = reinterpret_cast<A*>(take(plan.center_bytes));
@@ -170,6 +183,8 @@ struct FilterChunk {
       store(first + lane, min(mine, upper));
       most[v] = limits(lane) + widths[v];
     }
+    float each[kLanes<T>];
+    for (int v = 0; v < n; ++v) store(each + v * kW, widths[v]);
     const uint32_t lanes = used(lane0);
     for (int r = 0; r < nr; ++r) {
       const float* from = s + r * kLanes<T>;
@@ -178,8 +193,6 @@ struct FilterChunk {
       for (int v = 0; v < n; ++v) bits |= not_greater_bits(load(from + v * kW), most[v]) << (v * kW);
       if ((bits &= lanes) == 0) [[likely]]
         continue;
-      float each[kLanes<T>];
-      for (int v = 0; v < n; ++v) store(each + v * kW, widths[v]);
       for (; bits != 0; bits &= bits - 1) {
         const int lane = __builtin_ctz(bits);
         add_pair(lane0 + lane, row0 + r, from[lane] - each[lane]);
@@ -235,12 +248,11 @@ struct FilterChunk {
 
   // Forgets the pairs that no longer matter.
   void drop_pairs() {
-    float most[kW];
-    int64_t kept = 0, known = -1;  // pairs come panel by panel: neighbours share a vector of lanes
+    for (int64_t lane = 0; lane < count; lane += kW) store(most_low + lane, limits(lane));
+    int64_t kept = 0;
     for (int64_t i = 0; i < waiting; ++i) {
-      const int64_t lane = pairs[i].lane / kW * kW;
-      if (lane != known) store(most, limits(known = lane));
-      if (!(pairs[i].low > most[pairs[i].lane - lane])) pairs[kept++] = pairs[i];
+      pairs[kept] = pairs[i];
+      kept += !(pairs[i].low > most_low[pairs[i].lane]);
     }
     waiting = kept;
   }
@@ -281,11 +293,12 @@ struct FilterChunk {
     const int panels = static_cast<int>((count + kLanes<T> - 1) / kLanes<T>);
     const DistanceKernel<T> kernel{Metric::l2, 2, P::kUnitSize, nullptr, nullptr, sizeof(S)};
     alignas(64) float coordinates[kDepthBlock * P::kUnitSize];
-    Norms norms[kRowBlock];
-    float rho[kRowBlock];
-    for (int64_t row0 = 0; row0 < p.n; row0 += kRowBlock) {
+    Norms norms[kMostGroup * kRowBlock];
+    float rho[kMostGroup * kRowBlock];
+    const int64_t together = plan.group * kRowBlock;
+    for (int64_t row0 = 0; row0 < p.n; row0 += together) {
       if (seen + waiting > plan.most) return false;
-      const int nr = static_cast<int>(p.n - row0 < kRowBlock ? p.n - row0 : kRowBlock);
+      const int nr = static_cast<int>(p.n - row0 < together ? p.n - row0 : together);
       for (int r = 0; r < nr; ++r) norms[r] = Norms();
       RowBound all{0, 0, 0};
       for (int64_t unit = 0; unit < plan.units; unit += kDepthBlock) {
@@ -305,10 +318,10 @@ struct FilterChunk {
         }
         for (int r = nr; r % kRowTile != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
         for (int panel = 0; panel < panels; ++panel) {
-          T* to = reinterpret_cast<T*>(sums) + panel * kRowBlock * kLanes<T>;
-          block<P>(kernel, packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, to, unit == 0);
+          float* s = plan.one_panel ? sums : sums + panel * together * kLanes<T>;
+          block<P>(kernel, packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
+                   unit == 0, last);
           if (!last) continue;
-          float* s = sums + panel * kRowBlock * kLanes<T>;
           const int64_t lane0 = panel * kLanes<T>;
           if (p.k == 1) select<false>(s, lane0, row0, nr, rho, all);
           else if (p.k == 2) select<true>(s, lane0, row0, nr, rho, all);

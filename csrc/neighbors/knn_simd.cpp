@@ -86,11 +86,10 @@ struct Candidates {
   int64_t k, capacity;
 
   void start(int64_t queries, int64_t lanes) {
-    for (int64_t q = 0; q < lanes; ++q) {
-      limit[q] = q < queries ? kNoKey<T> : 0;
-      nearest[q] = 0;
-      count[q] = 0;
-    }
+    std::memset(nearest, 0, lanes * sizeof(K));
+    std::memset(count, 0, lanes * sizeof(int64_t));
+    for (int64_t q = 0; q < lanes; q += Vec<K>::width) detail::store_raw(limit + q, Vec<K>(kNoKey<T>));
+    for (int64_t q = queries; q < lanes; ++q) limit[q] = 0;
   }
   void insert(int64_t q, K key, int64_t index) {
     Neighbor* mine = all + q * capacity;
@@ -179,6 +178,37 @@ void emit(const KnnParams& p, const Root<T>& root, const Neighbor* best, int64_t
   });
 }
 
+// k = 1, in vectors. Returns false where the types are others.
+template <class T>
+bool emit_nearest(const KnnParams& p, const Root<T>& root, const Candidates<T>& best, int64_t query, int64_t queries) {
+  if constexpr (std::is_integral_v<T>) {
+    return false;
+  } else {
+    if (p.k_out != 1 || root.kind == RootKind::general || p.out_dtype != (sizeof(T) == 8 ? DType::f64 : DType::f32))
+      return false;
+    constexpr int w = Vec<T>::width;
+    T* distances = static_cast<T*>(p.distances) + query;
+    for (int64_t q = 0; q < queries; q += w) {
+      const Vec<T> sum = bitcast<T>(detail::load_raw(best.limit + q));
+      const Vec<T> result = root.kind == RootKind::square ? sqrt(sum) : sum;
+      if (q + w <= queries) detail::store_raw(distances + q, result);
+      else detail::store_raw_n(distances + q, result, static_cast<int>(queries - q));
+    }
+    int64_t q = 0;
+    if constexpr (sizeof(T) == 4) {
+      typedef int32_t Half __attribute__((vector_size(kVectorBytes / 2)));
+      constexpr int n = Vec<int64_t>::width;
+      for (; q + n <= queries; q += n) {
+        Half narrow;
+        std::memcpy(&narrow, best.nearest + q, sizeof narrow);
+        detail::store_raw(p.indices + query + q, Vec<int64_t>(__builtin_convertvector(narrow, Vec<int64_t>::Raw)));
+      }
+    }
+    for (; q < queries; ++q) p.indices[query + q] = best.nearest[q];
+    return true;
+  }
+}
+
 template <class T>
 void run(const KnnParams& p, const DistanceKernel<T>& kernel, const Exec& exec) {
   using K = KeyOf<T>;
@@ -213,6 +243,7 @@ void run(const KnnParams& p, const DistanceKernel<T>& kernel, const Exec& exec) 
               if (nearest) offer_nearest(candidates, scratch.sums, panels, row0, nr);
               else offer(candidates, scratch.sums, panels, row0, nr);
             });
+      if (nearest && plan.segments == 1 && emit_nearest(p, root, candidates, b * p.m + q0, queries)) continue;
       for (int64_t q = 0; q < queries; ++q) {
         const Neighbor one{candidates.limit[q], candidates.nearest[q]};
         const Neighbor* best = nearest ? &one : candidates.finish(q);
@@ -244,6 +275,13 @@ void run(const KnnParams& p, const DistanceKernel<T>& kernel, const Exec& exec) 
   });
 }
 
+template <class T>
+size_t workspace(const KnnParams& p, const DistanceKernel<T>& kernel, int threads) {
+  if (p.batch * p.m == 0) return 0;
+  const Plan<T> plan(p, kernel, threads);
+  return plan.threads * plan.slot_bytes + plan.merge_bytes;
+}
+
 }  // namespace
 
 void knn(const KnnParams& p, const Exec& exec) {
@@ -252,13 +290,16 @@ void knn(const KnnParams& p, const Exec& exec) {
 }
 
 size_t knn_workspace(const KnnParams& p, int threads) {
-  if (p.batch * p.m == 0) return 0;
   size_t bytes = 0;
-  with_kernel(p.dtype, p.p, p.depth, [&]<class T>(const DistanceKernel<T>& kernel) {
-    const Plan<T> plan(p, kernel, threads);
-    bytes = plan.threads * plan.slot_bytes + plan.merge_bytes;
-  });
+  with_kernel(p.dtype, p.p, p.depth, [&](const auto& kernel) { bytes = workspace(p, kernel, threads); });
   return bytes;
+}
+
+void knn_products(const KnnParams& p, const ByteProducts& products, const Exec& exec) {
+  if (p.batch * p.m > 0) run(p, product_kernel(products), exec);
+}
+size_t knn_products_workspace(const KnnParams& p, const ByteProducts& products, int threads) {
+  return workspace(p, product_kernel(products), threads);
 }
 
 }  // namespace fastcv::FASTCV_ISA

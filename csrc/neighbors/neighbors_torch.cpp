@@ -168,7 +168,8 @@ std::tuple<Tensor, Tensor> knn_backward(const Tensor& grad, const Tensor& x, con
   const Tensor g = as_dense(grad), d = as_dense(distance), i = as_dense(index);
   const int64_t* chosen = static_cast<const int64_t*>(i.data_ptr());
   for (int64_t j = 0; !i.is_cuda() && j < i.numel(); ++j)  // on a GPU the kernel looks
-    check(chosen[j] >= -1 && chosen[j] < b.rows, op, ": index ", chosen[j], " is outside [-1, ", b.rows, ")");
+    if (chosen[j] < -1 || chosen[j] >= b.rows) [[unlikely]]
+      check(false, op, ": index ", chosen[j], " is outside [-1, ", b.rows, ")");
   const Ints none{0};
   Tensor grad_x = empty(need_x ? sizes(x) : none, x.scalar_type(), x);
   Tensor grad_y = empty(need_y ? sizes(y) : none, x.scalar_type(), x);

@@ -9,6 +9,7 @@
 #include "common/parallel.h"
 #include "common/simd.h"
 #include "common/types.h"
+#include "neighbors/byte_products.h"
 
 namespace fastcv::FASTCV_ISA {
 
@@ -44,10 +45,12 @@ struct DistanceKernel {
   // Units [begin, begin + count) of a row of `depth` elements, widened to T; what lies beyond the depth is zero.
   void (*read)(const void* row, int64_t depth, int64_t begin, int count, T* to);
   // sums[r][lane] = (first ? nothing : sums[r][lane]) + the sum over `count` units, for nr rows (rounded up to a tile).
-  void (*block)(const DistanceKernel&, const T* panel, const T* rows, int count, int nr, T* sums, bool first);
-  int64_t source_bytes;  // of one element in the tensor
+  void (*block)(const DistanceKernel&, const T* panel, const T* rows, int count, int nr, T* sums, bool first,
+                bool last);
+  int64_t source_bytes;                    // of one element in the tensor
+  const ByteProducts* products = nullptr;  // lanes are read by another function, and a unit of terms ends each row
 
-  int64_t units(int64_t depth) const { return (depth + unit - 1) / unit; }
+  int64_t units(int64_t depth) const { return (depth + unit - 1) / unit + (products != nullptr); }
 };
 
 // How many threads are worth waking for this many steps of one pair and one unit.
@@ -63,6 +66,7 @@ void distance_kernel(DType storage, Metric metric, double p, DistanceKernel<floa
 void distance_kernel(DType storage, Metric metric, double p, DistanceKernel<double>& kernel);
 void distance_kernel(DType storage, Metric metric, double p, DistanceKernel<int32_t>& kernel);
 void distance_kernel(DType storage, Metric metric, double p, DistanceKernel<int64_t>& kernel);
+DistanceKernel<int32_t> product_kernel(const ByteProducts& products);
 
 // `count` rows from `rows` on into panels, missing lanes zero. to: [panels][units][kLanes].
 void pack_panels(const DistanceKernel<float>&, const void* rows, int64_t count, int64_t depth, float* to);
@@ -121,7 +125,7 @@ FASTCV_INLINE void sweep(const DistanceKernel<T>& kernel, const SweepScratch<T>&
       for (int r = nr; r % kRowTile != 0; ++r) __builtin_memset(scratch.rows + r * kRowStride<T>, 0, count * sizeof(T));
       for (int p = 0; p < panels; ++p)
         kernel.block(kernel, scratch.packed + (p * units + unit) * kLanes<T>, scratch.rows, count, nr,
-                     scratch.sums + p * kRowBlock * kLanes<T>, unit == 0);
+                     scratch.sums + p * kRowBlock * kLanes<T>, unit == 0, unit + count == units);
     }
     if (units == 0) __builtin_memset(scratch.sums, 0, sizeof(T) * panels * kRowBlock * kLanes<T>);
     done(row, nr);

@@ -33,7 +33,8 @@ void tile(const M& metric, const T* panel, const T* rows, int count, T* sums, bo
 }
 
 template <class M, class T = typename M::T>
-void block(const DistanceKernel<T>& kernel, const T* panel, const T* rows, int count, int nr, T* sums, bool first) {
+void block(const DistanceKernel<T>& kernel, const T* panel, const T* rows, int count, int nr, T* sums, bool first,
+           bool) {
   const M metric(kernel.p);
   for (int r = 0; r < nr; r += kRowTile)
     tile<M>(metric, panel, rows + r * kRowStride<T>, count, sums + r * kLanes<T>, first);

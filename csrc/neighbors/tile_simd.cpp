@@ -130,12 +130,48 @@ void read_pairs(const void* row, int64_t depth, int64_t begin, int count, int32_
 
 // ---- packing lanes -----------------------------------------------------------------------------------------------
 
+#if defined(__AVX512F__)
+constexpr int kFewCoordinates = 8;
+
+// Of up to eight coordinates: whole vectors of float rows lie in as many vectors as there are coordinates, and each
+// coordinate is picked out of these. Returns how many rows that were.
+int64_t pack_few(const float* rows, int64_t count, int depth, float* to) {
+  constexpr int w = Vec<float>::width;
+  __m512i place[kFewCoordinates];
+  __mmask16 from[kFewCoordinates][kFewCoordinates];  // which lanes of a coordinate stand in which vector
+  for (int d = 0; d < depth; ++d) {
+    place[d] = (__m512i)(iota<int32_t>() * Vec<int32_t>(depth) + Vec<int32_t>(d)).v;
+    for (int j = 0; j < depth; ++j)
+      from[d][j] = _mm512_cmpeq_epi32_mask(_mm512_srai_epi32(place[d], 4), _mm512_set1_epi32(j));
+  }
+  for (int64_t lane = 0; lane + w <= count; lane += w, rows += w * depth) {
+    float* panel = to + lane / kLanes<float> * depth * kLanes<float> + lane % kLanes<float>;
+    for (int d = 0; d < depth; ++d) {
+      __m512 picked = _mm512_setzero_ps();
+      for (int j = 0; j < depth; ++j)
+        picked = _mm512_mask_permutexvar_ps(picked, from[d][j], place[d], _mm512_loadu_ps(rows + j * w));
+      _mm512_storeu_ps(panel + d * kLanes<float>, picked);
+    }
+  }
+  return count / w * w;
+}
+#endif
+
 template <class T>
 void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int64_t depth, T* to) {
   constexpr int w = Vec<T>::width;
   alignas(64) T block[w * kRowStride<T>];
   const int64_t units = kernel.units(depth);
-  for (int64_t lane = 0; lane < count; lane += w) {
+  auto read = kernel.read;
+  if constexpr (std::is_same_v<T, int32_t>)
+    if (kernel.products != nullptr) read = kernel.products->read_lane;
+  int64_t lane = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    if (depth <= kFewCoordinates && read == &read_widened<float, float>)
+      lane = pack_few(static_cast<const float*>(rows), count, static_cast<int>(depth), to);
+#endif
+  for (; lane < count; lane += w) {
     const int here = static_cast<int>(count - lane < w ? count - lane : w);
     T* panel = to + lane / kLanes<T> * units * kLanes<T> + lane % kLanes<T>;
     for (int64_t unit = 0; unit < units; unit += kDepthBlock) {
@@ -143,8 +179,7 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
       for (int i = 0; i < w; ++i) {
         T* row = block + i * kRowStride<T>;
         if (i >= here) std::memset(row, 0, n * sizeof(T));
-        else
-          kernel.read(static_cast<const char*>(rows) + (lane + i) * depth * kernel.source_bytes, depth, unit, n, row);
+        else read(static_cast<const char*>(rows) + (lane + i) * depth * kernel.source_bytes, depth, unit, n, row);
       }
       int u = 0;
       for (; u + w <= n; u += w) {
@@ -158,7 +193,7 @@ void pack(const DistanceKernel<T>& kernel, const void* rows, int64_t count, int6
     }
   }
   // The lanes of vectors that no row reached.
-  for (int64_t lane = (count + w - 1) / w * w; lane % kLanes<T> != 0; lane += w)
+  for (lane = (count + w - 1) / w * w; lane % kLanes<T> != 0; lane += w)
     for (int64_t unit = 0; unit < units; ++unit)
       detail::store_raw(to + lane / kLanes<T> * units * kLanes<T> + unit * kLanes<T> + lane % kLanes<T>, Vec<T>(T(0)));
 }
@@ -206,6 +241,13 @@ void distance_kernel(DType, Metric metric, double p, DistanceKernel<int32_t>& ke
 }
 void distance_kernel(DType, Metric metric, double p, DistanceKernel<int64_t>& kernel) {
   kernel = {metric, p, 8, &read_bytes, &block<U8L1>, 1};
+}
+
+DistanceKernel<int32_t> product_kernel(const ByteProducts& products) {
+  const auto block = [](const DistanceKernel<int32_t>& kernel, const int32_t* panel, const int32_t* rows, int count,
+                        int nr, int32_t* sums, bool first,
+                        bool last) { kernel.products->block(panel, rows, count, nr, sums, first, last); };
+  return {Metric::u8_l2, 2, 4, products.read_row, block, 1, &products};
 }
 
 void pack_panels(const DistanceKernel<float>& k, const void* rows, int64_t count, int64_t depth, float* to) {

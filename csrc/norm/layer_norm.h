@@ -37,6 +37,9 @@ static inline int64_t layer_norm_super_rows(int64_t m) {
   return rows < 16 ? 16 : rows;
 }
 
+// Packs of 16 bytes of the longest row that a warp keeps in its registers on CUDA.
+constexpr int64_t kLayerNormWarpPacks = 256;
+
 extern const VariantTable<LayerNormParams> layer_norm_table;
 extern const VariantTable<LayerNormBackwardParams> layer_norm_backward_table;
 
@@ -58,6 +61,7 @@ void layer_norm_backward(const LayerNormBackwardParams&, const Exec&);
 #define FASTCV_NORM_KERNELS(gpu)                                                                                  \
   namespace gpu {                                                                                                 \
   FASTCV_IF_LINKED int layer_norm(const LayerNormParams&, void* workspace, CUstream_st* stream);                  \
+  FASTCV_IF_LINKED int layer_norm_warp(const LayerNormParams&, void* workspace, CUstream_st* stream);             \
   FASTCV_IF_LINKED int layer_norm_backward(const LayerNormBackwardParams&, void* workspace, CUstream_st* stream); \
   }
 FASTCV_NORM_KERNELS(cuda)

@@ -1,17 +1,14 @@
-// What the CUDA kernels of the norm family share: vectors of any dtype, activations, and sums over sets of elements.
-//
-// Every statistic here is a pair of sums over a set: the values of a channel, of a group, of a row. reduce_sets adds
-// each set up in segments whose length depends on the shape alone, in double, and finish_sets adds the segments in
-// order: the same bits on every run, and an image's own sets do not depend on the batch around it.
+// What the CUDA kernels of the norm family share: vectors of any dtype, activations, and tensors whose elements move in
+// packs of 16 bytes. norm_sums.cuh adds up sets of elements, norm_sweeps.cuh passes over all of them.
 #pragma once
 #include "common/divide.cuh"
-#include "common/numbers.cuh"
+#include "common/packs.cuh"
 #include "norm/norm.h"
 #include "norm/norm_sets.h"
 
 namespace fastcv::FASTCV_GPU {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kNormThreads;
 
 __device__ __forceinline__ double get(const NormVector& v, int64_t i, double absent) {
   if (v.data == nullptr) return absent;
@@ -44,127 +41,92 @@ __device__ __forceinline__ void put(const NormVector& v, int64_t i, double x) {
   }
 }
 
-template <class T>
-__device__ __forceinline__ T activate(const Activation& a, T v) {
-  const T bent = v <= 0 ? (a.slope == 0 ? T(0) : static_cast<T>(a.slope) * v) : v;
-  return a.cap > 0 && bent > static_cast<T>(a.cap) ? static_cast<T>(a.cap) : bent;
+// Elements i to i + n of a vector (i a multiple of n), or `absent` where there is none; `last` stands for those behind
+// the end.
+template <class D, class T, int n>
+__device__ __forceinline__ void copy_run(const D* data, int64_t i, int64_t last, T (&to)[n]) {
+  constexpr int most = 16 / static_cast<int>(sizeof(D)), m = most < n ? most : n;
+  if (reinterpret_cast<uintptr_t>(data) % 16 == 0 && i + n - 1 <= last) {
+#pragma unroll
+    for (int k = 0; k < n; k += m) {
+      const auto pack = load_pack<Pack<D, m>>(data + i + k);
+#pragma unroll
+      for (int h = 0; h < m; ++h) to[k + h] = static_cast<T>(widen(pack.at[h]));
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < n; ++k) to[k] = static_cast<T>(widen(data[i + k < last ? i + k : last]));
 }
-template <class T>
-__device__ __forceinline__ T gate(const Activation& a, T g, T v) {
-  if (a.slope == 1 && !(a.cap > 0)) return g;
-  if (a.cap > 0 && v >= static_cast<T>(a.cap)) return 0;
-  return v <= 0 ? (a.slope == 0 ? T(0) : static_cast<T>(a.slope) * g) : g;
+template <class T, int n>
+__device__ __forceinline__ void get_run(const NormVector& v, int64_t i, int64_t last, T absent, T (&to)[n]) {
+  if (v.data == nullptr) {
+#pragma unroll
+    for (int k = 0; k < n; ++k) to[k] = absent;
+  } else if (v.dtype == DType::f32) {
+    copy_run(static_cast<const float*>(v.data), i, last, to);
+  } else if (v.dtype == DType::f64) {
+    copy_run(static_cast<const double*>(v.data), i, last, to);
+  } else if (v.dtype == DType::bf16) {
+    copy_run(static_cast<const bf16*>(v.data), i, last, to);
+  } else {
+    copy_run(static_cast<const f16*>(v.data), i, last, to);
+  }
 }
 
-// A double in two numbers of T, so that x - mean is exact to T's precision where the mean is large.
+// The activation and its gradient, with constants of T.
 template <class T>
-struct Split {
-  T high, low;
-  __device__ explicit Split(double x) : high(static_cast<T>(x)), low(static_cast<T>(x - static_cast<double>(high))) {}
-  __device__ __forceinline__ T below(T x) const { return (x - high) - low; }
+struct Bend {
+  T slope, cap;
+  bool identity, zero, capped;
+  explicit Bend(const Activation& a)
+      : slope(static_cast<T>(a.slope)),
+        cap(static_cast<T>(a.cap)),
+        identity(a.slope == 1 && !(a.cap > 0)),
+        zero(a.slope == 0),
+        capped(a.cap > 0) {}
+  __device__ __forceinline__ T activate(T v) const {
+    const T bent = v <= 0 ? (zero ? T(0) : slope * v) : v;
+    return capped && bent > cap ? cap : bent;
+  }
+  __device__ __forceinline__ T gate(T g, T v) const {
+    if (identity) return g;
+    if (capped && v >= cap) return 0;
+    return v <= 0 ? (zero ? T(0) : slope * g) : g;
+  }
 };
 
-// partial[set][segment] = sums of terms(set, offset) over the segment's elements. A block takes `wide` sets and one
-// segment.
-template <int wide, class Terms>
-__global__ void __launch_bounds__(kThreads) reduce_sets_kernel(const Terms terms, const Sets s, const Divider inner,
-                                                               const Divider run, int64_t segment, double* partial) {
-  FASTCV_SHARED(double, first, kThreads);
-  FASTCV_SHARED(double, second, kThreads);
-  constexpr int tall = kThreads / wide;
-  const int64_t set = static_cast<int64_t>(blockIdx.x) * wide + threadIdx.x % wide;
-  const int64_t begin = blockIdx.y * segment, count = s.rows * s.run;
-  const int64_t end = begin + segment < count ? begin + segment : count;
-  double a = 0, b = 0;
-  if (set < s.outer * s.inner) {
-    int64_t in = set;
-    const int64_t out = inner.split(in), base = out * s.outer_step + in * s.inner_step;
-    for (int64_t e = begin + threadIdx.x / wide; e < end; e += tall) {
-      int64_t f = e;
-      const int64_t row = run.split(f);
-      terms(set, base + row * s.row_step + f, base, a, b);
-    }
-  }
-  first[threadIdx.x] = a;
-  second[threadIdx.x] = b;
-  for (int half = tall / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x >= static_cast<unsigned>(half * wide)) continue;
-    first[threadIdx.x] += first[threadIdx.x + half * wide];
-    second[threadIdx.x] += second[threadIdx.x + half * wide];
-  }
-  if (threadIdx.x >= wide || set >= s.outer * s.inner) return;
-  double* to = partial + (set * gridDim.y + blockIdx.y) * 2;
-  to[0] = first[threadIdx.x];
-  to[1] = second[threadIdx.x];
+// high + low is a double, so that x - mean is exact to T's precision where the mean is large.
+template <class T>
+__device__ __forceinline__ void split(double x, T& high, T& low) {
+  high = static_cast<T>(x);
+  low = static_cast<T>(x - static_cast<double>(high));
 }
 
-// finish(set, sum, sum) for every set.
-template <class Finish>
-__global__ void __launch_bounds__(kThreads)
-    finish_sets_kernel(const Finish finish, int64_t sets, int64_t segments, const double* partial) {
-  for (int64_t set = global_thread(); set < sets; set += global_threads()) {
-    double a = 0, b = 0;
-    for (int64_t i = 0; i < segments; ++i) {
-      a += partial[(set * segments + i) * 2];
-      b += partial[(set * segments + i) * 2 + 1];
-    }
-    finish(set, a, b);
+// The mean of a set and 1 over its standard deviation.
+template <class T>
+struct alignas(16) Spread {
+  T high, low, invstd;
+  __device__ __forceinline__ void set(double mean, double var, double eps) {
+    split(mean, high, low);
+    invstd = static_cast<T>(1 / sqrt(var + eps));
   }
-}
-
-// Adds terms(set, offset, offset of the set's first element, sum&, sum&) over each set and hands the sums to finish.
-template <class Terms, class Finish>
-int reduce_sets(const Sets& s, const Terms& terms, const Finish& finish, double* partial, CUstream_st* stream) {
-  if (s.sets() == 0) return cudaSuccess;
-  const auto blocks = [&](int wide) { return static_cast<unsigned>((s.sets() + wide - 1) / wide); };
-  const auto segments = static_cast<unsigned>(s.segments());
-  if (segments > 0) {
-    const int error = s.side_by_side()
-                          ? launch(reduce_sets_kernel<32, Terms>, dim3(blocks(32), segments), kThreads, 0, stream,
-                                   terms, s, Divider(s.inner), Divider(s.run), s.segment(), partial)
-                          : launch(reduce_sets_kernel<1, Terms>, dim3(blocks(1), segments), kThreads, 0, stream, terms,
-                                   s, Divider(s.inner), Divider(s.run), s.segment(), partial);
-    if (error != 0) return error;
-  }
-  return launch(finish_sets_kernel<Finish>, grid_for(s.sets(), kThreads), kThreads, 0, stream, finish, s.sets(),
-                static_cast<int64_t>(segments), static_cast<const double*>(partial));
-}
-
-// Terms and finish of mean and biased variance. The sums are of x - x[first element of the set], so a large mean costs
-// nothing.
-template <class S>
-struct MomentTerms {
-  const S* x;
-  __device__ __forceinline__ void operator()(int64_t, int64_t at, int64_t base, double& a, double& b) const {
-    const double d = static_cast<double>(widen(x[at])) - static_cast<double>(widen(x[base]));
-    a += d;
-    b += d * d;
-  }
+  __device__ __forceinline__ T normal(T x) const { return ((x - high) - low) * invstd; }
 };
-template <class S>
-struct MomentFinish {
-  const S* x;
-  Sets s;
-  Divider inner;
-  double* mean;
-  double* var;
-  __device__ __forceinline__ void operator()(int64_t set, double a, double b) const {
-    const double count = static_cast<double>(s.rows * s.run);
-    if (count == 0) {
-      mean[set] = var[set] = 0;
-      return;
-    }
-    int64_t in = set;
-    const int64_t out = inner.split(in);
-    const double shift = a / count, v = b / count - shift * shift;
-    mean[set] = widen(x[out * s.outer_step + in * s.inner_step]) + shift;
-    var[set] = v < 0 ? 0 : v;
-  }
-};
-template <class S>
-int moments(const Sets& s, const S* x, double* mean, double* var, double* partial, CUstream_st* stream) {
-  return reduce_sets(s, MomentTerms<S>{x}, MomentFinish<S>{x, s, Divider(s.inner), mean, var}, partial, stream);
+
+// Packs at `offset` of each tensor; zeros where a tensor is null.
+template <class S, int inputs>
+__device__ __forceinline__ void load_all(const S* const (&from)[inputs], int64_t offset, int64_t count, int access,
+                                         Pack<S, kPack<S>> (&to)[inputs]) {
+#pragma unroll
+  for (int k = 0; k < inputs; ++k)
+    to[k] = from[k] != nullptr ? load_elements(from[k] + offset, count, access) : Pack<S, kPack<S>>{};
+}
+// Element i of each pack.
+template <class S, int inputs>
+__device__ __forceinline__ void element(const Pack<S, kPack<S>> (&packs)[inputs], int i, acc_t<S> (&to)[inputs]) {
+#pragma unroll
+  for (int k = 0; k < inputs; ++k) to[k] = widen(packs[k].at[i]);
 }
 
 }  // namespace fastcv::FASTCV_GPU

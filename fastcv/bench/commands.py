@@ -273,7 +273,7 @@ def roofs_command(
             return
     for kind, values in found.items():
         for name, value in values.items():
-            console.print(f"{kind} {name}: {value / 1e9:.1f} G{'B' if kind == 'copy' else 'FLOP'}/s", highlight=False)
+            console.print(f"{kind} {name}: {value / 1e9:.1f} G{'B' if kind in ('copy', 'read') else 'FLOP'}/s", highlight=False)
 
 
 app.command("model")(model)

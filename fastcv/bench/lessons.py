@@ -46,6 +46,10 @@ ALGORITHMS = {
         "Every place collects what belongs to it, instead of every source adding to its targets: no two threads write the same place."
     ),
     "scatter": "Every source writes its target.",
+    "partials": (
+        "Every source adds to its target, in one pass over memory; blocks of sources have targets of their own, which are added in order, "
+        "so that the bits do not depend on threads."
+    ),
     "chan": (
         "One pass with running sums of value and square around a shift (Chan's method), merged pairwise: memory is read once, "
         "and large means cost no digits."
@@ -61,6 +65,10 @@ ALGORITHMS = {
     ),
     "tile": "Distances of a tile of rows against a tile of rows, kept in registers while coordinates stream by.",
     "bytes": "Unsigned bytes are compared sixteen, thirty-two or sixty-four at a time, in integer arithmetic that is exact.",
+    "product": (
+        "The squared distance as |a|^2 + |b|^2 - 2ab: the sums over the coordinates are a matrix product. In floats it cancels; of bytes "
+        "every term is an integer, and the distance comes out exact."
+    ),
     "filter": (
         "A first look by a bounded product, in 16-bit arithmetic where the CPU has it, throws out whoever cannot be among the "
         "nearest; the rest are measured exactly."
@@ -89,6 +97,7 @@ ISAS = {
         "AVX2: vectors of 32 bytes and fused multiply-add, two operations per instruction and lane; 16 registers bound the size of a tile."
     ),
     "avx512": "AVX-512: vectors of 64 bytes, 32 registers, and masks that take the tails of rows without a second loop.",
+    "avx512vnni": "AVX-512 with VNNI: products of bytes summed in 32-bit integers, four multiply-adds per lane, nothing rounded.",
     "avx512bf16": "AVX-512 with bfloat16: products of pairs of 16-bit numbers summed in float32, two multiply-adds per lane.",
     "amx": "AMX: matrix registers of 1 KiB; one instruction multiplies tiles of 16 rows by 64 bytes.",
 }

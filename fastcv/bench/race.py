@@ -39,6 +39,7 @@ from .values import Pass, Values, tensors
 CACHES = ("hot", "cold")
 LONG = 5e-3  # a call this long fills the caches by itself: it needs no call before it to warm them
 CHECKING = 0.2  # at most this share of the time goes into checks beyond the first two
+PATIENCE = 3  # on a shared machine: interrupted calls passed over for each that counts
 BUFFERS = 256  # at most so many sets of arguments
 DTYPE_NAMES = {dtype: name for name, dtype in roofs.DTYPES.items()}
 
@@ -89,12 +90,14 @@ def measure(
     timer: CpuTimer | CudaTimer | None = None,
     guard: Guard | None = None,
     limits: Limits = LIMITS,
+    shared: bool = False,
 ) -> list[Row]:
     """Races the contenders on one case: a row for each of them and each state of the caches.
 
     contenders: functions by name, or Contenders (which also have a layout). They are called with the case's arguments and judged
     against its plain torch function in float64. mode: "fwd", "fwd+bwd" or "bwd". seconds: about this long per state of the
     caches; rounds: calls of each contender, at least and at most. timer: CpuTimer() by default, CudaTimer() for a GPU.
+    shared: others use the machine too: calls in which this thread was interrupted do not count, unless most were.
 
     Raises ValueError for unknown options, and for a dtype or a mode that the case does not have. What a contender does wrong, it
     gets as the status of its rows.
@@ -108,7 +111,7 @@ def measure(
         raise ValueError(f"cache {unknown[0]!r} is none of {', '.join(CACHES)}")
     if dtype not in case.dtypes:
         raise ValueError(f"{case.id} is not defined for {dtype}")
-    race = _Race(case, contenders, dtype, mode, seed, timer or CpuTimer(), guard)
+    race = _Race(case, contenders, dtype, mode, seed, timer or CpuTimer(), guard, shared)
     race.audit()
     for state in cache:
         race.run(state, seconds, rounds)
@@ -159,6 +162,7 @@ class _Runner:
     times: dict[str, list[float]] = field(default_factory=dict)
     switched: dict[str, int] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0  # interrupted calls that do not count
     checked: int = 0
     error: float | None = None
     mean_error: float | None = None
@@ -191,8 +195,10 @@ class _Race:
         seed: int,
         timer: CpuTimer | CudaTimer,
         guard: Guard | None,
+        shared: bool,
     ) -> None:
         self.case, self.dtype, self.mode, self.timer = case, dtype, mode, timer
+        self.shared = shared
         self.guard = guard or Guard(gpu=timer.device != "cpu")
         self.number = random.Random(f"{seed} {case.id} {dtype} {mode}")
         self.values = Values(case, dtype, seed, timer.device)
@@ -271,6 +277,7 @@ class _Race:
         """The race itself, with the caches in one state."""
         for runner in self.runners:
             runner.times[state], runner.switched[state], runner.cpu[state] = [], 0, 0.0
+            runner.skipped = 0
         one_round = _Hot(self) if state == "hot" else _Cold(self)
         secret = {0, self.number.randrange(1, max(2, rounds[0]))}
         self.guard.start()
@@ -307,10 +314,13 @@ class _Race:
                 copies = [t.detach().clone() for t in tensors(result)]
                 state_now = [t.clone() for t in tensors(buffer.arguments)]
                 pending = (key, result, probes, copies, state_now, buffer)
-            runner.times[state].append(seconds)
             runner.typical = seconds
-            runner.switched[state] += switched > 0
-            runner.cpu[state] += cpu
+            if self.shared and switched and runner.skipped < PATIENCE * (len(runner.times[state]) + 1):
+                runner.skipped += 1
+            else:
+                runner.times[state].append(seconds)
+                runner.switched[state] += switched > 0
+                runner.cpu[state] += cpu
             if late := plain_tensors(result) or self.timer.late(seconds):
                 runner.stop(WRONG, late)
             elif key is None:

@@ -7,6 +7,7 @@ when first asked for, once per process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from .. import _ext
+from . import probes
 from .machine import processor
 
 SCHEMA = 1
@@ -148,8 +150,10 @@ def measure_all(seconds: float = 1.0, progress: Callable[[str, float], None] = l
 
 
 def measure_gpu(device: str = "cuda", seconds: float = 1.0) -> dict[str, Any]:
-    """The GPU's: products of 8192 x 8192 matrices by dtype, a copy of 1 GiB. Needs a GPU; not stored."""
-    roofs: dict[str, Any] = {"flops": {}, "copy": {}}
+    """The GPU's: products of 8192 x 8192 matrices by dtype, a copy of 1 GiB, chains of single instructions (those that the GPU has)
+    and reads from its second-level cache (csrc/roof). Needs a GPU; not stored.
+    """
+    roofs: dict[str, Any] = {"flops": {}, "copy": {}, "chain": {}, "read": {}}
     for name, dtype in DTYPES.items():
         side = 2048 if name == "f64" else 8192
         a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
@@ -157,6 +161,15 @@ def measure_gpu(device: str = "cuda", seconds: float = 1.0) -> dict[str, Any]:
     source = torch.rand(1 << 27, device=device)
     target = torch.empty_like(source)
     roofs["copy"][str(1 << 30)] = (1 << 30) / _best(lambda: target.copy_(source), seconds, torch.cuda.synchronize)
+    if not _ext.build_info()["cuda"]:
+        return roofs
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    for name in probes.CHAINS:
+        call, operations = probes.chain(name, device, multiprocessors)
+        with contextlib.suppress(ValueError, RuntimeError):  # an instruction of another architecture
+            roofs["chain"][name] = operations / _best(call, seconds, torch.cuda.synchronize)
+    call, amount = probes.cache_read(device, multiprocessors)
+    roofs["read"]["L2"] = amount / _best(call, seconds, torch.cuda.synchronize)
     return roofs
 
 

@@ -97,6 +97,7 @@ class Pass:
 
     fwd: the call. fwd+bwd: the call and the gradients of the case's leaves, from a fixed random gradient of the first output
     in that output's layout, as from a network's next layer. bwd: the call is not timed, the gradients are.
+    A function with an attribute ``prepare`` has in mode fwd a part that is not timed: prepare(*args, **kwargs) returns the call.
     """
 
     def __init__(self, case: Case, function: Callable[..., Any], mode: str) -> None:
@@ -111,7 +112,8 @@ class Pass:
         """Two steps: the first does what is not timed and returns the second, which is."""
         args, kwargs = arguments
         if self.mode == "fwd":
-            return lambda: lambda: self.function(*args, **kwargs)
+            prepare = getattr(self.function, "prepare", None)
+            return lambda: (lambda: self.function(*args, **kwargs)) if prepare is None else prepare(*args, **kwargs)
         inputs = list(args)
         leaves = []
         for i in self.case.grad:

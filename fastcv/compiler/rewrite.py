@@ -50,8 +50,9 @@ _ACTIVATIONS: dict[Any, str] = {
     F.hardswish: "hardswish",
     F.leaky_relu: "leaky_relu",
     F.leaky_relu_: "leaky_relu",
+    F.gelu: "gelu",
 }
-_OF_CONV = ("relu", "relu6", "silu", "hardswish")
+_OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu")
 _OF_NORM = ("relu", "relu6", "leaky_relu")
 
 
@@ -258,6 +259,8 @@ def _activation(node: fx.Node) -> str | None:
     if node.target in (F.hardtanh, F.hardtanh_):
         bound = _bound(node, ("input", "min_val", "max_val", "inplace"), (-1.0, 1.0, False))
         return "relu6" if bound is not None and (bound["min_val"], bound["max_val"]) == (0.0, 6.0) else None
+    if node.target is F.gelu and node.kwargs.get("approximate", "none") != "none":
+        return None
     return _ACTIVATIONS.get(node.target)
 
 

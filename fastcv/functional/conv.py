@@ -30,7 +30,7 @@ _bias_grad_raw = _ext.op("conv_bias_grad")
 _activation_raw = _ext.op("conv_activation")
 
 # csrc/conv/conv.h: enum Activation.
-_ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4}
+_ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5}
 _BY_OUTPUT = (0, 1, 2)  # activations whose derivative at x is that at their value, so that x need not be kept
 _LEVELS = {"highest": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2, "ieee": 3}
 
@@ -527,9 +527,9 @@ def conv2d_fused(
 ) -> Tensor:
     """activation(conv2d(input, weight, bias, ...) + residual) in one pass over the output.
 
-    residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu" or "hardswish".
-    Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable up to eight times; with a gradient
-    silu and hardswish are steps of their own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
+    residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu", "hardswish" or
+    "gelu" (of approximate="none"). Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable up to eight times; with a gradient
+    silu, hardswish and gelu are steps of their own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
     """
     return convolve_fused(input, weight, bias, stride, padding, dilation, groups, residual, activation)
 

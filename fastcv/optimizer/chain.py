@@ -26,7 +26,7 @@ from .packed_weights import PackedWeights
 from .pending import Pending
 from .region import Region, current_frame
 
-_OF_CONV = ("relu", "relu6", "silu", "hardswish")
+_OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu")
 ACTIVATIONS = {
     "conv2d": _OF_CONV,
     LINEAR: _OF_CONV,

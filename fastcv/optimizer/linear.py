@@ -22,7 +22,7 @@ from .packed_weights import PLAIN, POINTWISE, PackedWeights
 _conv = _ext.op("conv")
 
 # The activations of the kernel as torch computes them.
-ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu}
 
 # From how many products per row the kernel is worth its call, which costs some 6 us more than torch's; measured over rows from 1 to
 # 3136 (docs/optimize.md). torch converts the bfloat16 operands of small products, so that ours is faster much earlier.

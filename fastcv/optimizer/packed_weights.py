@@ -1,9 +1,9 @@
 """The weights of one convolution or linear layer as its kernel arranges them, kept between calls without gradients.
 
-A convolution's are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision) and again
-when the weight has changed, so that a weight that is used once, or for ever other sizes, costs what it always did. They take as
-much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that. A linear layer's serve any input, and are
-arranged at the first call.
+A convolution's are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision, and what
+fastcv.use and fastcv.tuned ask for) and again when the weight has changed, so that a weight that is used once, or for ever other
+sizes, costs what it always did. They take as much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that. A
+linear layer's serve any input, and are arranged at the first call.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class PackedWeights:
 
     def of_conv(self, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
         """For the raw op conv(x, weight, ..., *geometry, precision); None where it is to arrange them itself."""
-        kind = (x.shape[1:], x.stride(), geometry, precision)
+        kind = (x.shape[1:], x.stride(), geometry, precision, _ext.choices)
         return self._again(kind, weight, x.dtype, lambda: _pack_conv(x, weight, *geometry, precision))
 
     def of_dgrad(self, g: Tensor, weight: Tensor, size: Any, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
         """For the raw op conv_dgrad(g, weight, bias, size, *geometry, precision)."""
-        kind = (g.shape[1:], g.stride(), size, geometry, precision)
+        kind = (g.shape[1:], g.stride(), size, geometry, precision, _ext.choices)
         return self._again(kind, weight, g.dtype, lambda: _pack_dgrad(g, weight, size, *geometry, precision))
 
     def of_linear(self, x: Tensor, weight: Tensor, precision: int) -> tuple[Tensor, Tensor]:
         """(weight, packed) for the raw op conv(x, weight, ..., *POINTWISE, precision, packed): x [1, C, rows, 1], channels_last;
         weight, [K, C], is a plain CPU tensor with a version counter, and cast to x's dtype if it has another.
         """
-        kind, entry = (x.dtype, precision), self._entry
+        kind, entry = (x.dtype, precision, _ext.choices), self._entry
         if entry is None or entry[0] != kind or not entry[1].holds((weight,)):
             watch = Watch((weight,))
             lowered = None if weight.dtype is x.dtype else _as_filters(weight.detach().to(x.dtype))

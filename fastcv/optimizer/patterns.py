@@ -26,7 +26,14 @@ from .kernels import LINEAR, SYNCHRONISED, has_hooks, is_linear, is_sharded, op_
 from .linear import why_torch_for
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
-_ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.LeakyReLU: "leaky_relu"}
+_ACTIVATION_MODULES = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.LeakyReLU: "leaky_relu",
+    nn.GELU: "gelu",
+}
 _ACTIVATION_FUNCTIONS = {
     F.relu: "relu",
     torch.relu: "relu",
@@ -35,6 +42,7 @@ _ACTIVATION_FUNCTIONS = {
     F.silu: "silu",
     F.hardswish: "hardswish",
     F.leaky_relu: "leaky_relu",
+    F.gelu: "gelu",
 }
 _RAW_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _ADDITIONS = (operator.add, torch.add)
@@ -227,6 +235,9 @@ def _why_not_foldable(bn: nn.Module, conv: nn.Module) -> str | None:
 def _activation(node: fx.Node, module: nn.Module | None, value: fx.Node) -> str | None:
     """The activation that the node applies to ``value``, or None."""
     if not node.args or node.args[0] is not value:
+        return None
+    approximate = module.approximate if isinstance(module, nn.GELU) else node.kwargs.get("approximate", "none")
+    if approximate != "none":
         return None
     if module is not None:
         return _ACTIVATION_MODULES.get(type(module)) if "forward" not in vars(module) and len(node.args) == 1 else None

@@ -46,6 +46,8 @@ def _activation(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[s
     if function is F.leaky_relu:
         slope, in_place = _arguments(args, kwargs, negative_slope=0.01, inplace=False)
         return ("leaky_relu", bool(in_place), slope) if 0 <= slope < float("inf") else None
+    if function is F.gelu:
+        return ("gelu", False, 0.0) if kwargs.get("approximate", "none") == "none" else None
     if function not in _ACTIVATIONS:
         return None
     activation, in_place = _ACTIVATIONS[function]

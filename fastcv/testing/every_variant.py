@@ -18,7 +18,7 @@ Outcomes = dict[tuple[str, str], list[str]]
 def serves(op: str, variant: str, dtype: torch.dtype) -> bool:
     """Whether the objects of a variant's instruction set hold kernels for a dtype (csrc/common/dispatch.h), whatever the call."""
     needs = dict(variants(op))[variant]
-    if needs in ("avx512", "avx512bf16", "amx"):
+    if needs in ("avx512", "avx512vnni", "avx512bf16", "amx"):
         return dtype != torch.float64
     narrow = needs == "portable" and variant != "ref" and platform.machine() in ("x86_64", "AMD64")
     return not (narrow and dtype in (torch.float64, torch.bfloat16, torch.float16))
@@ -26,7 +26,7 @@ def serves(op: str, variant: str, dtype: torch.dtype) -> bool:
 
 def runnable_variants(op: str, dtype: torch.dtype = torch.float32) -> list[str]:
     """The variants of an op that this CPU can run (whether they can run a call depends on the call), CUDA kernels not among them."""
-    order = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+    order = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
     usable = order[: order.index(_ext.module().cpu_isa()) + 1]
     return [name for name, needs in variants(op) if needs in usable and serves(op, name, dtype)]
 

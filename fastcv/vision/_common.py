@@ -34,6 +34,8 @@ def at_least(name: str, value: Any, least: int) -> int:
 
 def nearest_centres(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """(squared distance, index) [N] of the centre nearest to each row of x [N, D]; ties to the lowest index."""
+    if len(x) <= CHUNK:
+        return functional.nearest(x, centres, squared=True)
     distances, labels = x.new_empty(len(x)), torch.empty(len(x), dtype=torch.int64)
     for start in range(0, len(x), CHUNK):
         part = slice(start, start + CHUNK)

@@ -25,6 +25,7 @@ from ._common import DTYPES, at_least, centre_sums, masses, nearest_centres, ten
 
 __all__ = ["KMeans", "MiniBatchKMeans", "kmeans_sharded"]
 
+_FEW = 4096  # coordinates of all centres: below, a search of a row takes less time than looking after its bounds
 _PART = 1 << 14  # rows at a time: copies of them stay in the caches, and their memory is used again
 
 
@@ -121,7 +122,21 @@ def _refill(
         sums[cluster], mass[cluster] = w * (row - centres[cluster].double()), w
 
 
-class _Bounds:
+class _Search:
+    """The labels by a search of all rows: for so few centres and coordinates that bounds would cost more than they save."""
+
+    def __init__(self, x: Tensor, centres: Tensor) -> None:
+        self.x, self.labels = x, nearest_centres(x, centres)[1]
+
+    def update(self, _: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves the centres. Returns the rows whose labels changed, and their labels before."""
+        labels = nearest_centres(self.x, new)[1]
+        rows = (labels != self.labels).nonzero().flatten()
+        before, self.labels = self.labels.index_select(0, rows), labels
+        return rows, before
+
+
+class _Bounds(_Search):
     """Which rows can have another nearest centre after the centres have moved (Hamerly 2010).
 
     Per row an upper bound of the distance to its centre and a lower bound of that to all others; a row also stays where the upper
@@ -138,39 +153,40 @@ class _Bounds:
         """The two nearest centres of some rows (None: all)."""
         for start in range(0, len(self.x) if rows is None else len(rows), _PART):
             part = slice(start, start + _PART) if rows is None else rows[start : start + _PART]
-            distances, indices = functional.knn(self.x[part], centres, min(2, len(centres)))
+            x = self.x[part] if rows is None else self.x.index_select(0, part)
+            distances, indices = functional.knn(x, centres, min(2, len(centres)))
             self.labels[part] = indices[:, 0]
             self.upper[part] = distances[:, 0].double() * (1 + self.slack)
             self.lower[part] = distances[:, 1].double() * (1 - self.slack) if len(centres) > 1 else math.inf
 
     def update(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves the centres. Returns the rows whose labels changed, and their labels before."""
         moves = (new.double() - old.double()).square().sum(1).sqrt()
         farthest = moves.topk(min(2, len(moves))).values
         others = torch.where(moves == farthest[0], farthest[-1], farthest[0])  # the farthest move of any other centre
-        self.upper += moves[self.labels]
-        self.lower -= others[self.labels]
+        self.upper += moves.index_select(0, self.labels)  # several times as fast as moves[self.labels]
+        self.lower -= others.index_select(0, self.labels)
         half = functional.knn(new, new, min(2, len(new)))[0][:, -1].double() * (0.5 - self.slack)
-        rows = (self.upper >= torch.maximum(self.lower, half[self.labels])).nonzero().flatten()
+        rows = (self.upper >= torch.maximum(self.lower, half.index_select(0, self.labels))).nonzero().flatten()
         everywhere = 4 * len(rows) > 3 * len(self.x)  # then gathering costs more than it saves
-        before = self.labels.clone() if everywhere else self.labels[rows]
+        before = self.labels.clone() if everywhere else self.labels.index_select(0, rows)
         self._search(None if everywhere else rows, new)
-        changed = (before != (self.labels if everywhere else self.labels[rows])).nonzero().flatten()
-        return changed if everywhere else rows[changed], before[changed]
+        changed = (before != (self.labels if everywhere else self.labels.index_select(0, rows))).nonzero().flatten()
+        return changed if everywhere else rows[changed], before.index_select(0, changed)
 
 
 def _own_distances(x: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
     """Squared distance [N] of each row to the centre of its label."""
     parts = zip(x.split(_PART), labels.split(_PART), strict=True)
-    return torch.cat([(rows - centres[label]).square().sum(1) for rows, label in parts])
+    return torch.cat([(rows - centres.index_select(0, label)).square().sum(1) for rows, label in parts])
 
 
 def lloyd(x: Tensor, centres: Tensor, weights: Tensor | None, max_iter: int, tol: float, processes: _Alone) -> _Result:
     """Assigns and moves until no label changes, the centres' squared moves sum to ``tol`` at most, or ``max_iter`` rounds."""
-    origin, bounds = centres, _Bounds(x, centres)  # sums are of differences from the first centres: data far from 0 lose no digits
-    mine = centre_sums(x, origin, bounds.labels, weights)
+    origin, k = centres, len(centres)  # sums are of differences from the first centres: data far from 0 lose no digits
+    bounds = (_Search if centres.numel() <= _FEW else _Bounds)(x, centres)
+    mine, held = centre_sums(x, origin, bounds.labels, weights), masses(bounds.labels, k, weights)
     for iteration in range(1, max_iter + 1):
-        sums, mass = processes.sum(mine), processes.sum(masses(bounds.labels, len(centres), weights))
+        sums, mass = processes.sum(mine), processes.sum(held)
         if bool((mass == 0).any()):
             _refill(x, origin, _own_distances(x, centres, bounds.labels), bounds.labels, weights, sums, mass, processes)
         means = origin.double() + sums / torch.where(mass > 0, mass, 1)[:, None]
@@ -182,12 +198,15 @@ def lloyd(x: Tensor, centres: Tensor, weights: Tensor | None, max_iter: int, tol
         if int(processes.sum(torch.tensor(len(rows)))) == 0:
             iteration = min(iteration + 1, max_iter)  # as those count who look for changes in a round of their own
             break
+        after, part = bounds.labels.index_select(0, rows), None if weights is None else weights[rows]
         if 4 * len(rows) > len(x):
             mine = centre_sums(x, origin, bounds.labels, weights)
         else:
-            part = None if weights is None else weights[rows]
-            gained, lost = (centre_sums(x[rows], origin, labels, part) for labels in (bounds.labels[rows], before))
+            own = x.index_select(0, rows)
+            gained, lost = (centre_sums(own, origin, labels, part) for labels in (after, before))
             mine = mine + gained - lost
+        # Weighted ones are summed anew: an empty cluster's is 0, not what rounding leaves.
+        held = held + masses(after, k, None) - masses(before, k, None) if weights is None else masses(bounds.labels, k, weights)
     distances = _own_distances(x, centres, bounds.labels).double()
     total = (distances if weights is None else distances * weights).sum()
     return _Result(centres, bounds.labels, float(processes.sum(total)), iteration)
