@@ -154,7 +154,7 @@ def test_the_result_is_a_tensor_of_its_own(mode: type) -> None:
         assert scale.grad is not None
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish()], ids=str)
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU()], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
 def test_activations_are_fused(activation: nn.Module, dtype: torch.dtype) -> None:
@@ -167,7 +167,9 @@ def test_activations_are_fused(activation: nn.Module, dtype: torch.dtype) -> Non
     assert torch.equal(ours[0](x), fastcv.optimize(model, fuse=False)[0](x))  # by itself, outside the model's forward
     with torch.profiler.profile() as profile:
         ours(x)
-    assert not {event.key for event in profile.key_averages()} & {f"aten::{n}" for n in ("relu", "relu_", "hardtanh", "silu", "hardswish")}
+    assert not {event.key for event in profile.key_averages()} & {
+        f"aten::{n}" for n in ("relu", "relu_", "hardtanh", "silu", "hardswish", "gelu")
+    }
 
 
 @torch.no_grad()

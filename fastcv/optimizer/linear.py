@@ -1,4 +1,4 @@
-"""nn.Linear on the kernel of 1x1 convolutions, with packed weights: the rows of the input are the pixels of one channels_last image.
+"""nn.Linear on the kernel of 1x1 convolutions, with packed weights: the rows of the input are the pixels of one line, channels_last.
 
 For calls that record no gradient. A row has the same bits alone and within any batch, from any number of threads: whether
 the kernel is taken depends on the layer, never on the rows, and the weight is arranged at the first call. Everything is
@@ -70,7 +70,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
         y = F.linear(x, weight, bias)
         return y if activation is None else ACTIVATIONS[activation](y)
     rows = x.reshape(-1, weight.shape[1]).to(dtype).contiguous()
-    image = rows.view(1, rows.shape[0], 1, rows.shape[1]).permute(0, 3, 1, 2)
+    image = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)
     filters, packed = packs.of_linear(image, weight, _DIRECT_SUM)
     b = bias if bias is None or bias.dtype is dtype else bias.to(dtype)
     y = _conv(image, filters, b, *POINTWISE, None, CODES[activation], _DIRECT_SUM, packed)

@@ -41,12 +41,13 @@ def optimize(
     """Returns a copy of ``model`` (with inplace=True the model itself) whose modules run on fastcv's kernels.
 
     mode: "inference" folds batch norms into convolutions and linear layers and fuses activations and residual additions,
-    wherever no gradient is needed and the batch norm is in evaluation mode; everywhere else, and with "training", batch norm,
-    addition and activation are fused, with gradients.
-    ops: "auto" for all, or names in fastcv.functional such as ["conv2d", "batch_norm"]. fuse: False leaves one kernel per
-    module. example: an input (a tensor; a tuple or list of arguments; a dict of keyword arguments) to compare the outputs on,
-    before and after, against float64: what errs by more than twice torch's own error is undone and reported. With one, a model
-    made mostly of 1x1 and depthwise convolutions also runs row-major images in channels_last inside, where that is safe.
+    wherever no gradient is needed and the batch norm is in evaluation mode, and runs the linear layers that gain by it on packed
+    weights; everywhere else, and with "training", batch norm, addition and activation are fused, with gradients.
+    ops: "auto" for all, or names in fastcv.functional such as ["conv2d", "batch_norm"], and "linear" for nn.Linear. fuse: False
+    leaves one kernel per module. example: an input (a tensor; a tuple or list of arguments; a dict of keyword arguments) to
+    compare the outputs on, before and after, against float64: what errs by more than twice torch's own error is undone and
+    reported. With one, a model made mostly of 1x1 and depthwise convolutions also runs row-major images in channels_last inside,
+    where that is safe.
     strict: raise RuntimeError with the report if any module was left alone or not fused. recompute: in training mode, compute
     a fused batch norm's output again in the backward pass where only convolutions read it, rather than keep it: less memory,
     the same bits, one more pass over it. With an example the report says how many bytes.

@@ -55,7 +55,7 @@ class PackedWeights:
         return self._again(kind, weight, g.dtype, lambda: _pack_dgrad(g, weight, size, *geometry, precision))
 
     def of_linear(self, x: Tensor, weight: Tensor, precision: int) -> tuple[Tensor, Tensor]:
-        """(weight, packed) for the raw op conv(x, weight, ..., *POINTWISE, precision, packed): x [1, C, rows, 1], channels_last;
+        """(weight, packed) for the raw op conv(x, weight, ..., *POINTWISE, precision, packed): x [1, C, 1, rows], channels_last;
         weight, [K, C], is a plain CPU tensor with a version counter, and cast to x's dtype if it has another.
         """
         kind, entry = (x.dtype, precision, _ext.choices), self._entry
