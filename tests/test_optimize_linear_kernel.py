@@ -29,8 +29,8 @@ def any_size(monkeypatch: pytest.MonkeyPatch):
     linear.why_torch.cache_clear()
     for dtype in DTYPES:
         monkeypatch.setitem(linear._LEAST, dtype, 1)
-        monkeypatch.setitem(linear._ISAS, dtype, (_ext.cpu_isa(),))
     monkeypatch.setattr(linear, "_LEAST_OUTPUTS", 1)
+    monkeypatch.setattr(linear, "_UNMEASURED", ())
     yield
     linear.why_torch.cache_clear()
 
@@ -552,7 +552,8 @@ def test_the_rule_is_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert linear.why_torch(3072, 768, torch.float32) == ""
     assert "too small to gain" in linear.why_torch(64, 64, torch.float32)
     assert "too few" in linear.why_torch(2, 1 << 16, torch.float32)
-    assert linear.why_torch(3072, 768, torch.bfloat16) == "fastcv's bfloat16 product needs avx512bf16, this is avx512"
+    assert linear.why_torch(64, 64, torch.bfloat16) == "" and "too small" in linear.why_torch(10, 64, torch.bfloat16)
     linear.why_torch.cache_clear()
     monkeypatch.setattr(_ext, "cpu_isa", lambda: "portable")
-    assert "needs avx2, this is portable" in linear.why_torch(3072, 768, torch.float32)
+    assert "portable kernels are for any processor" in linear.why_torch(3072, 768, torch.float32)
+    linear.why_torch.cache_clear()

@@ -28,7 +28,7 @@ ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.
 # 3136 (docs/optimize.md). torch converts the bfloat16 operands of small products, so that ours is faster much earlier.
 _LEAST = {torch.float32: 1 << 16, torch.bfloat16: 1 << 12}
 _LEAST_OUTPUTS = 8  # a vector of outputs is the kernel's unit
-_ISAS = {torch.float32: ("avx2", "avx512", "avx512bf16", "amx"), torch.bfloat16: ("avx512bf16", "amx")}
+_UNMEASURED = ("portable",)  # instruction sets of processors whose torch has kernels of its own
 _DIRECT_SUM = 3  # csrc/conv/conv.h: Precision::ieee, which keeps numbers below the normal range
 
 
@@ -38,8 +38,8 @@ def why_torch(outputs: int, inputs: int, dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if dtype not in _LEAST:
         return f"fastcv multiplies float32 and bfloat16, not {name}"
-    if _ext.cpu_isa() not in _ISAS[dtype]:
-        return f"fastcv's {name} product needs {_ISAS[dtype][0]}, this is {_ext.cpu_isa()}"
+    if _ext.cpu_isa() in _UNMEASURED:
+        return f"fastcv's {_ext.cpu_isa()} kernels are for any processor, torch's for this one"
     if outputs * inputs < _LEAST[dtype]:
         return f"{inputs} to {outputs} features in {name} is too small to gain"
     return f"{outputs} features are too few to gain" if outputs < _LEAST_OUTPUTS else ""
