@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import fastcv
+import fastcv.compiler  # makes the backend known where the package is not installed
 from fastcv import _ext
 from fastcv.optimizer import linear
 from fastcv.optimizer.forwards import installed
