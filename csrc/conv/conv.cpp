@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "conv/conv_algorithm.h"
 #include "conv/conv_gpu.h"
 
 namespace fastcv {
@@ -9,8 +10,6 @@ namespace {
 
 // Direct or Winograd: a model of the cost and of the error of one image's layer. Only the layer counts, never the batch
 // or the threads: results must not depend on those.
-
-enum class Algorithm { direct, winograd4, winograd4x2, winograd2 };
 
 // Outputs x taps that meet the image along a dim, both ways.
 int64_t products(const ConvParams& p, int dim) {
@@ -29,13 +28,7 @@ int64_t products(const ConvParams& p, int dim) {
 double cost(const ConvParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
   if (algorithm == Algorithm::direct) return 1.15 * static_cast<double>(products(p, 1) * products(p, 2)) + 10 * 9 / 4.0;
-  const int64_t m[2] = {algorithm == Algorithm::winograd2 ? 2 : 4, algorithm == Algorithm::winograd4 ? 4 : 2};
-  double tiles = 1;
-  for (int i = 0; i < 2; ++i) {
-    const int64_t cells = (p.out[1 + i] + p.dilation[1 + i] - 1) / p.dilation[1 + i];
-    tiles *= static_cast<double>(p.dilation[1 + i] * ((cells + m[i] - 1) / m[i]));
-  }
-  const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
+  const auto [tiles, points] = winograd_cut(algorithm, p.out, p.dilation);
   // A point of a tile costs its product, its share of the input's transform and its share of the output's.
   return points * (tiles * (1.15 + 8 / k + 6 / c) + 10 / 4.0);
 }
@@ -50,16 +43,7 @@ bool accurate(const ConvParams& p, Algorithm algorithm) {
   return algorithm == Algorithm::winograd4x2 || (p.channels_last && c >= 64);
 }
 
-Algorithm best(const ConvParams& p) {
-  Algorithm found = Algorithm::direct;
-  if (p.c < 16 * p.groups || p.k < 16 * p.groups) return found;  // less than a vector of channels
-  double least = cost(p, found);
-  for (const Algorithm a : {Algorithm::winograd4, Algorithm::winograd4x2, Algorithm::winograd2}) {
-    const double c = accurate(p, a) ? cost(p, a) : least;
-    if (c < least) least = c, found = a;
-  }
-  return found;
-}
+Algorithm best(const ConvParams& p) { return cheapest(p, p.c / p.groups, p.k / p.groups, &cost, &accurate); }
 
 template <Algorithm algorithm>
 const char* inexact(const ConvParams& p) {

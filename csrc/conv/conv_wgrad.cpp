@@ -1,5 +1,6 @@
 #include "conv/conv_wgrad.h"
 
+#include "conv/conv_algorithm.h"
 #include "conv/conv_gpu.h"
 
 namespace fastcv {
@@ -14,19 +15,12 @@ const char* why_not_bf16(const ConvWgradParams& p) {
 
 // Direct or Winograd: a model of the cost and of the error.
 
-enum class Algorithm { direct, winograd4, winograd4x2, winograd2 };
-
 // Vector multiply-adds per pair of an input and an output channel.
 double cost(const ConvWgradParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.in_channels / p.groups), k = static_cast<double>(p.out_channels / p.groups);
   if (algorithm == Algorithm::direct) return 1.15 * 9 * static_cast<double>(p.batch * p.out[1] * p.out[2]);
-  const int64_t m[2] = {algorithm == Algorithm::winograd2 ? 2 : 4, algorithm == Algorithm::winograd4 ? 4 : 2};
-  double tiles = static_cast<double>(p.batch);
-  for (int i = 0; i < 2; ++i) {
-    const int64_t cells = (p.out[1 + i] + p.dilation[1 + i] - 1) / p.dilation[1 + i];
-    tiles *= static_cast<double>(p.dilation[1 + i] * ((cells + m[i] - 1) / m[i]));
-  }
-  const double points = static_cast<double>((m[0] + 2) * (m[1] + 2));
+  const auto [cut, points] = winograd_cut(algorithm, p.out, p.dilation);
+  const double tiles = cut * static_cast<double>(p.batch);
   // A point of a tile costs its product and its shares of both transforms, a point alone its sums' transform.
   return points * (tiles * (1.15 + 8 / k + 8 / c) + 8);
 }
@@ -44,14 +38,7 @@ bool accurate(const ConvWgradParams& p, Algorithm algorithm) {
 }
 
 Algorithm best(const ConvWgradParams& p) {
-  Algorithm found = Algorithm::direct;
-  if (p.in_channels < 16 * p.groups || p.out_channels < 16 * p.groups) return found;  // less than a vector of channels
-  double least = cost(p, found);
-  for (const Algorithm a : {Algorithm::winograd4, Algorithm::winograd4x2, Algorithm::winograd2}) {
-    const double c = accurate(p, a) ? cost(p, a) : least;
-    if (c < least) least = c, found = a;
-  }
-  return found;
+  return cheapest(p, p.in_channels / p.groups, p.out_channels / p.groups, &cost, &accurate);
 }
 
 template <Algorithm algorithm>
