@@ -51,6 +51,13 @@ def rows(op: str) -> list[str]:
     return [name for name, needs in fastcv.variants(op) if needs.startswith("sm")] if fastcv.is_built() else []
 
 
+def numbers_of(variant: str, otherwise: torch.dtype) -> tuple[torch.dtype, int]:
+    """Dtype and precision that a row of conv takes; most take any dtype."""
+    if "tf32" in variant:
+        return F32, HIGH
+    return (BF16 if otherwise is F32 and variant.startswith("igemm") else otherwise), 0
+
+
 def integers(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, seed: int) -> torch.Tensor:
     t = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return t.to(memory_format=FORMATS[t.dim()]) if channels_last and t.dim() in FORMATS else t
@@ -119,7 +126,7 @@ def test_equals_the_plain_loops(name: str, numbers: str) -> None:
 def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
     """Bias, residual and activation on numbers that cross every bend."""
     depthwise = "depthwise" in variant
-    dtype = BF16 if variant in ("igemm_sm80", "igemm_sm90a") else F32
+    dtype, precision = numbers_of(variant, F32)
     for last in (False, True):
         x = integers((1, 8, 5, 4), dtype, last, 0)
         w = integers((8, 1 if depthwise else 8, 3, 3), dtype, last, 1)
@@ -133,7 +140,7 @@ def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
             8 if depthwise else 1,
             integers((1, 8, 5, 4), dtype, last, 3),
         )
-        y, exact = run("conv", variant, *args, activation, 0), run("conv", "ref", *args, activation, 0)
+        y, exact = run("conv", variant, *args, activation, precision), run("conv", "ref", *args, activation, precision)
         assert max_error(y, exact.double()) <= 2 * torch.finfo(dtype).eps
 
 
@@ -151,11 +158,11 @@ def test_output_sizes_beyond_the_taps(numbers: str) -> None:
 @pytest.mark.parametrize("variant", rows("conv"))
 def test_what_is_not_finite_reaches_only_who_reads_it(variant: str) -> None:
     groups = 6 if "depthwise" in variant else 1
-    dtype = F32 if "tf32" in variant or groups > 1 else BF16
+    dtype, precision = numbers_of(variant, F32 if groups > 1 else BF16)
     for last in (False, True):
         x = integers((2, 6, 7, 6), dtype, last, 0)
         x[0, 1, 0, 5], x[1, 2, 3, 3] = float("inf"), float("nan")
-        args = (x, integers((6, 6 // groups, 3, 3), dtype, last, 1) + 3, None, [2, 1], [1, 1], [1, 1], groups, None, 0, 0)
+        args = (x, integers((6, 6 // groups, 3, 3), dtype, last, 1) + 3, None, [2, 1], [1, 1], [1, 1], groups, None, 0, precision)
         y, expected = run("conv", variant, *args), run("conv", "ref", *args)
         finite = expected.isfinite()
         assert torch.equal(y.isfinite(), finite) and torch.equal(y[finite], expected[finite])
@@ -165,7 +172,7 @@ def test_what_is_not_finite_reaches_only_who_reads_it(variant: str) -> None:
 def test_misaligned_tensors(variant: str) -> None:
     """Tensors that start anywhere in memory."""
     groups = 16 if "depthwise" in variant else 1
-    dtype = F32 if "tf32" in variant else F16
+    dtype, precision = numbers_of(variant, F16)
 
     def shifted(shape: tuple[int, ...], seed: int) -> torch.Tensor:
         t = integers(shape, dtype, True, seed)
@@ -173,7 +180,7 @@ def test_misaligned_tensors(variant: str) -> None:
         return memory.as_strided(t.shape, t.stride()).copy_(t)
 
     weight, residual = shifted((16, 16 // groups, 3, 3), 1), shifted((1, 16, 4, 5), 3)
-    assert check("conv", variant, shifted((1, 16, 4, 5), 0), weight, None, [1, 1], [1, 1], [1, 1], groups, residual, 0, 0)
+    assert check("conv", variant, shifted((1, 16, 4, 5), 0), weight, None, [1, 1], [1, 1], [1, 1], groups, residual, 0, precision)
 
 
 def test_long_sums_are_cut_into_the_same_segments_everywhere() -> None:
