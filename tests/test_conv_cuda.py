@@ -104,10 +104,13 @@ def test_equals_the_plain_loops(name: str, numbers: str) -> None:
         y = run("conv", "ref", x, w, bias, *geometry, None, 0, precision)
         residual, back = integers(tuple(y.shape), dtype, last, 3), integers((input[1],), dtype, False, 4)
         ran = {"conv": [], "conv_dgrad": [], "conv_wgrad": []}
+        names_of = {op: rows(op) for op in ran}
         for op, names in ran.items():
-            for variant in rows(op):
+            for variant in names_of[op]:
                 if precision and not variant.startswith("igemm"):
                     continue  # nothing else knows of it
+                if variant.endswith("sm90a") and (names_of[op].index(variant) + list(LAYERS).index(name) + last) % 3:
+                    continue  # rungs of one ladder, which differ in how they wait: each takes a third of the layers
                 args = {
                     "conv": (x, w, bias, *geometry, residual, 1, precision),
                     "conv_dgrad": (residual, w, back, list(input[2:]), *geometry, precision),

@@ -20,7 +20,7 @@ BUILD = Path(os.environ.get("FASTCV_BUILD_DIR", ROOT / "build"))
 
 # Of kernels in a source: instructions that must appear for sm_90, as regular expressions.
 EXPECTED = {
-    ("conv/conv_igemm_serial_sm90", "igemm_serial_kernel"): [r"HGMMA\.64x128x16", r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D", r"STG\.E\.128"],
+    ("conv/conv_igemm_serial_sm90", "igemm_serial_kernel"): [r"HGMMA\.64x128x16", r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D", r"LDS\.128", r"STG\.E\.128"],
     ("conv/conv_igemm_sm90", "igemm_pipeline_kernel"): [r"HGMMA\.64x128x16", r"UTMALDG\.4D\.IM2COL", r"USETMAXREG", r"STG\.E\.128"],
     ("conv/conv_igemm_multicast_sm90", "igemm_pipeline_kernel"): [r"HGMMA\.64x256x16", r"UTMALDG\.3D\.MULTICAST", r"UTMALDG\.4D\.IM2COL"],
     ("conv/conv_igemm_pingpong_sm90", "igemm_pingpong_kernel"): [r"HGMMA\.64x128x16", r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D"],

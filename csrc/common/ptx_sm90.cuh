@@ -178,15 +178,20 @@ void multiply_group(float (&d)[n / 2], uint64_t a, uint64_t b, bool accumulate, 
       const size_t start = (operand & 0x3fff) << 4, apart = (operand >> 32 & 0x3fff) << 4;
       return start + r / 8 * apart + r % 8 * 128;
     };
-    const auto at = [](size_t row, int k) {
-      if constexpr (sizeof(S) == 4) {
-        uint32_t bits;
-        std::memcpy(&bits, swizzled(row + 4 * k), 4);
-        return static_cast<double>(__uint_as_float(bits & 0xffffe000u));
-      } else {
-        S value;
-        std::memcpy(&value, swizzled(row + 2 * k), 2);
-        return static_cast<double>(widen(value));
+    const auto load = [](size_t row, double (&to)[depth]) {
+      for (int chunk = 0; chunk < 2; ++chunk) {
+        const std::byte* from = swizzled(row + 16 * chunk);
+        for (int i = chunk * depth / 2; i < (chunk + 1) * depth / 2; ++i, from += sizeof(S)) {
+          if constexpr (sizeof(S) == 4) {
+            uint32_t bits;
+            std::memcpy(&bits, from, 4);
+            to[i] = __uint_as_float(bits & 0xffffe000u);
+          } else {
+            S value;
+            std::memcpy(&value, from, 2);
+            to[i] = widen(value);
+          }
+        }
       }
     };
     const int lane = thread % 32, first = thread / 32 % 4 * 16;
@@ -199,12 +204,10 @@ void multiply_group(float (&d)[n / 2], uint64_t a, uint64_t b, bool accumulate, 
       for (int c = 0; c < n; ++c) look(row(b, c));
     }
     double x[2][depth];
-    for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < depth; ++k) x[half][k] = at(row(a, first + lane / 4 + 8 * half), k);
+    for (int half = 0; half < 2; ++half) load(row(a, first + lane / 4 + 8 * half), x[half]);
     for (int c = 0; c < n / 4; ++c) {
-      const size_t column = row(b, c / 2 * 8 + lane % 4 * 2 + c % 2);
       double y[depth];
-      for (int k = 0; k < depth; ++k) y[k] = at(column, k);
+      load(row(b, c / 2 * 8 + lane % 4 * 2 + c % 2), y);
       for (int half = 0; half < 2; ++half) {
         float& to = d[c / 2 * 4 + half * 2 + c % 2];
         double sum = accumulate ? to : 0;

@@ -311,7 +311,11 @@ __device__ __forceinline__ void store_tile(const Sm90Problem& g, const Sums<Shap
       }
       float pack[chunk];
 #pragma unroll
-      for (int e = 0; e < chunk; ++e) pack[e] = sums[m * pitch + n + e];
+      for (int e = 0; e < chunk; e += 4) {
+        const auto four = load_shared<Pack<float, 4>>(sums + m * pitch + n + e);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) pack[e + j] = four.at[j];
+      }
       store_channels<S, chunk>(p, pack, k, to);
     }
   }

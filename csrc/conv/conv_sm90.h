@@ -1,5 +1,5 @@
-// Host arithmetic of the convolutions on Hopper's tensor cores: which tile a layer gets, and the memory that float32 in
-// two parts needs.
+// The rungs of Hopper's ladder beside conv_igemm_sm90, and their host arithmetic: which tile a layer gets, and the
+// memory that float32 in two parts needs.
 #pragma once
 #include <algorithm>
 
@@ -62,5 +62,19 @@ inline size_t split_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan = split_plan(p);
   return plan.x_bytes + plan.w_bytes;
 }
+
+#define FASTCV_CONV_KERNELS(gpu)                                                                             \
+  namespace gpu {                                                                                            \
+  FASTCV_IF_LINKED int conv_igemm_serial_sm90(const ConvParams&, void* workspace, CUstream_st* stream);      \
+  FASTCV_IF_LINKED int conv_igemm_specialised_sm90(const ConvParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_igemm_multicast_sm90(const ConvParams&, void* workspace, CUstream_st* stream);   \
+  FASTCV_IF_LINKED int conv_igemm_pingpong_sm90(const ConvParams&, void* workspace, CUstream_st* stream);    \
+  FASTCV_IF_LINKED int conv_igemm_planned_sm90(const ConvParams&, void* workspace, CUstream_st* stream);     \
+  FASTCV_IF_LINKED int conv_igemm_tf32_sm90(const ConvParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int conv_igemm_tf32x3_sm90(const ConvParams&, void* workspace, CUstream_st* stream);      \
+  }
+FASTCV_CONV_KERNELS(cuda)
+FASTCV_CONV_KERNELS(emulated)
+#undef FASTCV_CONV_KERNELS
 
 }  // namespace fastcv
