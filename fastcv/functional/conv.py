@@ -22,6 +22,7 @@ from ._common import autocast_lower, differentiable, is_channels_last, needs_gra
 __all__ = ["conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
 Ints = int | Sequence[int]
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation, groups
 
 _conv_raw = _ext.op("conv")
 _dgrad_raw = _ext.op("conv_dgrad")
@@ -550,22 +551,38 @@ def convolve_fused(
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
     batched = _check("conv2d_fused", 2, input, weight, bias, groups)
+    geometry = fused_geometry(weight, stride, padding, dilation, groups)
+    if not batched:
+        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    y = fused(input, weight, bias, geometry, residual, activation, packs)
+    return y if batched else y.squeeze(0)
+
+
+def fused_geometry(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+    """The last four arguments of a 2-d convolution as ``fused`` takes them."""
+    stride, dilation = _ints(stride, 2, "stride"), _ints(dilation, 2, "dilation")
+    return stride, _pads(padding, 2, weight, stride, dilation), dilation, groups
+
+
+def fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    residual: Tensor | None,
+    activation: str | None,
+    packs: Any,
+) -> Tensor:
+    """convolve_fused of a batch, after the checks: input, weight and bias are tensors that go together."""
     code = _ACTIVATIONS[activation]
     if torch._C._is_any_autocast_enabled():
         input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
-    stride, dilation = _ints(stride, 2, "stride"), _ints(dilation, 2, "dilation")
-    geometry = (stride, _pads(padding, 2, weight, stride, dilation), dilation, groups)
     precision = _precision(input)
-    if not batched:
-        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     if needs_grad(input, weight, bias, residual):
         y = _conv_with_grad(input, weight, bias, residual, geometry, code if code in _BY_OUTPUT else 0, precision)
-        if code not in _BY_OUTPUT:
-            y = _activation(y, None, code, 0)
-    else:
-        packed = None if packs is None else packs.of_conv(input, weight, geometry, precision)
-        y = _conv_raw(input, weight, bias, *geometry, residual, code, precision, packed)
-    return y if batched else y.squeeze(0)
+        return y if code in _BY_OUTPUT else _activation(y, None, code, 0)
+    packed = None if packs is None else packs.of_conv(input, weight, geometry, precision)
+    return _conv_raw(input, weight, bias, *geometry, residual, code, precision, packed)
 
 
 def transposed(
