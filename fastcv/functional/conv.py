@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ._common import autocast_lower, differentiable, is_channels_last, needs_grad
+from ._common import autocast_lower, differentiable, is_channels_last, needs_grad, plain_sizes
 
 __all__ = ["conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
@@ -606,7 +606,7 @@ def transposed(
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
     if not batched:
         input = input.unsqueeze(0)
-    size, kernel, output = input.shape, weight.shape, []
+    size, kernel, output = plain_sizes(input), plain_sizes(weight), []
     for i, s, p, d, extra in zip(range(2, nd + 2), stride, padding, dilation, output_padding, strict=True):
         if extra != 0 and (extra < 0 or (extra >= s and extra >= d)):
             raise RuntimeError(
