@@ -187,7 +187,7 @@ def test_slopes_of_every_kind(slope) -> None:
             self.conv, self.linear = nn.Conv2d(8, 8, 3), nn.Linear(640, 128)
 
         def forward(self, x):
-            return F.leaky_relu(self.linear(F.leaky_relu(self.conv(x), slope, inplace=True).flatten(1)), negative_slope=slope)
+            return F.leaky_relu(self.linear(F.leaky_relu(self.conv(x), slope).flatten(1)), negative_slope=slope)
 
     model = trained(Net()).eval()
     ours = fastcv.optimize(model)

@@ -278,27 +278,33 @@ def _by_output(end: End) -> bool:
     return activation <= 2 or (activation == _LEAKY_RELU and slope >= 0)
 
 
-def _conv_forward(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int, end: End) -> Tensor:
-    return _conv_raw(x, w, b, *geometry, residual, end[0], precision, None, end[1])
+def _conv_forward(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, how: tuple[Any, int, End]) -> Tensor:
+    (stride, padding, dilation, groups), precision, end = how
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, end[0], precision, None, end[1])
 
 
 def _conv_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, _, ctx.geometry, ctx.precision, ctx.end = args
-    ctx.save_for_backward(*([x, w, output] if ctx.end[0] else [x, w]))
+    x, w, _, _, how = args
+    ctx.how = how
+    if how[2][0]:
+        ctx.save_for_backward(x, w, output)
+    else:
+        ctx.save_for_backward(x, w)
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, w = ctx.saved_tensors[:2]
+    x, w, *y = ctx.saved_tensors
+    geometry, precision, end = ctx.how
     dx = dw = db = None
-    if ctx.end[0]:
-        grad = _activation(ctx.saved_tensors[2], grad, ctx.end[0], 1, ctx.end[1])
+    if y:
+        grad = _activation(*y, grad, end[0], 1, end[1])
     if ctx.needs_input_grad[0]:
-        dx = _dgrad(grad, w, None, x.shape[2:], ctx.geometry, ctx.precision)
+        dx = _dgrad(grad, w, None, x.shape[2:], geometry, precision)
     if ctx.needs_input_grad[1]:
-        dw = _wgrad(x, grad, w.shape[2:], ctx.geometry, ctx.precision)
+        dw = _wgrad(x, grad, w.shape[2:], geometry, precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None, None, None
+    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None
 
 
 _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backward)
@@ -316,36 +322,40 @@ def _conv(
 ) -> Tensor:
     if needs_grad(x, w, b, residual):
         if _by_output(end):
-            return _conv_with_grad(x, w, b, residual, geometry, precision, end)
-        return _activation(_conv_with_grad(x, w, b, residual, geometry, precision, _NO_END), None, end[0], 0, end[1])
+            return _conv_with_grad(x, w, b, residual, (geometry, precision, end))
+        return _activation(_conv_with_grad(x, w, b, residual, (geometry, precision, _NO_END)), None, end[0], 0, end[1])
     packed = None if packs is None else packs.of_conv(x, w, geometry, precision)
     stride, padding, dilation, groups = geometry
     return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, end[0], precision, packed, end[1])
 
 
-def _dgrad_forward(
-    g: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, size: Any, geometry: Any, precision: int, end: End
-) -> Tensor:
-    return _dgrad_raw(g, w, b, size, *geometry, precision, None, residual, *end)
+def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, how: tuple[Any, Any, int, End]) -> Tensor:
+    size, (stride, padding, dilation, groups), precision, end = how
+    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, None, residual, end[0], end[1])
 
 
 def _dgrad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    g, w, _, _, _, ctx.geometry, ctx.precision, ctx.end = args
-    ctx.save_for_backward(*([g, w, output] if ctx.end[0] else [g, w]))
+    g, w, _, _, how = args
+    ctx.how = how
+    if how[3][0]:
+        ctx.save_for_backward(g, w, output)
+    else:
+        ctx.save_for_backward(g, w)
 
 
 def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    g, w = ctx.saved_tensors[:2]
+    g, w, *y = ctx.saved_tensors
+    _, geometry, precision, end = ctx.how
     dg = dw = db = None
-    if ctx.end[0]:
-        grad = _activation(ctx.saved_tensors[2], grad, ctx.end[0], 1, ctx.end[1])
+    if y:
+        grad = _activation(*y, grad, end[0], 1, end[1])
     if ctx.needs_input_grad[0]:
-        dg = _crop(_conv(grad, w, None, None, ctx.geometry, ctx.precision), g)
+        dg = _crop(_conv(grad, w, None, None, geometry, precision), g)
     if ctx.needs_input_grad[1]:
-        dw = _wgrad(grad, g, w.shape[2:], ctx.geometry, ctx.precision)
+        dw = _wgrad(grad, g, w.shape[2:], geometry, precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dg, dw, db, grad if ctx.needs_input_grad[3] else None, None, None, None, None
+    return dg, dw, db, grad if ctx.needs_input_grad[3] else None, None
 
 
 _dgrad_with_grad = differentiable("ConvDgrad", _dgrad_forward, _dgrad_save, _dgrad_backward)
@@ -364,10 +374,11 @@ def _dgrad(
 ) -> Tensor:
     if needs_grad(g, w, b, residual):
         if _by_output(end):
-            return _dgrad_with_grad(g, w, b, residual, size, geometry, precision, end)
-        return _activation(_dgrad_with_grad(g, w, b, residual, size, geometry, precision, _NO_END), None, end[0], 0, end[1])
+            return _dgrad_with_grad(g, w, b, residual, (size, geometry, precision, end))
+        return _activation(_dgrad_with_grad(g, w, b, residual, (size, geometry, precision, _NO_END)), None, end[0], 0, end[1])
     packed = None if packs is None else packs.of_dgrad(g, w, size, geometry, precision)
-    return _dgrad_raw(g, w, b, size, *geometry, precision, packed, residual, *end)
+    stride, padding, dilation, groups = geometry
+    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, packed, residual, end[0], end[1])
 
 
 def _wgrad_forward(x: Tensor, g: Tensor, kernel: Any, geometry: Any, precision: int) -> Tensor:
@@ -618,14 +629,17 @@ def transposed(
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
     if not batched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    size, kernel, output = input.shape, weight.shape, []
-    for i, s, p, d, extra in zip(range(2, nd + 2), stride, padding, dilation, output_padding, strict=True):
-        if extra != 0 and (extra < 0 or (extra >= s and extra >= d)):
-            raise RuntimeError(
-                f"output padding must be non-negative and smaller than either stride or dilation, but got "
-                f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
-            )
-        output.append((size[i] - 1) * s - 2 * p + d * (kernel[i] - 1) + extra + 1)
+    size, kernel = input.shape, weight.shape
+    output = [
+        (size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)
+    ]
+    if any(output_padding):
+        for extra, s, d in zip(output_padding, stride, dilation, strict=True):
+            if extra < 0 or (extra >= s and extra >= d):
+                raise RuntimeError(
+                    f"output padding must be non-negative and smaller than either stride or dilation, but got "
+                    f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
+                )
     if min(output) < 0 or kernel[1] == 0:
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
