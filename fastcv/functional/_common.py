@@ -59,6 +59,9 @@ def is_channels_last(t: Tensor) -> bool:
     if torch._C._get_tracing_state() is not None:  # sizes are tensors there, and suggest_memory_format asks them as numbers
         layout = torch.channels_last if t.dim() == 4 else torch.channels_last_3d
         return t.is_contiguous(memory_format=layout) and not t.is_contiguous()
+    across, along = t.stride(1), t.stride(-1)
+    if type(across) is int and type(along) is int and along < across:
+        return False  # what the rule says of row-major images, at a tenth of its cost; symbols would add a guard
     return suggest_memory_format(t) in (torch.channels_last, torch.channels_last_3d)
 
 
