@@ -105,4 +105,12 @@ PYBIND11_MODULE(_C, m) {
         fastcv::emulator::seed(seed);
       },
       py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
+  m.def(
+      "emulate_most_blocks",
+      [](uint64_t count) {
+        if (&fastcv::emulator::most_blocks == nullptr)
+          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        fastcv::emulator::most_blocks(count);
+      },
+      py::arg("count"), "Of every later emulated launch only so many blocks: the last one, then the first; 0: all.");
 }

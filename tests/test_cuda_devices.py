@@ -1,4 +1,4 @@
-"""Which device runs what, without a GPU: tensors on cuda have shapes but no memory (FakeTensorMode), and fastcv._gpu is told what GPU there is."""
+"""Which device runs what, without a GPU: tensors on cuda have shapes but no memory, and fastcv._gpu is told what GPU there is."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
 def test_every_function_takes_cuda_tensors_to_its_own_op(op: str, served: None) -> None:
-    """The same shapes, dtypes, strides and device as torch's function gives, from ops of fastcv that the build registers for CUDA."""
+    """Shapes and dtypes as on the CPU, on the input's device, from ops of fastcv."""
     for case in SMALL:
         if case.op != op:
             continue
         for dtype in case.dtypes:
-            for layout in case.layouts:
+            for layout in case.layouts if op != "instance_norm" else ("contiguous",):  # which copies, and a copy needs a GPU
                 args, kwargs = case.arguments(dtype, layout)
                 with FakeTensorMode():
                     args, kwargs = [there(a) for a in args], {k: there(v) for k, v in kwargs.items()}
@@ -104,22 +104,27 @@ torch.backends.cuda.is_built = lambda: True
 from fastcv import _gpu, functional, nn
 _gpu.why_not = lambda index: "Some GPU has compute capability 7.5, fastcv's kernels need 8.0"
 sys.path.insert(0, "tests")
-from test_cuda_devices import SMALL, FakeTensorMode, Ran, outputs, there
+from test_cuda_devices import SMALL, FakeTensorMode, Ran, moved, outputs, there
 warnings.simplefilter("always")
 with torch.no_grad(), warnings.catch_warnings(record=True) as said:
     for case in SMALL:
-        args, kwargs = case.arguments(case.dtypes[0], case.layouts[-1])
+        args, kwargs = case.arguments(case.dtypes[0])
         here = outputs(getattr(functional, case.op)(*args, **kwargs))
         with FakeTensorMode(), Ran() as ran:
             args, kwargs = [there(a) for a in args], {k: there(v) for k, v in kwargs.items()}
-            there_ = outputs(getattr(functional, case.op)(*args, **kwargs))
+            try:
+                there_ = outputs(getattr(functional, case.op)(*args, **kwargs))
+            except RuntimeError as error:  # torch's own, of a torch without CUDA
+                assert "PyTorch is not linked with support for cuda" in str(error), case.id
+                continue
         assert not ran.ours, f"{case.id}: {ran.ours}"
         for t, u in zip(there_, here, strict=True):
             assert t.device.type == "cuda" and (t.shape, t.dtype) == (u.shape, u.dtype), case.id
-    with FakeTensorMode(), Ran() as ran:
-        for layer, size in ((nn.Conv2d(3, 4, 3), (1, 3, 8, 8)), (nn.ConvTranspose2d(3, 4, 3), (1, 3, 8, 8)), (nn.BatchNorm2d(3).eval(), (2, 3, 4, 4))):
-            assert layer.cuda()(torch.ones(size, device="cuda")).is_cuda
-        assert not ran.ours
+    for layer in (nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(3).eval(), nn.MaxPool2d(2), nn.Softmax(1)):
+        with FakeTensorMode(), Ran() as ran:
+            moved(layer)
+            assert layer(torch.empty(2, 3, 8, 8, device="cuda")).is_cuda
+        assert not ran.ours, layer
 print([str(w.message) for w in said if "fastcv" in str(w.message)])
 """
 
@@ -131,6 +136,15 @@ def test_on_an_old_gpu_torchs_kernels_run_after_one_warning() -> None:
     assert done.returncode == 0, done.stderr
     sentence = "fastcv: Some GPU has compute capability 7.5, fastcv's kernels need 8.0: torch's kernels run on GPU 0 in their place"
     assert done.stdout.strip() == repr([sentence])
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The model, its tensors on cuda; within FakeTensorMode."""
+    for module in model.modules():
+        for name, t in module._parameters.items():
+            module._parameters[name] = None if t is None else nn.Parameter(there(t), requires_grad=False)
+        module._buffers |= {name: there(t) for name, t in module._buffers.items()}
+    return model
 
 
 class Network(nn.Module):
@@ -147,11 +161,7 @@ def on_cuda() -> tuple[nn.Module, torch.Tensor]:
     """A model and its input; within FakeTensorMode."""
     with unset_fake_temporarily():
         model = Network().eval()
-    for module in model.modules():
-        for name, t in module._parameters.items():
-            module._parameters[name] = None if t is None else nn.Parameter(there(t), requires_grad=False)
-        module._buffers |= {name: there(t) for name, t in module._buffers.items()}
-    return model, torch.empty(2, 3, 12, 12, device="cuda")
+    return moved(model), torch.empty(2, 3, 12, 12, device="cuda")
 
 
 def test_optimize_takes_cuda_models(served: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +171,7 @@ def test_optimize_takes_cuda_models(served: None, monkeypatch: pytest.MonkeyPatc
         fast = fastcv.optimize(model, fuse=False, inplace=True)
         with Ran() as ran:
             assert fast(x).shape == (2, 5)
-        assert {name.split(".")[0] for name in ran.ours} >= {"conv", "batch_norm", "max_pool2d"}
+        assert ran.ours == ["conv.default", "batch_norm_eval.default", "max_pool2d.default"]
     assert not fast.fastcv_report.skipped()
     assert {row.name: row.reason for row in fast.fastcv_report.rows if row.reason} == {"head": "runs on torch: on a GPU torch multiplies"}
 
