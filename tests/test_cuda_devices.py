@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
 from fastcv import _gpu, functional
+from fastcv.functional import _fallback
 from fastcv.testing.cases import CASES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +96,45 @@ def test_what_a_gpu_lacks(capability: tuple[int, int], cuda_build: bool, expecte
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     assert re.fullmatch(expected, _gpu.why_not.__wrapped__(0))
+
+
+OWN = ("batch_norm_act", "sum_pool2d", "upsample_bed_of_nails", "soft_iou_loss", "linear_cross_entropy", "cdist", "knn", "nearest")
+
+
+@pytest.mark.parametrize("op", OWN)
+def test_what_torch_has_no_function_for_is_put_together_right(op: str) -> None:
+    peer = next(found[op] for found in map(_fallback.peers, _fallback._OWN) if op in found)
+    for case in SMALL:
+        if case.op == op and torch.float64 in case.dtypes:
+            args, kwargs = case.arguments(torch.float64)
+            again = case.arguments(torch.float64)  # running statistics move
+            for ours, theirs in zip(outputs(getattr(functional, op)(*args, **kwargs)), outputs(peer(*again[0], **again[1])), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda said, case=case: f"{case.id}: {said}")
+    if op in ("cdist", "knn", "nearest"):
+        x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+        y[1] = y[4]
+        x[0] = 0
+        k = (2,) if op == "knn" else ()
+        for how in ({"metric": "cosine"}, {"p": 1.0}, *([{"squared": True}] if k else [])):
+            ours, theirs = (outputs(f(x, y, *k, **how)) for f in (getattr(functional, op), peer))
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    if op == "knn":
+        for a, b in zip(functional.knn(x, y, 9, pad=True), peer(x, y, 9, pad=True), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        for f in (functional.knn, peer):
+            with pytest.raises(ValueError, match="k=9 but there are 7 points"):
+                f(x, y, 9)
+
+
+def test_the_fused_convolution_is_put_together_right() -> None:
+    for case in SMALL:
+        if case.op == "conv2d_fused":
+            args, kwargs = case.arguments(torch.float64)
+            full = kwargs | dict(zip(("input", "weight", "bias"), args, strict=False))
+            usual = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "residual": None, "activation": None}
+            ours = functional.conv2d_fused(*args, **kwargs)
+            torch.testing.assert_close(ours, _fallback._convolve_fused(**(usual | full)), rtol=1e-9, atol=1e-9)
 
 
 OLD_GPU = """

@@ -128,7 +128,7 @@ def _knn(
         raise ValueError(f"k={k} but there are {points} points; pass pad=True to fill with (inf, -1)")
     if squared and (p != 2 or metric != "minkowski"):
         raise ValueError(f"squared distances exist for p=2 only, got p={p:g}, metric={metric!r}")
-    distances, indices = _cdist(x, y, p, neighbors._COMPUTE_MODES[2], metric=metric).sort(-1, stable=True)
+    distances, indices = _cdist(x, y, p, neighbors._COMPUTE_MODES[2], metric=metric).sort(dim=-1, stable=True)
     distances, indices = distances[..., :k], indices[..., :k]
     if k > points:
         distances, indices = F.pad(distances, (0, k - points), value=torch.inf), F.pad(indices, (0, k - points), value=-1)
