@@ -106,6 +106,14 @@ PYBIND11_MODULE(_C, m) {
         fastcv::emulator::seed(seed);
       },
       py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
+  m.def(
+      "emulate_most_blocks",
+      [](uint64_t count) {
+        if (&fastcv::emulator::most_blocks == nullptr)
+          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        fastcv::emulator::most_blocks(count);
+      },
+      py::arg("count"), "Of every later emulated launch only so many blocks: the last one, then the first; 0: all.");
   py::class_<fastcv::Watch>(m, "Watch",
                             "The state of some CPU tensors, each of which may be None, at the time of making.")
       .def(py::init<const py::sequence&, const std::vector<fastcv::Watch::Element>&>(), py::arg("tensors"),

@@ -67,6 +67,7 @@ void tma_tile_ref(const TmaTileParams&, const Exec&);
   FASTCV_IF_LINKED int cache_read(const CacheReadParams&, void*, CUstream_st*);                \
   FASTCV_IF_LINKED int tile_product_ldmatrix(const TileProductParams&, void*, CUstream_st*);   \
   FASTCV_IF_LINKED int tile_product_transposed(const TileProductParams&, void*, CUstream_st*); \
+  FASTCV_IF_LINKED int tile_product_stmatrix(const TileProductParams&, void*, CUstream_st*);   \
   FASTCV_IF_LINKED int tile_product_tf32(const TileProductParams&, void*, CUstream_st*);       \
   FASTCV_IF_LINKED int tile_product_wgmma(const TileProductParams&, void*, CUstream_st*);      \
   FASTCV_IF_LINKED int tma_tile(const TmaTileParams&, void*, CUstream_st*);

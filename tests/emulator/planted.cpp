@@ -68,6 +68,61 @@ __global__ void beyond_the_end(const float* x, float* y, bool inside) {
   y[threadIdx.x] = x[threadIdx.x];
 }
 
+// Warps meet at a barrier of their own number; a warp that comes to another one waits for ever.
+__global__ void named_barriers(const float* x, float* y, bool same) {
+  FASTCV_SHARED(float, box, kThreads);
+  box[threadIdx.x] = x[threadIdx.x];
+  sync_threads(same || threadIdx.x < 32 ? 1 : 2, kThreads);
+  sync_threads(2 + threadIdx.x / 32, 32);  // each warp's own
+  y[threadIdx.x] = box[(threadIdx.x + 32) % kThreads];
+}
+
+__global__ void votes(const float*, float* y, bool all) {
+  const unsigned lane = threadIdx.x % 32;
+  bool right = __ballot_sync(kAllLanes, lane % 3 == 0) == 0x49249249u;
+  right = right && __any_sync(kAllLanes, lane == 7) && !__any_sync(kAllLanes, false);
+  right = right && __all_sync(kAllLanes, true) && !__all_sync(kAllLanes, lane != 7);
+  if (lane < 16) right = right && __ballot_sync(0x0000ffffu, lane > 3) == 0xfff0u;
+  else right = right && __ballot_sync(0xffff0000u, lane > 17) == 0xfffc0000u;
+  if (all || lane != 5) right = right && __all_sync(kAllLanes, true);
+  y[threadIdx.x] = right ? 1.0f : -1.0f;
+}
+
+// Each thread adds one to a number in global memory; what is read before others write is lost.
+__global__ void atomics(const float*, float* y, bool atomic) {
+  static int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  if (atomic) {
+    atomicAdd(&count, 1);
+  } else {
+    const int before = count;
+    __syncwarp();
+    count = before + 1;
+  }
+  __syncthreads();
+  y[threadIdx.x] = count == kThreads ? 1.0f : -1.0f;
+}
+
+// Tiles of 64 products through shared memory; `wrong` goes on by one too few from tile to tile.
+__global__ void advance(const float* x, float* y, bool right) {
+  FASTCV_SHARED(float, tile, kThreads);
+  float sum = 0;
+  for (int step = 0; step < 4; ++step) {
+    const int at = step * (right ? kThreads : kThreads - 1) + threadIdx.x;
+    __syncthreads();
+    tile[threadIdx.x] = x[at] * static_cast<float>(at);
+    __syncthreads();
+    for (int i = 0; i < kThreads; ++i) sum += tile[i];
+  }
+  y[threadIdx.x] = sum == 255 * 256 / 2 ? 1.0f : -1.0f;
+}
+
+// Outputs hold what no thread would write until one does.
+__global__ void leaves_an_output(const float* x, float* y, bool all) {
+  if (all || threadIdx.x != 63) y[threadIdx.x] = x[threadIdx.x];
+}
+
 __global__ void lane_stays_away(const float* x, float* y, bool all) {
   float value = x[threadIdx.x];
   if (all || threadIdx.x % 32 != 5) value += __shfl_xor_sync(kAllLanes, value, 1);
@@ -83,6 +138,27 @@ __global__ void copy_not_awaited(const float* x, float* y, bool wait) {
   __syncthreads();
   y[threadIdx.x] = box[(threadIdx.x * 4 + 4) % (kThreads * 4)];
   if (!wait) wait_async<0>();
+}
+
+// A place is copied to again while other warps may still be reading it: the barrier comes before the wait, not before
+// the copy, which may land at once.
+__global__ void copy_lands_early(const float* x, float* y, bool barrier) {
+  FASTCV_SHARED(float, box, kThreads * 4);
+  const auto copy = [&] {
+    copy_async(box + threadIdx.x * 4, x + threadIdx.x * 4, true);
+    commit_async();
+  };
+  copy();
+  wait_async<0>();
+  __syncthreads();
+  float sum = box[(threadIdx.x * 4 + 128) % (kThreads * 4)];
+  if (barrier) __syncthreads();
+  copy();
+  if (!barrier) __syncthreads();
+  wait_async<0>();
+  __syncthreads();
+  sum += box[(threadIdx.x * 4 + 128) % (kThreads * 4)];
+  y[threadIdx.x] = sum == 2 ? 1.0f : -1.0f;
 }
 
 __global__ void stays_in_flight(const float* x, float* y, bool wait) {
@@ -159,6 +235,28 @@ __global__ void transposed_product(const float*, float* y, bool) {
       for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(k, col);
       right = right && sum == d[i];
     }
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
+// Sixteen by sixteen elements from registers into a swizzled tile, and read back one by one.
+__global__ void matrix_store(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  FASTCV_SHARED(bf16, tile, 16 * 64);
+  const auto value = [](int r, int c) { return static_cast<float>(r * 16 + c); };
+  Fragment4 f{};
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i % 2 * 8, column = lane % 4 * 2 + i / 2 * 8;
+    f.at[i] = narrow<bf16>(value(row, column)).bits | uint32_t{narrow<bf16>(value(row, column + 1)).bits} << 16;
+  }
+  const int row = lane % 8 + lane / 8 % 2 * 8, column = lane / 16 * 8;
+  store_matrix_x4(tile + (row * 64 + (column ^ row % 8 * 8)), f);
+  __syncwarp();
+  bool right = true;
+  for (int i = lane; i < 256; i += 32) {
+    const int r = i / 16, c = i % 16;
+    right = right && widen(tile[r * 64 + (c ^ r % 8 * 8)]) == value(r, c);
   }
   y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
 }
@@ -311,6 +409,12 @@ int main() {
   SHOW(beyond_the_end);
   SHOW(lane_stays_away);
   SHOW(copy_not_awaited);
+  SHOW(copy_lands_early);
+  SHOW(named_barriers);
+  SHOW(votes);
+  SHOW(atomics);
+  SHOW(advance);
+  SHOW(leaves_an_output);
   SHOW(stays_in_flight);
   SHOW(across_blocks);
   SHOW(too_many_threads);
@@ -322,6 +426,7 @@ int main() {
   SHOW_AS("operand_overwritten", group_product<true>);
   show("im2col_copy", im2col_copy, true);
   show("matrix_product", matrix_product, true);
+  show("matrix_store", matrix_store, true);
   show("transposed_product", transposed_product, true);
   show("tf32_product", tf32_product, true);
 }
