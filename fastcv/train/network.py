@@ -39,6 +39,10 @@ def build(options: Options, task: str, classes: int, shape: tuple[int, int, int]
 
 
 def _of_zoo(options: Options, task: str, config: dict[str, Any], shape: tuple[int, int, int]) -> nn.Module:
+    if options.aux_loss:
+        config["aux_loss"] = True
+    if options.weights_backbone:
+        config["weights_backbone"] = options.weights_backbone
     try:
         info = models.model_info(options.model)
         if info.task != task:

@@ -81,6 +81,8 @@ class Options:
     parallel: str = _option("ddp", "Under torchrun, ddp: the whole network in each process; fsdp: its parameters spread over them.")
     sync_bn: bool = _option(False, "Batch norm over all processes.")
     weights: str = _option("", "A file of parameters to start from: a checkpoint of this program, or a state_dict.")
+    weights_backbone: str = _option("", "A file of parameters for the backbone of a segmentation network to start from.")
+    aux_loss: bool = _option(False, "Train an auxiliary head too, in segmentation networks that have one; its loss counts 0.5.")
     # the run
     resume: str = _option("", "auto: go on from the last checkpoint in --output-dir if there is one; or a checkpoint's file.")
     test_only: bool = _option(False, "Evaluate the checkpoint --resume on the test part, train nothing.")
@@ -97,7 +99,7 @@ class Options:
 
 # What may differ between a run and its continuation. None of it changes a bit of the result but the number of threads (docs/train.md).
 FREE = {
-    "output_dir", "workers", "threads", "weights", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
+    "output_dir", "workers", "threads", "weights", "weights_backbone", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
     "tensorboard", "skip_corrupt",
 }  # fmt: skip
 

@@ -177,7 +177,7 @@ def restored(file: str | Path, changes: dict[str, Any]) -> tuple[dict[str, Any],
     Raises CheckpointError, OptionError and NotBuiltError.
     """
     state = checkpoint.load(file)
-    options = normalized(state["args"] | {"weights": "", "device": "cpu"} | changes)
+    options = normalized(state["args"] | {"weights": "", "weights_backbone": "", "device": "cpu"} | changes)
     check(options)
     facts = state["data"]
     shape = (facts["shape"][0], *[options.train_crop_size or side for side in facts["shape"][1:]])

@@ -55,24 +55,14 @@ def one_sentence(name: str) -> Iterator[None]:
 def _picture(path: Path) -> Any:
     """The image (H, W, 3) as uint8, upright. Raises ValueError for what cannot be read."""
     import numpy as np
-    from PIL import Image
 
     from ..train.files import read_picture, rgb
-
-    def converted(image: Any) -> Any:
-        if image.mode in ("F", "I"):  # one number of 32 bits per pixel, whose white Pillow does not know
-            values = np.asarray(image)
-            white = 1 if image.mode == "F" else 65535
-            if not (values.min() >= 0 and values.max() <= white):
-                raise ValueError(f"its pixels go from {values.min():g} to {values.max():g}, expected 0 to {white}")
-            image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
-        return np.asarray(rgb(image))
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file")
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    return read_picture(path, converted)
+    return read_picture(path, lambda image: np.asarray(rgb(image)))
 
 
 def _checked_output(path: Path, image: Path) -> None:
