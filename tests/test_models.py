@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import subprocess
+import sys
 from collections import OrderedDict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -143,6 +145,13 @@ def test_registry() -> None:
         models.register_model()(models.resnet18)
     with pytest.raises(ValueError, match="task must be one of"):
         models.register_model("detection")
+
+
+def test_the_zoo_is_there_after_import_fastcv_alone() -> None:
+    """``fastcv.models``, as the documentation writes it; who does not ask for it does not wait for it."""
+    code = "import sys, fastcv; assert 'fastcv.models' not in sys.modules; print(fastcv.models.resnet8(), hasattr(fastcv, 'model'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("ResNetCifar(") and done.stdout.endswith("False\n"), done.stderr
 
 
 def test_config_for() -> None:

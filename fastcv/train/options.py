@@ -99,8 +99,8 @@ class Options:
 
 # What may differ between a run and its continuation. None of it changes a bit of the result but the number of threads (docs/train.md).
 FREE = {
-    "output_dir", "workers", "threads", "weights", "weights_backbone", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
-    "tensorboard", "skip_corrupt",
+    "output_dir", "workers", "threads", "weights", "weights_backbone", "resume", "test_only", "recovery_interval", "checkpoint_hist",
+    "print_freq", "tensorboard", "skip_corrupt",
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def _check_output(options: Options) -> None:
 def device_of(options: Options) -> torch.device:
     try:
         device = torch.device(options.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which a device without memory cannot give
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from None
     return device
