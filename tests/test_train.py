@@ -286,6 +286,8 @@ def test_evaluate_and_predict(digits: Path, straight: Path, tmp_path: Path) -> N
         (["--weights", "/nowhere.pt"], "there is no weights file '/nowhere.pt'"),
         (["--resume", "/nowhere.pt"], "/nowhere.pt does not exist"),
         (["--device", "warp"], "--device warp cannot be used"),
+        (["--output-dir", ""], "--output-dir must not be empty"),
+        (["--data-path", ""], "--data-path must not be empty"),
         (["--device", "meta"], "--device meta cannot be used"),
         (["--model", "vgg11"], "--model vgg11 does not take images of 1x8x8: "),
         (["--model", "mlp2", "--val-crop-size", "3"], "--model mlp2 does not take images of 1x3x3: "),

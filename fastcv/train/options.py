@@ -141,6 +141,9 @@ CHOICES = {
 
 def check(options: Options) -> None:
     """Raises OptionError for the first value that cannot be."""
+    for name in ("data_path", "model", "output_dir"):
+        if not getattr(options, name).strip():
+            raise OptionError(f"{flag(name)} must not be empty")  # a shell's unset variable, not the current folder
     for name, (least, most) in RANGES.items():
         value = getattr(options, name)
         if not least <= value <= most:
