@@ -1,8 +1,8 @@
 """Throughput of fastcv.models against the same models of torch.nn and torch.compile. ``python benchmarks/models.py``.
 
-Inference and training at batches of 1, 8 and 32, float32. Each contender takes part in the layout in which a trial found it faster,
-torch.compile in torch's, and fastcv by the door, fastcv.nn or fastcv.optimize, that the trial found faster (batches above 8 by the trial
-at 8); then they take turns in one process, and medians count. Answers and losses are compared before anything is timed.
+Inference and training at batches of 1, 8 and 32, float32. torch and fastcv take part in the layout in which a trial found them faster,
+torch.compile in channels_last, in which it computes convolutions on the CPU anyway, and fastcv by the door, fastcv.nn or
+fastcv.optimize, that the trial found faster (batches above 8 by the trial at 8); then they take turns in one process, and medians count. Answers and losses are compared before anything is timed.
 
 Writes results/models.csv and, from it, models.md after every row: what is measured replaces the same row, everything else stays, so that
 a table comes together from parts; rows of another build are marked. Rows come in the order of their work, so that --minutes ends with
@@ -183,10 +183,10 @@ def needed(job: Job, contenders: int) -> float:
     return contenders * 4 * summary.parameters * (3 if job.train else 1) + (2.5 if job.train else 0.5) * job.batch * summary.memory
 
 
-def compiled(job: Job, layout: torch.memory_format) -> Callable[[], Tensor] | None:
+def compiled(job: Job) -> Callable[[], Tensor] | None:
     """torch.compile's call, compiled; None, and a line that says so, for a model that it refuses."""
     torch._dynamo.reset()
-    call = calling("compile", job, images_of(job), layout)
+    call = calling("compile", job, images_of(job), torch.channels_last)
     try:
         call()
     except Exception as error:  # whatever its compilers raise
@@ -200,7 +200,7 @@ def run(job: Job, with_compile: bool, seconds: float) -> dict[str, Any]:
     theirs, ours, difference = chosen(job._replace(batch=min(job.batch, TRIED), work=0))
     images = images_of(job)
     calls = {"torch": calling("torch", job, images, theirs[1]), "fastcv": calling(ours[0], job, images, ours[1])}
-    if with_compile and (call := compiled(job, theirs[1])) is not None:
+    if with_compile and (call := compiled(job)) is not None:
         calls["compile"] = call
     times = interleave(calls, seconds, ROUNDS)
     row = {name: job.batch / times[name].median if name in times else None for name in ("torch", "compile", "fastcv")}
@@ -349,8 +349,7 @@ def main() -> int:
             print(f"{job.facts}: left out, it needs about {bytes_ / 2**30:.0f} GiB", flush=True)
             continue
         if given.prepare:
-            for layout in LAYOUTS:  # the trial may choose either
-                compiled(job, layout)
+            compiled(job)
             print(f"{time.perf_counter() - begin - passed:6.1f} s  {job.facts}", flush=True)
             continue
         row = job.facts | run(job, given.compile, given.seconds) | {"build": build_}

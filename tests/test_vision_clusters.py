@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("sklearn")
 from sklearn import cluster as peers
-from sklearn.datasets import load_digits, load_iris, load_sample_image, make_blobs
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_sample_image, make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -70,6 +70,14 @@ def test_bounds_leave_every_label_as_a_full_search_would(dtype, few: int, monkey
             centres = torch.stack([x[labels == c].double().mean(0) for c in range(40)])
         np.testing.assert_allclose(result.centres, centres, atol=1e-12 if dtype == np.float64 else 1e-6)
         assert torch.equal(result.labels, F.nearest(x, result.centres)[1])
+
+
+@pytest.mark.parametrize(("k", "seed"), [(3, 0), (7, 5)])
+def test_of_restarts_with_the_same_clusters_the_first_is_kept(k: int, seed: int) -> None:
+    """Their inertias differ in the last digits only, which must not choose the names of the clusters."""
+    x = load_breast_cancer().data
+    mine, theirs = (kind(k, init="random", n_init=2, random_state=seed).fit(x) for kind in (KMeans, peers.KMeans))
+    assert np.array_equal(mine.labels_, theirs.labels_) and mine.n_iter_ == theirs.n_iter_
 
 
 def test_centres_from_a_function_are_scikit_learns() -> None:

@@ -212,6 +212,12 @@ def lloyd(x: Tensor, centres: Tensor, weights: Tensor | None, max_iter: int, tol
     return _Result(centres, bounds.labels, float(processes.sum(total)), iteration)
 
 
+def _same_clusters(a: Tensor, b: Tensor) -> bool:
+    """Whether rows of one label in ``a`` have one label in ``b``: the same clusters by other names, whose inertias differ by rounding."""
+    pairs = torch.stack([a, b])
+    return pairs.unique(dim=1).shape[1] == a.unique().numel()
+
+
 class _Centres(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """What both estimators share once they have centres."""
 
@@ -314,7 +320,7 @@ class KMeans(_Centres):
         best: _Result | None = None
         for _ in range(self._restarts(10)):
             result = lloyd(x, self._first_centres(x, weights, random), weights, most, tol, _Alone())
-            if best is None or result.inertia < best.inertia:
+            if best is None or (result.inertia < best.inertia and not _same_clusters(result.labels, best.labels)):
                 best = result
         self.cluster_centers_, self.labels_ = best.centres.numpy(), best.labels.to(torch.int32).numpy()
         self.inertia_, self.n_iter_ = best.inertia, best.iterations
