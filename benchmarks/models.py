@@ -2,7 +2,8 @@
 
 Inference and training at batches of 1, 8 and 32, float32. torch and fastcv take part in the layout in which a trial found them faster,
 torch.compile in channels_last, in which it computes convolutions on the CPU anyway, and fastcv by the door, fastcv.nn or
-fastcv.optimize, that the trial found faster (batches above 8 by the trial at 8); then they take turns in one process, and medians count. Answers and losses are compared before anything is timed.
+fastcv.optimize, that the trial found faster (batches above 8 by the trial at 8); then they take turns in one process, and medians
+count. Answers and losses are compared before anything is timed.
 
 Writes results/models.csv and, from it, models.md after every row: what is measured replaces the same row, everything else stays, so that
 a table comes together from parts; rows of another build are marked. Rows come in the order of their work, so that --minutes ends with
