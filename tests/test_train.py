@@ -268,6 +268,16 @@ def test_evaluate_and_predict(digits: Path, straight: Path, tmp_path: Path) -> N
     assert rows[0] == ["file", "class1", "probability1", "class2", "probability2"] and len(rows) == 41
     right = sum(row[1] == str(int(data.labels[160 + i])) for i, row in enumerate(rows[1:]))
     assert right / 40 == scores["accuracy"] and Image.open(tmp_path / "answers" / "predictions.png").size[0] > 500
+    try:
+        odd = (tmp_path / "00.png").rename(tmp_path / os.fsdecode(b"a$b$c[/red]\xff.png"))
+    except OSError:
+        return  # this file system refuses names that are not UTF-8
+    status, output, error = _run("predict", straight / "best.pt", odd, "-o", tmp_path / "odd")
+    assert (status, error) == (0, "") and "a$b$c[/red]?.png: " in output
+    assert os.fsencode(odd) in (tmp_path / "odd" / "predictions.csv").read_bytes()
+    odd.write_bytes(b"")
+    status, _, error = _run("predict", straight / "best.pt", odd, "-o", tmp_path / "none", "--skip-corrupt")
+    assert status == 2 and "a$b$c[/red]?.png cannot be read as an image" in error, error
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------------------------

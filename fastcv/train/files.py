@@ -155,19 +155,20 @@ class ImageFiles:
 
 def read_picture(file: Path, convert: Callable[[Any], Any]) -> Any:
     """What ``convert`` makes of the opened file. Raises DataError that names the file."""
+    name = printable(str(file))
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"{file} needs Pillow to be read: pip install pillow") from error
+        raise DataError(f"{name} needs Pillow to be read: pip install pillow") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
                 return convert(image)
     except DataError as error:
-        raise DataError(f"{file} {error}") from error
+        raise DataError(f"{name} {error}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and their own
-        raise DataError(f"{file} cannot be read as an image: {error}") from error
+        raise DataError(f"{name} cannot be read as an image: {error}") from error
 
 
 def rgb(image: Any) -> Any:

@@ -151,6 +151,7 @@ def segment(
         import numpy as np
         from PIL import Image
 
+        from ..train.files import printable
         from .segmentation import METHODS
         from .segmentation import segment as segment_image
 
@@ -158,7 +159,7 @@ def segment(
             raise ValueError(f"--method must be one of {', '.join(METHODS)}, unet, got {method!r}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {seed}")
-        pixels = _picture(image)
+        pixels, name = _picture(image), printable(image.name)
         for path in (output, labels):
             if path is not None:
                 _checked_output(path, image)
@@ -168,12 +169,12 @@ def segment(
         if method == "unet":
             found, names, model = _by_network(pixels, checkpoint, full_size)
             count = len(np.unique(found))
-            title = f"{image.name}: {count} class{'es' * (count != 1)} by {model}"
+            title = f"{name}: {count} class{'es' * (count != 1)} by {model}"
         else:
             options = {"clusters": clusters, "color": color, "position": position, "seed": seed}
             found, names = segment_image(pixels, method, bandwidth=bandwidth or None, sigma=sigma or None, **options), None
             count = len(np.unique(found))
-            title = f"{image.name}: {count} segment{'s' * (count != 1)} by {method}"
+            title = f"{name}: {count} segment{'s' * (count != 1)} by {method}"
         seconds = time.perf_counter() - start
         picture = segmentation_figure(pixels, found, title, names)
         if labels is not None:
