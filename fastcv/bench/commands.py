@@ -17,7 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .. import _ext
-from . import machine, peers, plan, roofs, store, tables, verdicts
+from . import guard, machine, peers, plan, probes, roofs, store, tables, verdicts
 from .contenders import load_file
 from .model_command import model
 from .rows import OK, UNRELIABLE, Row
@@ -265,10 +265,17 @@ def roofs_command(
                 raise ValueError(f"--device {device}: torch sees no GPU")
             found = roofs.measure_gpu(device, seconds)
         else:
-            with progress(len(roofs.DTYPES) + len(roofs.SIZES), "roofs") as (_, end):
-                found = roofs.measure_all(
-                    seconds, lambda name, value: end(f"{name}: {value / 1e9:.1f} G{'B' if 'copy' in name else 'FLOP'}/s")
-                )
+            watch = guard.Guard()
+            watch.start()
+            with progress(len(probes.CPU_CHAINS) + len(roofs.DTYPES) + len(roofs.SIZES), "roofs") as (_, end):
+
+                def line(name: str, value: float | str) -> None:
+                    unit = "B" if "copy" in name else "FLOP"
+                    end(f"{name}: {value if isinstance(value, str) else f'{value / 1e9:.1f} G{unit}/s'}")
+
+                found = roofs.measure_all(seconds, line)
+            if reason := guard.disturbed(watch.noise()):
+                console.print(f"too low, perhaps: {reason}; repeat on a quiet machine", highlight=False, soft_wrap=True)
             console.print(f"kept in {roofs.store(found)} for {roofs.machine_key()}", markup=False, highlight=False, soft_wrap=True)
             return
     for kind, values in found.items():

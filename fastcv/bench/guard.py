@@ -7,10 +7,10 @@ NVML where nvidia-ml-py is installed. Nothing is set, nothing is reset.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -139,7 +139,7 @@ class Guard:
         self._gpu = gpu
 
     def start(self) -> None:
-        self._since = (time.perf_counter(), _pressure(), _stolen(), _throttles())
+        self._since = (perf_counter(), _pressure(), _stolen(), _throttles())
         self._mhz = _clocks()
 
     def before(self) -> None:
@@ -156,7 +156,7 @@ class Guard:
 
     def noise(self) -> Noise:
         start, pressure, stolen, throttles = self._since
-        elapsed = max(1e-9, time.perf_counter() - start)
+        elapsed = max(1e-9, perf_counter() - start)
         noise = Noise(cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         if hasattr(os, "getloadavg"):
             noise.load = os.getloadavg()[0]
@@ -175,11 +175,9 @@ class Guard:
         return noise
 
 
-def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Limits = LIMITS) -> str:
-    """Why these samples allow no verdict, in one clause; "" if they do."""
-    where = f" (load {noise.load:.1f} on {noise.cpus} CPUs)" if noise.load is not None else ""
-    if switched / len(samples) > limits.switched:
-        return f"{switched / len(samples):.0%} of the calls had involuntary context switches{where}"
+def disturbed(noise: Noise, limits: Limits = LIMITS) -> str:
+    """What of the machine's own counters is above the limits, in one clause; "" if nothing is."""
+    where = _where(noise)
     if noise.pressure is not None and noise.pressure > limits.pressure:
         return f"tasks waited for a CPU {noise.pressure:.0%} of the time{where}"
     if noise.stolen is not None and noise.stolen > limits.stolen:
@@ -193,16 +191,29 @@ def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Li
             return f"GPU {name} was held back (throttle reasons {state['throttle']:#x}, {state['celsius']} °C, {state['watts']:.0f} W)"
         if state["others"] > limits.foreign:
             return f"{state['others']} other processes on GPU {name}"
+    return ""
+
+
+def _where(noise: Noise) -> str:
+    return f" (load {noise.load:.1f} on {noise.cpus} CPUs)" if noise.load is not None else ""
+
+
+def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Limits = LIMITS) -> str:
+    """Why these samples allow no verdict, in one clause; "" if they do."""
+    if switched / len(samples) > limits.switched:
+        return f"{switched / len(samples):.0%} of the calls had involuntary context switches{_where(noise)}"
+    if reason := disturbed(noise, limits):
+        return reason
     middle = quantile(samples, 0.5)
     spread = (quantile(samples, 0.9) - quantile(samples, 0.1)) / middle if middle > 0 else 0.0
     if spread > limits.spread:
-        return f"unsteady: the middle 80% of the times spread over {spread:.0%} of the median{where}"
+        return f"unsteady: the middle 80% of the times spread over {spread:.0%} of the median{_where(noise)}"
     return ""
 
 
 def crowded(wall: float, cpu: float) -> str:
     """Of calls that took ``wall`` seconds and this process ``cpu`` seconds meanwhile: more than torch's threads have, or ""."""
     threads = torch.get_num_threads()
-    if wall > 0.05 and cpu > (threads + 0.3) * wall * 1.1:
+    if wall > 0.01 and cpu > (threads + 0.3) * wall * 1.1:
         return f"used {cpu / wall:.1f} CPUs, torch's number of threads is {threads}"
     return ""

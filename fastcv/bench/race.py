@@ -16,9 +16,9 @@ import contextlib
 import gc
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter  # by value: a contender that replaces the module's own does not reach it
 from typing import Any
 
 import torch
@@ -59,21 +59,21 @@ def interleave(
     repeat = {}
     for name, call in contenders.items():
         call()
-        start = time.perf_counter()
+        start = perf_counter()
         call()
-        repeat[name] = max(1, math.ceil(floor / max(time.perf_counter() - start, 1e-9)))
+        repeat[name] = max(1, math.ceil(floor / max(perf_counter() - start, 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(seed).shuffle
-    end = time.perf_counter() + seconds
-    while len(times[order[0]]) < rounds[0] or (time.perf_counter() < end and len(times[order[0]]) < rounds[1]):
+    end = perf_counter() + seconds
+    while len(times[order[0]]) < rounds[0] or (perf_counter() < end and len(times[order[0]]) < rounds[1]):
         shuffle(order)
         for name in order:
             call, n = contenders[name], repeat[name]
-            start = time.perf_counter()
+            start = perf_counter()
             for _ in range(n):
                 call()
-            times[name].append((time.perf_counter() - start) / n)
+            times[name].append((perf_counter() - start) / n)
     return {name: Sample(tuple(values)) for name, values in times.items()}
 
 
@@ -118,6 +118,14 @@ def measure(
     return [race.row(runner, state, limits) for state in cache for runner in race.runners]
 
 
+_PRECISIONS: dict[str, Any] = {  # older versions of torch have no such switches
+    "oneDNN's convolutions": getattr(torch.backends.mkldnn, "conv", None),
+    "oneDNN's products": getattr(torch.backends.mkldnn, "matmul", None),
+    "cuDNN's convolutions": getattr(torch.backends.cudnn, "conv", None),
+    "CUDA's products": torch.backends.cuda.matmul,
+}
+
+
 def _settings() -> dict[str, Any]:
     """What a call must leave as it was."""
     return {
@@ -126,7 +134,19 @@ def _settings() -> dict[str, Any]:
         "gradient mode": torch.is_grad_enabled(),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
         "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        **{f"fp32 precision of {where}": getattr(part, "fp32_precision", "") for where, part in _PRECISIONS.items()},
     }
+
+
+def _restore(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(settings["number of threads"])
+    torch.set_default_dtype(settings["default dtype"])
+    torch.set_grad_enabled(settings["gradient mode"])
+    torch.set_float32_matmul_precision(settings["float32 matmul precision"])
+    torch.use_deterministic_algorithms(settings["deterministic mode"])
+    for where, part in _PRECISIONS.items():
+        if settings[f"fp32 precision of {where}"]:
+            part.fp32_precision = settings[f"fp32 precision of {where}"]
 
 
 def poison(result: Any, spare: set[int]) -> None:
@@ -142,6 +162,11 @@ def poison(result: Any, spare: set[int]) -> None:
 
 def _addresses(arguments: Any) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in tensors(arguments)}
+
+
+def _within(result: Any, addresses: set[int]) -> bool:
+    """True if a part of the result lies in one of these storages."""
+    return any(t.layout == torch.strided and t.untyped_storage().data_ptr() in addresses for t in tensors(result))
 
 
 class _Buffer:
@@ -225,11 +250,7 @@ class _Race:
         changed = [name for name in before if after[name] != before[name]]
         if changed:
             runner.stop(WRONG, f"changed torch's {changed[0]} from {before[changed[0]]} to {after[changed[0]]}")
-            torch.set_num_threads(before["number of threads"])
-            torch.set_default_dtype(before["default dtype"])
-            torch.set_grad_enabled(before["gradient mode"])
-            torch.set_float32_matmul_precision(before["float32 matmul precision"])
-            torch.use_deterministic_algorithms(before["deterministic mode"])
+            _restore(before)
 
     def audit(self) -> None:
         """Before the race, untimed: is it right, does it repeat bit for bit, which kernel runs, what memory does it take."""
@@ -281,20 +302,20 @@ class _Race:
         one_round = _Hot(self) if state == "hot" else _Cold(self)
         secret = {0, self.number.randrange(1, max(2, rounds[0]))}
         self.guard.start()
-        start, checking, count = time.perf_counter(), 0.0, 0
+        start, checking, count = perf_counter(), 0.0, 0
         gc.collect()
         gc.disable()
         try:
             while running := self.running():
                 done = min(len(r.times[state]) for r in running)
-                elapsed = time.perf_counter() - start
+                elapsed = perf_counter() - start
                 if done >= rounds[1] or (done >= rounds[0] and elapsed > seconds):
                     break
                 check = count in secret or (checking < CHECKING * elapsed and self.number.random() < 0.1)
-                begin = time.perf_counter()
+                begin = perf_counter()
                 one_round(state, check)
                 if check:
-                    checking += time.perf_counter() - begin
+                    checking += perf_counter() - begin
                 count += 1
         finally:
             gc.enable()
@@ -337,6 +358,13 @@ class _Race:
             if not all(same_bits(_few(t), p) and same_bits(t.detach(), c) for t, p, c in zip(now, probes, copies, strict=True)):
                 runner.stop(WRONG, "was still writing its results after it had returned")
                 return
+            if not _within(result, buffer.addresses):  # the caller's to keep: a later call has no business in it
+                self.values.fill(buffer.arguments, self.values.key(self.number))
+                later = buffer.bound()()
+                if not all(same_bits(t.detach(), c) for t, c in zip(now, copies, strict=True)):
+                    runner.stop(WRONG, "wrote its results into memory that it had returned before")
+                    return
+                poison(later, buffer.addresses)
             self._judge(runner, key, copies, state)
             poison(result, buffer.addresses)
 

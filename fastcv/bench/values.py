@@ -1,8 +1,9 @@
 """Arguments that a contender has never seen: fresh values for every timed call, known to the judge, cheap to make.
 
-A pair of master sets of a case differ in every value. A key chooses one of them and a few elements of each floating tensor
-that are overwritten with others of the same tensor: what a function remembers by shape, by address or by content is wrong
-for the next call, and labels, probabilities and variances stay what they were.
+A pair of master sets of a case differ in every value. A key chooses one of them, turns each floating tensor along one of its
+dimensions, and overwrites a few elements with others of the same tensor: what a function remembers by shape, by address or by
+content is wrong for the next call, no earlier answer can be mended by what little has changed, and labels, probabilities and
+variances stay what they were.
 """
 
 from __future__ import annotations
@@ -38,6 +39,25 @@ def _stamped(t: Tensor, number: random.Random) -> tuple[Tensor, Tensor] | None:
     return tuple(torch.tensor([number.randrange(t.numel()) for _ in range(count)]) for _ in range(2))  # type: ignore[return-value]
 
 
+def _turned(t: Tensor, number: random.Random) -> tuple[int, int]:
+    """(dimension, places) to turn by. Sums along any dimension stay sums of the same numbers."""
+    dims = [d for d in range(t.dim()) if t.shape[d] > 1]
+    if not dims or not t.numel() or not (t.is_floating_point() or t.dtype == torch.uint8):
+        return 0, 0
+    dim = number.choice(dims)
+    return dim, number.randrange(t.shape[dim])
+
+
+def _copy(target: Tensor, source: Tensor, dim: int, places: int) -> None:
+    """torch.roll(source, places, dim), written into target."""
+    if not places:
+        target.copy_(source)
+        return
+    rest = source.shape[dim] - places
+    target.narrow(dim, 0, places).copy_(source.narrow(dim, rest, places))
+    target.narrow(dim, places, rest).copy_(source.narrow(dim, 0, rest))
+
+
 def _at(t: Tensor, flat: Tensor) -> tuple[Tensor, ...]:
     """Row-major positions as an index into a tensor of any strides."""
     return tuple(torch.unravel_index(flat, t.shape)) if t.dim() else (torch.tensor(0),)
@@ -61,16 +81,16 @@ class Values:
     def fill(self, arguments: Any, key: int) -> None:
         """Writes the values of ``key``, whatever a call left there."""
         with torch.no_grad():
-            for target, source, stamp in self._plan(arguments, key):
-                target.copy_(source)
+            for target, source, stamp, turn in self._plan(arguments, key):
+                _copy(target, source, *turn)
                 if stamp is not None and target.dim():
                     write, read = stamp
                     target[_at(target, write.to(target.device))] = source.reshape(-1)[read].to(target)
 
-    def _plan(self, arguments: Any, key: int) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
+    def _plan(self, arguments: Any, key: int) -> list[tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, tuple[int, int]]]:
         number = random.Random(key)
         master = self._masters[number.randrange(2)]
-        return [(t, m, _stamped(m, number)) for t, m in zip(tensors(arguments), master, strict=True)]
+        return [(t, m, _stamped(m, number), _turned(m, number)) for t, m in zip(tensors(arguments), master, strict=True)]
 
     def exact(self, key: int) -> Any:
         """(args, kwargs) with the values of ``key`` in float64 on the CPU, row-major."""
