@@ -295,6 +295,7 @@ def test_tensors_that_compute_when_they_are_looked_at_are_caught() -> None:
         pass
 
     caught(lambda x, dim: F.softmax(x, dim).as_subclass(Lazy), "may still have to be computed")
+    caught(lambda x, dim: torch._neg_view(-F.softmax(x, dim)), "still to be negated")
 
 
 def test_changed_settings_are_caught_and_restored() -> None:
@@ -306,6 +307,95 @@ def test_changed_settings_are_caught_and_restored() -> None:
 
     caught(greedy, "number of threads")
     assert torch.get_num_threads() == threads
+
+
+def test_a_changed_precision_switch_is_caught_and_restored() -> None:
+    switch = torch.backends.mkldnn.conv
+    if not hasattr(switch, "fp32_precision"):
+        pytest.skip("this torch has no such switch")
+    before = switch.fp32_precision
+
+    def fast(*args: Any, **options: Any) -> torch.Tensor:
+        switch.fp32_precision = "bf16"
+        return F.conv2d(*args, **options)
+
+    caught(fast, "fp32 precision of oneDNN's convolutions", CONV)
+    assert switch.fp32_precision == before
+
+
+def test_results_in_memory_that_was_returned_before_are_caught() -> None:
+    """Right when it is timed, and overwritten by the next call: nobody could use it."""
+    mine: list[torch.Tensor] = []
+
+    def reuse(x: torch.Tensor, dim: int) -> torch.Tensor:
+        mine[:] = mine or [torch.empty_like(x)]
+        torch.softmax(x, dim, out=mine[0])
+        return mine[0].view_as(x)
+
+    caught(reuse, "returned before")
+    assert only(reuse).status == "WRONG"
+
+
+def test_an_answer_that_is_an_argument_is_nobodys_reuse() -> None:
+    view = Case("softmax", "view", lambda g: ((torch.randn(4, 6, generator=g),), {}), peer=lambda x: x.view(6, 4))
+    assert only(lambda x: x.reshape(6, 4), view).status in ("OK", "IMPOSSIBLE")
+
+
+def test_earlier_answers_cannot_be_mended() -> None:
+    """Linear functions could be brought up to date for the few elements that differ from arguments seen before, if few did."""
+    kept: list[Any] = []
+    mended = [0]
+
+    def incremental(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
+        for x0, w0, b0, y0 in kept:
+            if int((x != x0).sum()) <= 16 and int((w != w0).sum()) <= 16:
+                mended[0] += 1
+                return y0 + F.conv2d(x - x0, w, None, *rest) + F.conv2d(x0, w - w0, None, *rest) + (b - b0).view(1, -1, 1, 1)
+        kept.append((x.clone(), w.clone(), b.clone(), F.conv2d(x, w, b, *rest)))
+        return kept[-1][3].clone()
+
+    conv = case_of({"op": "conv2d", "name": "c", "input": [1, 16, 14, 14], "out_channels": 16, "kernel": 3, "padding": 1})
+    assert only(incremental, conv, rounds=(20, 20)).status == "OK"
+    assert mended[0] <= len(kept) / 4, (mended, len(kept))
+
+
+@pytest.mark.parametrize("first", [1, 6])
+def test_a_thread_left_running_is_caught(first: int) -> None:
+    """It slows down whoever is timed next. Left in the audit it is known whose it is, in the race nobody gets a verdict."""
+    calls, stop = [0], threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    def leaves(x: torch.Tensor, dim: int) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == first:
+            threading.Thread(target=spin, daemon=True).start()
+        return F.softmax(x, dim)
+
+    try:
+        rows = race({"cheat": leaves, "honest": F.softmax}, cache=("hot",))
+    finally:
+        stop.set()
+    if first == 1:
+        assert rows["cheat", "hot"].status == "WRONG" and "left something running" in rows["cheat", "hot"].reason
+    else:
+        assert rows["honest", "hot"].status == "UNRELIABLE" and "left something running" in rows["honest", "hot"].reason
+    assert not guard.busy()
+
+
+def test_clocks_that_a_contender_replaces_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", time.perf_counter)  # put back after the test
+
+    def stops(x: torch.Tensor, dim: int) -> torch.Tensor:
+        time.perf_counter = lambda: 0.0  # type: ignore[assignment]
+        return F.softmax(x, dim)
+
+    big = case_of({"op": "softmax", "name": "big", "input": [256, 512]})
+    row = only(stops, big)
+    assert row.status == "OK" and row.median > 1e-6
+    assert roofs._best(lambda: None, 0.01) < 1.0  # ends
 
 
 def test_more_cpus_than_allowed_are_no_verdict() -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import fastcv
-from fastcv.bench import Row, geometric_mean, plan, roofs, statistics, store, tables, verdicts
+from fastcv.bench import Row, geometric_mean, machine, plan, probes, roofs, statistics, store, tables, verdicts
+from fastcv.bench.cost import cost
 from fastcv.bench.machine import describe
+from fastcv.testing import runnable_variants
 from fastcv.testing.cases.networks import NETWORKS, case_of, flops_of, model_cases, network_cases
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -274,6 +276,58 @@ def test_roofs_are_kept_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         roofs.again()
 
 
+CHAINS = [name for name, needs in fastcv.variants("step_chain") if not needs.startswith("sm")]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("variant", CHAINS)
+def test_chains_of_products_count_their_steps(variant: str, steps: int) -> None:
+    """Each step adds one: on AMX tiles (where a CPU has none, on their software model), by dot products, by plain loops."""
+    if not any(name == variant for name in runnable_variants("step_chain")):
+        pytest.skip("not on this CPU")
+    x = torch.randint(-100, 100, (2 * probes.CHAIN_TILE,), generator=torch.Generator().manual_seed(0)).float()
+    with fastcv.use(step_chain=variant):
+        assert torch.equal(torch.ops.fastcv.step_chain(x, steps), x + steps)
+        if variant != "ref":
+            with pytest.raises(RuntimeError, match="needs a multiple of 16384 elements"):
+                torch.ops.fastcv.step_chain(x[1:], steps)
+
+
+def test_chains_of_this_cpu_are_roofs() -> None:
+    assert set(probes.CPU_CHAINS) == {"AMX tiles", "AVX-512 dot products"}
+    for name in probes.CPU_CHAINS:
+        if not probes.lacks(name):
+            call, operations = probes.cpu_chain(name, 1)
+            assert operations > 0 and bool((call() == 1 + 4096).all())
+        else:
+            assert probes.lacks(name) in ("not in this build", f"not on this CPU (it has {fastcv._ext.cpu_isa()})")
+
+
+def test_levels_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "caches", lambda: {1: 32 << 10, 2: 1 << 20, 3: 32 << 20})
+    assert [machine.level(size) for size in (1, 1 << 15, (1 << 15) + 1, 1 << 20, 1 << 25, 1 << 26)] == [
+        "L1",
+        "L1",
+        "L2",
+        "L2",
+        "L3",
+        "memory",
+    ]
+    assert machine.last_level_cache() == 32 << 20
+    monkeypatch.setattr(machine, "caches", dict)
+    assert machine.level(1) == "" and machine.last_level_cache() == 32 << 20
+
+
+def test_what_tiles_reach_in_parts_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 as six products of bfloat16, float16 as three: above the roof of float32, and nobody's cheating."""
+    monkeypatch.setattr(roofs, "arithmetic", lambda dtype: 3e12 if dtype == torch.bfloat16 else 3e11)
+    monkeypatch.setattr(roofs, "copy", lambda size: 1e12)
+    conv = case_of({"op": "conv2d", "name": "c", "input": [1, 256, 28, 28], "out_channels": 256, "kernel": 1})
+    for dtype, rate in ((torch.float32, 5e11), (torch.float16, 1e12), (torch.float64, 3e11)):
+        least = cost(conv, dtype).possible("hot")
+        assert conv.flops / rate / 1.2 < least < conv.flops / rate
+
+
 def test_a_roof_that_was_hidden_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured on a busy machine, exceeded by a contender, measured again."""
     speeds = iter([1e11, 4e11, 2e11])
@@ -407,6 +461,19 @@ def test_list_and_profile(shapes: str) -> None:
     assert result.exit_code == 0 and "conv2d" in result.output and "resnet50" in result.output and "igemm" in result.output
     result = command("softmax", "--sweep", shapes, "--profile")
     assert result.exit_code == 0 and "softmax-a f32 fwd, " in result.output and "torch contiguous" in result.output
+
+
+def test_profiled_ranges_are_named_and_hold_the_call() -> None:
+    """What a profiler around `--profile` sees: a range for every contender, and torch's own ops of the one call within it."""
+    jobs = [plan.Job(case_of({"op": "softmax", "name": "a", "input": [8, 33]}), "f32", mode, 1) for mode in ("fwd", "fwd+bwd")]
+    with torch.profiler.profile() as profiler:
+        seen = [name for _, name in plan.profile(jobs, plan.Options())]
+    events = {e.name: e for e in profiler.events()}
+    for job in jobs:
+        for name in ("fastcv contiguous", "torch contiguous"):
+            inside = [c.name for c in events[f"{job.title} {name}"].cpu_children]
+            assert inside and (name.startswith("fastcv") or inside.count("aten::softmax") == 1), inside
+    assert seen == ["fastcv contiguous", "torch contiguous"] * 2
 
 
 def test_the_machine_is_described() -> None:

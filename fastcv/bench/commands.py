@@ -83,6 +83,13 @@ def counts(text: str, what: str = "threads") -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(p) for p in parts))
 
 
+def _single(value: str, known: list[str], what: str) -> str:
+    chosen = plan.choice(value, known, what)
+    if len(chosen) > 1:
+        raise ValueError(f"--{what} {value}: a ladder has one {what}")
+    return chosen[0]
+
+
 def _share(text: str, what: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -320,7 +327,8 @@ def overhead_command(
 @app.command("ladder")
 def ladder_command(
     op: str = typer.Argument(help="A function such as conv2d."),
-    case_name: str = typer.Option("", "--case", help="The timed case to climb, by its name; the first of the op if not given."),
+    sweep: str = typer.Option("", help="Take the case from a network's layers or a JSON file, as for a race; else from the timed cases."),
+    case_name: str = typer.Option("", "--case", help="The case to climb, by its name; the first of the op if not given."),
     dtype: str = typer.Option("f32", help="f32, f64, bf16, f16."),
     layout: str = typer.Option("nhwc", help="nchw or nhwc."),
     seconds: float = typer.Option(2.0, min=0.0, help="About this long in all."),
@@ -332,17 +340,24 @@ def ladder_command(
         from ..testing import cases_of
         from . import ladder
 
-        timed = cases_of(plan.known_op(op), bench=True)
+        plan.known_op(op)
+        timed = [c for c in plan.sweep_cases(sweep, 1) if c.op == op] if sweep else cases_of(op, bench=True)
+        if not timed:
+            raise ValueError(f"{sweep} has no {op}" if sweep else f"{op} has no timed case to climb: name a --sweep, or a file with shapes")
         cases = [c for c in timed if case_name in ("", c.name)]
         if not cases:
-            raise ValueError(f"{op} has no timed case {case_name!r}; there are {', '.join(c.name for c in timed)}")
-        kind = roofs.DTYPES[plan.choice(dtype, list(roofs.DTYPES), "dtype")[0]]
-        wanted = plan.LAYOUT_NAMES[plan.choice(layout, list(plan.LAYOUT_NAMES), "layout")[0]]
+            raise ValueError(f"{op} has no case {case_name!r}; there are {', '.join(c.name for c in timed)}")
+        kind = roofs.DTYPES[_single(dtype, list(roofs.DTYPES), "dtype")]
+        wanted = plan.LAYOUT_NAMES[_single(layout, list(plan.LAYOUT_NAMES), "layout")]
         if kind not in cases[0].dtypes:
             raise ValueError(f"{cases[0].id} is not defined for {dtype}")
         facts = machine.describe()
-        rungs = ladder.climb(cases[0], kind, wanted if wanted in cases[0].layouts else "contiguous", seconds)
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        writable(str(folder / f"ladder-{op}.html"))
+        importlib.import_module(".pictures", __package__)
         console.print(f"{cases[0].id} {dtype}. {machine.sentence(facts)}", highlight=False, soft_wrap=True)
+        rungs = ladder.climb(cases[0], kind, wanted if wanted in cases[0].layouts else "contiguous", seconds)
         for rung in rungs:
             text = rung.why_not if rung.row is None else tables.race_lines([rung.row])[0] if rung.row.timed else rung.row.reason
             console.print(
@@ -351,7 +366,7 @@ def ladder_command(
                 highlight=False,
                 soft_wrap=True,
             )
-        for path in ladder.write(Path(output), cases[0], rungs, facts):
+        for path in ladder.write(folder, cases[0], rungs, facts):
             console.print(str(path), highlight=False, soft_wrap=True)
 
 

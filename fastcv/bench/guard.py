@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time, sleep  # by value: a contender may replace the module's own
 from typing import Any
 
 import torch
@@ -25,13 +25,15 @@ except ImportError:  # not a Unix
 
 @dataclass(frozen=True)
 class Limits:
-    """Shares from which there is no verdict. switched: calls with an involuntary context switch. pressure: time in which some
+    """Shares from which there is no verdict. switched: calls that were ``interrupted``. pressure: time in which some
     runnable task waited for a CPU. stolen: CPU time that the hypervisor gave to others. spread: (p90 - p10) / median.
     slowed: drop of the slowest core's clock below the fastest seen. foreign: GPU processes of others.
+
+    Where they come from: docs/bench.md, the noise guard.
     """
 
     switched: float = 0.25
-    pressure: float = 0.25
+    pressure: float = 0.15
     stolen: float = 0.05
     spread: float = 0.6
     slowed: float = 0.15
@@ -39,6 +41,9 @@ class Limits:
 
 
 LIMITS = Limits()
+# Involuntary context switches per second: the system's own work on a quiet machine causes a few, another process, at a turn every
+# few milliseconds, hundreds.
+TOLERATED = 20.0
 
 
 @dataclass
@@ -132,6 +137,11 @@ def _preempted() -> int:
     return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nivcsw
 
 
+def interrupted(switched: int, seconds: float) -> bool:
+    """True if a call of ``seconds`` had more involuntary context switches than the system itself causes."""
+    return switched > TOLERATED * seconds
+
+
 class Guard:
     """Watches one race: ``start`` before it, ``noise`` after it, ``before`` and ``after`` around every timed call."""
 
@@ -209,6 +219,18 @@ def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Li
     if spread > limits.spread:
         return f"unsteady: the middle 80% of the times spread over {spread:.0%} of the median{_where(noise)}"
     return ""
+
+
+def busy(patience: float = 0.25) -> bool:
+    """True if this process keeps a CPU busy while nobody calls anything: it gets so long to come to rest, as pools of threads do."""
+    end = perf_counter() + patience
+    while True:
+        start, cpu = perf_counter(), process_time()
+        sleep(2e-3)
+        if process_time() - cpu < 0.5 * (perf_counter() - start):
+            return False
+        if perf_counter() > end:
+            return True
 
 
 def crowded(wall: float, cpu: float) -> str:

@@ -60,10 +60,8 @@ def climb(case: Case, dtype: torch.dtype, layout: str, seconds: float = 1.0, rou
     function = getattr(functional, case.op)
     entered, refused = [], []
     for name, isa in variants(op):
-        if "amxmodel" in name:
-            refused.append(
-                Rung(name, isa, None, "AMX's tiles as a program in software: it tests the kernel and is no measure of its speed")
-            )
+        if software := _software(name, isa):
+            refused.append(Rung(name, isa, None, f"{software}: it tests the kernel and is no measure of its speed"))
             continue
         args, kwargs = case.arguments(dtype, layout)
         try:
@@ -80,6 +78,13 @@ def climb(case: Case, dtype: torch.dtype, layout: str, seconds: float = 1.0, rou
     rungs = [Rung(c.name, isa, rows[c.name]) for c, isa in entered] + [Rung("torch", "", rows["torch"])]
     rungs.sort(key=lambda r: (r.variant != "ref", -(r.row.median if r.row and r.row.timed else 0.0)))
     return [*rungs, *refused]
+
+
+def _software(name: str, isa: str) -> str:
+    """What a variant is that a CPU runs as a program of the hardware it was written for; "" for all others."""
+    if "amxmodel" in name:
+        return "AMX's tiles as a program in software"
+    return "a CUDA kernel, which a CPU runs on an emulator at most" if isa.startswith("sm") else ""
 
 
 def _short(text: str) -> str:

@@ -18,7 +18,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter  # by value: a contender that replaces the module's own does not reach it
+from time import perf_counter  # by value: a contender may replace the module's own
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from ..testing import Case
 from . import roofs
 from .contenders import Contender
 from .cost import Cost, cost
-from .guard import LIMITS, Guard, Limits, crowded, unreliable
+from .guard import LIMITS, Guard, Limits, busy, crowded, interrupted, unreliable
 from .judge import Judge, Verdict, plain_tensors, same_bits
 from .memory import peak
 from .rows import FAILED, IMPOSSIBLE, UNRELIABLE, WRONG, Row, Sample
@@ -232,6 +232,8 @@ class _Race:
         self.judge = Judge(case, self.values, mode, layouts)
         self.cost: Cost = cost(case, dtype, mode)
         self.noise: dict[str, Any] = {}
+        self.at_rest = True
+        self.left: dict[str, bool] = {}  # by state: a contender, who knows which, has left something running
         self.own: tuple[float, float] = (math.nan, math.nan)
 
     def running(self) -> list[_Runner]:
@@ -255,6 +257,7 @@ class _Race:
     def audit(self) -> None:
         """Before the race, untimed: is it right, does it repeat bit for bit, which kernel runs, what memory does it take."""
         key = self.values.key(self.number)
+        self.at_rest = not busy()  # else whoever calls is himself at work, or OMP_WAIT_POLICY=active
         for runner in self.runners:
             with self._watch(runner):
                 buffers = [_Buffer(runner, self.values) for _ in range(2)]
@@ -280,6 +283,9 @@ class _Race:
                     if self.mode != "bwd":  # its memory was taken by a forward pass that is not timed
                         self.values.fill(buffers[1].arguments, key)
                         runner.peak, runner.workspace = peak(buffers[1].bound(), self.timer.device)
+            if self.at_rest and busy():
+                runner.stop(WRONG, "left something running that keeps a CPU busy after it has returned")
+                self.at_rest = False
         self.own = self.judge.own_error(key)
 
     def _judge(self, runner: _Runner, key: int, outputs: list[Tensor], state: list[Tensor]) -> None:
@@ -320,6 +326,7 @@ class _Race:
         finally:
             gc.enable()
         self.noise[state] = self.guard.noise()
+        self.left[state] = self.at_rest and busy()
 
     def timed(self, runner: _Runner, buffer: _Buffer, state: str, key: int | None) -> Any:
         """One timed call on filled arguments. With a key it is to be verified, later: returns what ``settle`` needs."""
@@ -336,11 +343,12 @@ class _Race:
                 state_now = [t.clone() for t in tensors(buffer.arguments)]
                 pending = (key, result, probes, copies, state_now, buffer)
             runner.typical = seconds
-            if self.shared and switched and runner.skipped < PATIENCE * (len(runner.times[state]) + 1):
+            stopped = interrupted(switched, seconds)
+            if self.shared and stopped and runner.skipped < PATIENCE * (len(runner.times[state]) + 1):
                 runner.skipped += 1
             else:
                 runner.times[state].append(seconds)
-                runner.switched[state] += switched > 0
+                runner.switched[state] += stopped
                 runner.cpu[state] += cpu
             if late := plain_tensors(result) or self.timer.late(seconds):
                 runner.stop(WRONG, late)
@@ -404,6 +412,8 @@ class _Race:
         row.roof = self.cost.attainable(state) if row.device == "cpu" else 0.0
         if impossible:
             row.status, row.reason = IMPOSSIBLE, impossible
+        elif self.left[state]:
+            row.status, row.reason = UNRELIABLE, "a contender left something running that keeps a CPU busy while others are timed"
         elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(times, runner.cpu[state]):
             row.status, row.reason = UNRELIABLE, reason
         return row
