@@ -205,13 +205,8 @@ def errors(rows: Sequence[Row]) -> Figure | None:
     axes.axhline(1, color="#222222", lw=1)
     axes.axvline(1, color="#222222", lw=1)
     axes.axhline(2, color="#b3261e", lw=1, ls="--", label="twice torch's error: the rule")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="torch's best time / this time: right is faster",
-        ylabel="error / torch's error: low is exact",
-        title="Error against speed",
-    )
+    axes.set(xscale="log", yscale="log", title="Error against speed: to the right is faster, below is more exact")
+    axes.set(xlabel="torch's best time / this time", ylabel="error / torch's error")
     _logarithmic(axes.xaxis)
     _logarithmic(axes.yaxis)
     _legend(axes)
