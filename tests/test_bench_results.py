@@ -15,6 +15,7 @@ import fastcv
 from fastcv.bench import Row, geometric_mean, machine, plan, probes, roofs, statistics, store, tables, verdicts
 from fastcv.bench.cost import cost
 from fastcv.bench.machine import describe
+from fastcv.bench.rows import EPS
 from fastcv.testing import runnable_variants
 from fastcv.testing.cases.networks import NETWORKS, case_of, flops_of, model_cases, network_cases
 
@@ -289,7 +290,7 @@ def test_chains_of_products_count_their_steps(variant: str, steps: int) -> None:
     with fastcv.use(step_chain=variant):
         assert torch.equal(torch.ops.fastcv.step_chain(x, steps), x + steps)
         if variant != "ref":
-            with pytest.raises(RuntimeError, match="needs a multiple of 16384 elements"):
+            with pytest.raises(ValueError, match="needs a multiple of 16384 elements"):
                 torch.ops.fastcv.step_chain(x[1:], steps)
 
 
@@ -352,6 +353,11 @@ def test_tables_count_what_they_say() -> None:
     assert tables.speedup([rows[0], replace(rows[2], status="UNRELIABLE")], rows[0]) is None
     assert "1 rows, geometric mean" in tables.summary(table) and "| softmax | f32 | fwd | hot | 1 |" in tables.by_op(table)
     assert len(tables.cells(rows, rows[0])) == len(tables.COLUMNS)
+    assert replace(rows[0], error=2.0**-22).ulps == 2.0 and replace(rows[0], error=2.0**-8, dtype="bf16").ulps == 0.5
+    assert {name: torch.finfo(dtype).eps for name, dtype in roofs.DTYPES.items()} == EPS
+    heads, line = tables.overview([*rows, row((), "mine", status="WRONG")])
+    assert heads == ["case", "dtype", "pass", "threads", "cache", "fastcv", "torch", "mine", "torch/fastcv", "of roof"]
+    assert line[:5] == ["softmax-a", "f32", "fwd", "2", "hot"] and line[7] == "WRONG" and float(line[8]) == pytest.approx(2.0, rel=0.05)
     for seconds, text in ((1.5, "1.5 s"), (0.0123, "12.3 ms"), (4e-5, "40 us"), (2e-8, "20 ns")):
         assert tables.time_text(seconds) == text
 

@@ -203,6 +203,12 @@ def writable(name: str) -> None:
 
 
 def _finish(facts: dict[str, Any], rows: list[Row], html: str, plot: str, markdown: str) -> None:
+    if console.is_terminal:
+        heads, *lines = tables.overview(rows)
+        table = Table(*heads, show_edge=False, title="best layouts", title_justify="left")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
     summaries = tables.against_torch(rows)
     sound = [r for r in summaries if r["status"] == OK]
     if sound:

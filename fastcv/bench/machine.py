@@ -14,6 +14,7 @@ import torch
 
 from .. import _ext
 from .._version import __version__
+from .guard import driver
 
 
 @cache
@@ -109,7 +110,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
     if device != "cpu":
         properties = torch.cuda.get_device_properties(device)
-        facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda, "driver": driver()}
     return facts
 
 

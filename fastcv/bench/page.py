@@ -25,9 +25,9 @@ warm. GFLOP/s counts two operations per multiply-add of the direct algorithm, GB
 time that the nearer roof of this machine allows (multiply-adds in registers, or a copy of as many bytes; from memory if cold) as a
 share of the time it took. More than 100% is possible where an algorithm needs fewer operations than are counted (Winograd). What
 beats every known algorithm is IMPOSSIBLE.</p>
-<p>Errors are the largest and the mean over all outputs, relative to the largest output; torch's are those of its plain function in
-the same dtype. “Same bits”: two calls on the same values give the same bits. UNRELIABLE rows have times and no verdict: the machine
-did something else.</p>
+<p>Errors are the largest and the mean over all outputs, relative to the largest output, the largest also in units in its last place
+(ulp); torch's are those of its plain function in the same dtype. “Same bits”: two calls on the same values give the same bits.
+UNRELIABLE rows have times and no verdict: the machine did something else.</p>
 """
 
 
