@@ -435,7 +435,11 @@ def test_who_raises_loses_only_his_rows() -> None:
             raise MemoryError("full")
         return F.softmax(x, dim)
 
-    rows = race({"broken": broken, "later": breaks_later, "fine": F.softmax})
+    def leaves(x: torch.Tensor, dim: int) -> torch.Tensor:
+        raise SystemExit(3)
+
+    rows = race({"broken": broken, "later": breaks_later, "fine": F.softmax, "leaves": leaves})
+    assert rows["leaves", "hot"].status == "FAILED" and rows["leaves", "hot"].reason == "SystemExit: 3"
     assert rows["broken", "hot"].status == "FAILED" and rows["broken", "hot"].reason == "RuntimeError: no kernel"
     assert rows["later", "cold"].reason == "MemoryError: full"
     assert rows["fine", "hot"].status == rows["fine", "cold"].status == "OK"
@@ -633,7 +637,11 @@ def test_registered_contenders_take_part(tmp_path: Any) -> None:
         assert [r.contender for r in modes] == ["fastcv contiguous"]  # it has no backward
     finally:
         _registered.clear()
-    for text, message in (("1 +", "does not run: SyntaxError"), ("x = 1", "registers no contender")):
+    for text, message in (
+        ("1 +", "does not run: SyntaxError"),
+        ("raise SystemExit(3)", "does not run: SystemExit: 3"),
+        ("x = 1", "registers no contender"),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_file(file)

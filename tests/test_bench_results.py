@@ -417,6 +417,7 @@ def test_a_planted_regression_exits_with_1(tmp_path: Path) -> None:
         (("softmax", "--mode", "train"), "--mode train"),
         (("softmax", "--cache", "warm"), "--cache warm"),
         (("softmax", "--threads", "0"), "--threads '0'"),
+        (("softmax", "--threads", "1,100000"), f"--threads 100000: this machine has {os.cpu_count()} CPUs"),
         (("softmax", "--layout", "nhcw"), "--layout nhcw"),
         (("softmax", "--with", "none.py"), "none.py is no Python file"),
         (("softmax", "--resume"), "--resume needs the file"),
@@ -460,6 +461,29 @@ def test_a_contender_that_is_wrong_or_raises_is_a_row(tmp_path: Path, shapes: st
         _registered.clear()
     assert result.exit_code == 0 and "WRONG: output 0 is" in result.output and "FAILED: OSError: disk" in result.output
     assert {r.status for r in store.last_run(tmp_path / "r").rows.values() if r.who == "zero"} == {"WRONG"}
+
+
+def test_a_layout_that_a_case_does_not_have_stops_nothing(tmp_path: Path, shapes: str) -> None:
+    """Rows of numbers have no channels: they are raced as they are."""
+    result = command("softmax", "--sweep", shapes, *FAST, "--layout", "nhwc", "--json", str(tmp_path / "r"))
+    assert result.exit_code == 0, result.output
+    assert {r.contender for r in store.last_run(tmp_path / "r").rows.values()} == {"fastcv contiguous", "torch contiguous"}
+
+
+def test_who_takes_no_part_is_told(tmp_path: Path, shapes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcv.bench import peers
+    from fastcv.bench.contenders import _registered
+
+    monkeypatch.setattr(peers, "missing", lambda peer: "")
+    result = command("softmax", "--sweep", shapes, *FAST, "--dtype", "bf16", "--vs", "torch,sklearn")
+    assert result.exit_code == 0 and "sklearn took part in no race" in result.output and "torch took" not in result.output
+    file = tmp_path / "mine.py"
+    file.write_text("from fastcv.bench import contender\n@contender('softmx')\ndef mine(x): return x\n")
+    try:
+        result = command("softmax", "--sweep", shapes, *FAST, "--with", str(file))
+    finally:
+        _registered.clear()
+    assert result.exit_code == 2 and "no op 'softmx' to measure; did you mean softmax" in result.output
 
 
 def test_list_and_profile(shapes: str) -> None:

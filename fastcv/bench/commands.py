@@ -18,11 +18,12 @@ from typer.core import TyperGroup
 
 from .. import _ext
 from . import guard, machine, peers, plan, probes, roofs, store, tables, verdicts
-from .contenders import load_file
+from .contenders import load_file, registered_ops
 from .model_command import model
 from .rows import OK, UNRELIABLE, Row
 
 console = Console()
+MOST_THREADS = 8  # to a CPU: OpenMP does not survive any number
 
 
 class _Group(TyperGroup):
@@ -80,7 +81,11 @@ def counts(text: str, what: str = "threads") -> tuple[int, ...]:
     parts = [p.strip() for p in text.split(",")]
     if not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise ValueError(f"--{what} {text!r}: expected numbers from 1, separated by commas")
-    return tuple(dict.fromkeys(int(p) for p in parts))
+    numbers = tuple(dict.fromkeys(int(p) for p in parts))
+    cpus = os.cpu_count() or 1
+    if what == "threads" and max(numbers) > MOST_THREADS * cpus:
+        raise ValueError(f"--threads {max(numbers)}: this machine has {cpus} CPUs")
+    return numbers
 
 
 def _single(value: str, known: list[str], what: str) -> str:
@@ -146,11 +151,19 @@ def run(
             return
         if with_file:
             load_file(with_file)
+            for op in registered_ops():
+                plan.known_op(op)
         wanted = plan.choice(vs, peers.PEERS, "vs") if vs != "none" else ()
         for reason in filter(None, map(peers.missing, wanted)):
             console.print(reason, highlight=False, soft_wrap=True)
         if device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: torch sees no GPU")
+        if graph and device == "cpu":
+            raise ValueError("--graph is of a GPU: --device cuda")
+        if profile and (
+            written := [f"--{k}" for k, v in {"json": json_file, "html": html, "plot": plot, "markdown": markdown}.items() if v]
+        ):
+            raise ValueError(f"--profile times nothing: there are no results for {' and '.join(written)}")
         options = plan.Options(
             vs=tuple(p for p in wanted if not peers.missing(p)),
             layouts=tuple(dict.fromkeys(plan.LAYOUT_NAMES[p] for p in plan.choice(layout, list(plan.LAYOUT_NAMES), "layout"))),
@@ -184,6 +197,12 @@ def run(
                 end("\n".join([job.title, *("  " + line for line in tables.race_lines(rows))]))
 
             plan.run(jobs, options, results, done, lambda job: begin(job.title))
+        for name in [p for p in options.vs if p not in {r.who for r in measured}]:
+            console.print(
+                f"{name} took part in no race: it runs forward passes of float32 in nchw, of ops that it has",
+                highlight=False,
+                soft_wrap=True,
+            )
         _finish(facts, measured, html, plot, markdown)
         wrong = tables.broken(measured)
     if wrong:

@@ -310,7 +310,7 @@ class _Race:
         threads = torch.get_num_threads()
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             runner.stop(FAILED, f"{type(error).__name__}: {one_line(error)}" if not isinstance(error, ValueError) else one_line(error))
         if torch.get_num_threads() != threads:
             runner.stop(WRONG, f"changed torch's number of threads from {threads} to {torch.get_num_threads()}")

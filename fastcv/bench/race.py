@@ -246,7 +246,7 @@ class _Race:
         try:
             with runner.contender.around():
                 yield
-        except Exception as error:  # whatever a contender raises is its own failure, in one line
+        except (Exception, SystemExit) as error:  # whatever a contender raises is its own failure, in one line
             runner.stop(FAILED, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         after = _settings()
         changed = [name for name in before if after[name] != before[name]]
