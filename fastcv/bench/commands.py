@@ -156,14 +156,15 @@ def run(
         wanted = plan.choice(vs, peers.PEERS, "vs") if vs != "none" else ()
         for reason in filter(None, map(peers.missing, wanted)):
             console.print(reason, highlight=False, soft_wrap=True)
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"--device {device}: expected cpu or cuda")
         if device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: torch sees no GPU")
         if graph and device == "cpu":
             raise ValueError("--graph is of a GPU: --device cuda")
-        if profile and (
-            written := [f"--{k}" for k, v in {"json": json_file, "html": html, "plot": plot, "markdown": markdown}.items() if v]
-        ):
-            raise ValueError(f"--profile times nothing: there are no results for {' and '.join(written)}")
+        outputs = {"--json": json_file, "--html": html, "--plot": plot, "--markdown": markdown}
+        if profile and any(outputs.values()):
+            raise ValueError(f"--profile times nothing: there are no results for {' and '.join(k for k, v in outputs.items() if v)}")
         options = plan.Options(
             vs=tuple(p for p in wanted if not peers.missing(p)),
             layouts=tuple(dict.fromkeys(plan.LAYOUT_NAMES[p] for p in plan.choice(layout, list(plan.LAYOUT_NAMES), "layout"))),
