@@ -259,6 +259,40 @@ def test_wrong_gradients_are_caught() -> None:
     caught(Wrong.apply, "the gradient of argument 0", mode="fwd+bwd")
 
 
+def test_gradients_made_in_the_forward_pass_are_caught() -> None:
+    """Where only the backward pass is timed, the forward pass could do its work, if it knew the gradient that will come."""
+    came: list[torch.Tensor] = []
+
+    class Early(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+            y = F.softmax(x, dim)
+            ctx.save_for_backward(y)
+            ctx.made = y * (came[0] - (came[0] * y).sum(dim, True)) if came else None
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
+            (y,) = ctx.saved_tensors
+            came[:] = came or [g.clone()]
+            return ctx.made if ctx.made is not None else y * (g - (g * y).sum(1, True)), None
+
+    caught(Early.apply, "the gradient of argument 0", mode="bwd")
+
+
+def test_preparing_oneself_is_no_way_to_win() -> None:
+    class Ready:
+        def prepare(self, x: torch.Tensor, dim: int) -> Any:
+            y = F.softmax(x, dim)
+            return lambda: y
+
+        def __call__(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+            raise RuntimeError("asked after all")
+
+    row = only(Ready())
+    assert row.status == "FAILED" and row.reason == "RuntimeError: asked after all"
+
+
 def test_neighbours_that_are_not_the_nearest_are_caught() -> None:
     case = case_of({"op": "knn", "name": "n", "x": [20, 5], "y": [40, 5], "k": 3})
     far = lambda x, y, k, p=2.0: torch.cdist(x, y, p).topk(k, largest=True)  # noqa: E731

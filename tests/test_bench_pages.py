@@ -244,6 +244,11 @@ def test_roofs_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == 0 and "multiply-adds in f32: 100.0 GFLOP/s" in result.output and roofs.stored()["copy"]
         for name in probes.CPU_CHAINS:
             assert f"{name} in bf16: {probes.lacks(name) or '7.0 GFLOP/s'}" in result.output
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("FASTCV_CACHE", str(tmp_path / "file" / "x"))
+        result = command("roofs", "--seconds", "0.01")  # said before anything is measured
+        assert result.exit_code == 2 and result.output.strip().endswith("roofs.json cannot be written: Not a directory")
+        assert len(result.output.strip().splitlines()) == 1
     finally:
         monkeypatch.undo()
         roofs.again()

@@ -298,6 +298,7 @@ def roofs_command(
                 raise ValueError(f"--device {device}: torch sees no GPU")
             found = roofs.measure_gpu(device, seconds)
         else:
+            roofs.place()
             watch = guard.Guard()
             watch.start()
             with progress(len(probes.CPU_CHAINS) + len(roofs.DTYPES) + len(roofs.SIZES), "roofs") as (_, end):

@@ -190,10 +190,21 @@ def measure_gpu(device: str = "cuda", seconds: float = 1.0) -> dict[str, Any]:
     return roofs
 
 
-def store(roofs: dict[str, Any]) -> Path:
-    """Writes this machine's entry; the file is replaced whole. Raises OSError where it cannot be written."""
+def place() -> Path:
+    """The file, in a folder that exists. Raises OSError, one sentence, where it could not be written."""
     file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{file} cannot be written: {error.strerror}") from None
+    if not os.access(file.parent, os.W_OK):
+        raise OSError(f"{file} cannot be written: no permission")
+    return file
+
+
+def store(roofs: dict[str, Any]) -> Path:
+    """Writes this machine's entry; the file is replaced whole. Raises as ``place``."""
+    file = place()
     machines = _kept().get("machines", {}) | {machine_key(): roofs}
     fresh = file.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps({"schema": SCHEMA, "machines": machines}, indent=1))

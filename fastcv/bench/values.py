@@ -112,12 +112,32 @@ class Values:
         return sum(t.numel() * t.element_size() for t in self._masters[0])
 
 
+def _turned_by(values: Tensor, upstream: Tensor) -> Tensor:
+    """A copy of upstream, turned by as many places as the first value says, which is the same number in every dtype."""
+    dims = [d for d in range(upstream.dim()) if upstream.shape[d] > 1]
+    if not dims or not values.numel() or not upstream.numel():
+        return upstream
+    bits = int(values.detach()[(0,) * values.dim()].float().view(torch.int32))
+    turned = torch.empty_like(upstream)
+    _copy(turned, upstream, dims[0], bits % upstream.shape[dims[0]])
+    return turned
+
+
+class Prepared:
+    """A function with a part that is not timed: prepare(*args, **kwargs) returns the call. Only a class that says so, by this one as its
+    base, is believed: a contender's own attribute of that name is not looked for.
+    """
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        raise TypeError(f"{type(self).__name__} says nothing of what to prepare")
+
+
 class Pass:
     """One pass (a mode) of a function through a case; ``on`` binds it to arguments.
 
-    fwd: the call. fwd+bwd: the call and the gradients of the case's leaves, from a fixed random gradient of the first output
-    in that output's layout, as from a network's next layer. bwd: the call is not timed, the gradients are.
-    A function with an attribute ``prepare`` has in mode fwd a part that is not timed: prepare(*args, **kwargs) returns the call.
+    fwd: the call, or what Prepared leaves of it. fwd+bwd: the call and the gradients of the case's leaves, from a fixed random
+    gradient of the first output in that output's layout, as from a network's next layer. bwd: the call is not timed, the gradients
+    are; their gradient is turned by what the arguments are, so that no forward pass can know it from the one before.
     """
 
     def __init__(self, case: Case, function: Callable[..., Any], mode: str) -> None:
@@ -132,8 +152,9 @@ class Pass:
         """Two steps: the first does what is not timed and returns the second, which is."""
         args, kwargs = arguments
         if self.mode == "fwd":
-            prepare = getattr(self.function, "prepare", None)
-            return lambda: (lambda: self.function(*args, **kwargs)) if prepare is None else prepare(*args, **kwargs)
+            if isinstance(self.function, Prepared):
+                return lambda: self.function.prepare(*args, **kwargs)
+            return lambda: lambda: self.function(*args, **kwargs)
         inputs = list(args)
         leaves = []
         for i in self.case.grad:
@@ -146,7 +167,7 @@ class Pass:
         def prepare() -> Callable[[], Any]:
             if self.mode == "bwd":
                 output = forward()
-                upstream = self._gradient(output)
+                upstream = _turned_by(leaves[0], self._gradient(output))
                 return lambda: torch.autograd.grad(output, leaves, upstream)
             upstream = self._gradient(None)
             return lambda: torch.autograd.grad(forward(), leaves, upstream)
