@@ -225,7 +225,7 @@ def test_commands_write_what_they_say(tmp_path: Path, monkeypatch: pytest.Monkey
         (("ladder", "conv9"), "no op 'conv9'"),
         (("ladder", "conv2d", "--case", "x"), "no case 'x'"),
         (("ladder", "sum_pool2d"), "sum_pool2d has no timed case to climb"),
-        (("ladder", "softmax", "--output", "net.py"), "net.py"),
+        (("ladder", "softmax", "--output", "net.py"), "the folder net.py cannot be made: File exists"),
         (("ladder", "softmax", "--dtype", "f32,bf16"), "a ladder has one dtype"),
         (("ladder", "conv2d", "--sweep", "s.json"), "s.json has no conv2d"),
         (("trend", "none"), "cannot be read"),

@@ -186,7 +186,7 @@ def run(
         if html or plot:
             importlib.import_module(".pictures", __package__)  # without matplotlib it says so now, not after hours
         if plot:
-            Path(plot).mkdir(parents=True, exist_ok=True)
+            writable_folder(plot)
         facts = machine.describe(device)
         results = store.Results(json_file or None, facts, resume, " ".join(sys.argv[1:]))
         console.print(machine.sentence(facts), highlight=False, soft_wrap=True)
@@ -220,6 +220,18 @@ def writable(name: str) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK) or path.is_dir():
         why = "it is a folder" if path.is_dir() else f"{parent} is no folder that can be written to"
         raise OSError(f"{path} cannot be written: {why}")
+
+
+def writable_folder(name: str) -> Path:
+    """The folder, made where it is missing. Raises OSError in one sentence."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"nothing can be written into {folder}")
+    return folder
 
 
 def _finish(facts: dict[str, Any], rows: list[Row], html: str, plot: str, markdown: str) -> None:
@@ -379,8 +391,7 @@ def ladder_command(
         if kind not in cases[0].dtypes:
             raise ValueError(f"{cases[0].id} is not defined for {dtype}")
         facts = machine.describe()
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = writable_folder(output)
         writable(str(folder / f"ladder-{op}.html"))
         importlib.import_module(".pictures", __package__)
         console.print(f"{cases[0].id} {dtype}. {machine.sentence(facts)}", highlight=False, soft_wrap=True)
