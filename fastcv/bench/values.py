@@ -118,8 +118,9 @@ def _turned_by(values: Tensor, upstream: Tensor) -> Tensor:
     if not dims or not values.numel() or not upstream.numel():
         return upstream
     bits = int(values.detach()[(0,) * values.dim()].float().view(torch.int32))
+    mixed = (bits * 0x9E3779B1 & 0xFFFFFFFF) >> 16  # the low half is zeros where the number came from 16 bits
     turned = torch.empty_like(upstream)
-    _copy(turned, upstream, dims[0], bits % upstream.shape[dims[0]])
+    _copy(turned, upstream, dims[0], mixed % upstream.shape[dims[0]])
     return turned
 
 
