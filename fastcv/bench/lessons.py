@@ -78,6 +78,8 @@ ALGORITHMS = {
     "registers": "A chain of multiply-adds that never leaves the registers.",
     "add": "A chain of additions in the registers of every thread of a GPU.",
     "multiply_add": "A chain of multiply-adds in the registers of every thread of a GPU.",
+    "tiles": "A chain of products of tiles in the matrix registers of a CPU, AMX: nothing is loaded in between.",
+    "dots": "A chain of dot products of pairs of 16-bit numbers in vector registers.",
     "mma": "A chain of matrix products of one warp, mma.sync, in registers.",
     "wgmma": "Matrix products of a warpgroup, wgmma, whose operands stand in shared memory.",
     "ldmatrix": "One tile of a matrix product, its operands loaded by ldmatrix: what the instructions do, number by number.",
