@@ -105,4 +105,13 @@ PYBIND11_MODULE(_C, m) {
         fastcv::emulator::seed(seed);
       },
       py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
+  m.def(
+      "set_emulator_product_loss",
+      [](double loss) {
+        if (&fastcv::emulator::set_product_loss == nullptr)
+          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        fastcv::emulator::set_product_loss(loss);
+      },
+      py::arg("loss"),
+      "What every sum of a later emulated mma.sync of floats is off by, relative to its largest addend.");
 }

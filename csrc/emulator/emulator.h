@@ -39,6 +39,11 @@ int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::functi
 // The seed of every later launch's thread and block order.
 [[gnu::weak]] void seed(uint64_t value);
 
+// What every sum of a later mma.sync of floats is off by, relative to its largest addend and up or down by its place:
+// how tensor cores round is not documented, so a kernel that relies on a bound is tried at that bound. 0 at first.
+[[gnu::weak]] void set_product_loss(double loss);
+double product_loss();
+
 // Waiting ---------------------------------------------------------------------------------------------------------
 
 // Barrier `id` (0 is __syncthreads) of `threads` threads of the block; 0 stands for all of them.
