@@ -20,6 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("FASTCV_BUILD_DIR", ROOT / "build"))
 
+# Tiles by cp.async, fragments by ldmatrix.
+STAGED = [r"LDGSTS[^;]*\.128", r"LDSM\.16\.M88\.4"]
 # Of kernels in a source: instructions that must appear for sm_90, as regular expressions.
 EXPECTED = {
     ("conv/conv_depthwise", "depthwise_kernel"): [r"LDG\.E\.128", r"STG\.E\.128", r"FFMA"],
@@ -43,6 +45,10 @@ EXPECTED = {
     ("neighbors/cdist", "L1Bytes"): [r"LDS\.128", r"VABSDIFF4\.U8"],
     ("neighbors/cdist", "L2Bytes"): [r"LDS\.128", r"IDP\.4A\.U8\.U8"],
     ("neighbors/knn", "lists_kernel"): [r"LDS\.128"],
+    ("neighbors/knn_filter", "product_kernelI"): [r"HMMA\.16816\.F32\.BF16", r"HMMA\.16816\.F32 ", *STAGED],
+    ("neighbors/knn_filter", "operands_kernel"): [r"LDG\.E\.128", r"STG\.E\.128"],
+    ("neighbors/byte_products", "product_kernelI"): [r"IMMA\.16832\.U8\.U8", *STAGED],
+    ("neighbors/byte_products", "bytes_kernel"): [r"LDG\.E\.128", r"STG\.E\.128", r"IDP\.4A\.U8\.U8"],
 }
 # Kernels that do spill on a target, by their mangled names (nvcc 13.0; docs/gpu-status.md). A row leaves when its kernel is mended.
 SPILLS = {

@@ -282,6 +282,35 @@ __global__ void tf32_product(const float*, float* y, bool) {
   y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
 }
 
+// D (16x8) += A (16x32) B (32x8) of unsigned bytes by ldmatrix; what leaves 32 bits wraps around.
+__global__ void byte_product(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  constexpr int kDepth = 32;
+  FASTCV_SHARED(uint16_t, rows, 24 * kDepth / 2);  // 16 of A, 8 of B's columns; two bytes to an element
+  const auto at = [](int r, int k) { return static_cast<uint32_t>((r * 89 + k * 57 + 200) & 255); };
+  for (int i = lane; i < 24 * kDepth / 2; i += 32) {
+    const int r = i / (kDepth / 2), k = i % (kDepth / 2) * 2;
+    rows[i] = static_cast<uint16_t>(at(r, k) | at(r, k + 1) << 8);
+  }
+  __syncwarp();
+  const int tile = lane / 8;
+  const Fragment4 a = load_matrix_x4(rows + ((lane % 8 + tile % 2 * 8) * (kDepth / 2) + tile / 2 * 8));
+  const Fragment4 b = load_matrix_x4(rows + ((16 + lane % 8) * (kDepth / 2) + tile % 2 * 8));
+  const uint32_t columns[2] = {b.at[0], b.at[1]};
+  constexpr uint32_t kNearTheEnd = 0xffffff00u;
+  uint32_t d[4] = {kNearTheEnd, kNearTheEnd, kNearTheEnd, kNearTheEnd};
+  multiply_add_u8(d, a.at, columns);
+  bool right = true;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), col = lane % 4 * 2 + i % 2;
+    uint32_t sum = kNearTheEnd;
+    for (int k = 0; k < kDepth; ++k) sum += at(row, k) * at(16 + col, k);
+    right = right && sum == d[i];
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
 enum class Pipeline { full_not_awaited, empty_not_awaited, bytes_miscounted };
 
 // One thread copies four tiles through two places in shared memory; a warp adds up what it reads of each.
@@ -429,4 +458,5 @@ int main() {
   show("matrix_store", matrix_store, true);
   show("transposed_product", transposed_product, true);
   show("tf32_product", tf32_product, true);
+  show("byte_product", byte_product, true);
 }
