@@ -136,6 +136,7 @@ FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of 
   FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);        \
   FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream); \
   FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);   \
+  FASTCV_IF_LINKED int conv_halo_sm90(const ConvParams&, void* workspace, CUstream_st* stream);    \
   FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);       \
   FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);        \
   FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);    \
