@@ -205,7 +205,7 @@ def _gradients(ctx: Any, grad: Tensor, training: bool) -> tuple[Vector, ...]:
     input, output, mean, var, weight, bias = ctx.saved_tensors
     eps, slope, cap = ctx.scalars
     need = ctx.needs_input_grad
-    need_weight, need_bias = (need[2], need[3]) if training else (need[4], need[5])
+    need_weight, need_bias = need[-5:-3]  # eps, slope and cap come after them
     plain = slope == 1.0 and cap <= 0
     wanted = DX * need[0] | DWEIGHT * need_weight | DBIAS * need_bias | DRESIDUAL * (need[1] and not plain)
     args = (grad, input, output, mean, var, weight, bias, training, eps, slope, cap, wanted)
@@ -246,10 +246,16 @@ def _save_eval(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
     ctx.scalars = scalars
 
 
-def _backward_eval(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dx, dresidual, dweight, dbias = _gradients(ctx, grad, False)
+def _backward_eval(ctx: Any, grad: Tensor, training: bool = False) -> tuple[Any, ...]:
+    dx, dresidual, dweight, dbias = _gradients(ctx, grad, training)
     return dx, dresidual, None, None, dweight, dbias, None, None, None
+
+
+def _backward_measured(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _backward_eval(ctx, grad, training=True)
 
 
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)
+# With the mean and biased variance that somebody else has taken of this very input: their gradients are part of the input's.
+measured_with_grad = differentiable("BatchNormMeasured", evaluate, _save_eval, _backward_measured)
