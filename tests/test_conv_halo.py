@@ -75,7 +75,7 @@ def test_equals_the_plain_loops(name: str) -> None:
     assert torch.equal(run("conv_dgrad", HALO, *grad), run("conv_dgrad", "ref", *grad))
 
 
-@pytest.mark.parametrize("activation", range(6))
+@pytest.mark.parametrize("activation", range(7))
 def test_ends_with_every_activation(activation: int) -> None:
     x, w, bias = integers((1, 12, 5, 18), BF16, 0), integers((20, 12, 3, 3), BF16, 1), integers((20,), BF16, 2)
     args = (x, w, bias, [1, 1], [1, 1], [1, 1], 1, integers((1, 20, 5, 18), BF16, 3), activation, 0)

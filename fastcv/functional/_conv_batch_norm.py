@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import _ext
 from ._batch_norm import evaluate, measured_with_grad, update
 from ._common import differentiable, needs_grad
-from .conv import _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
+from .conv import _NO_END, End, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
 
 _raw = _ext.op("conv_statistics")
 
@@ -47,19 +47,20 @@ def _(
     return (y.unflatten(1, (size, -1)), mean.unflatten(0, (size, -1)), var.unflatten(0, (size, -1))), (1, 0, 0)
 
 
-def _forward(x: Tensor, w: Tensor, b: Tensor | None, _: None, geometry: Any, __: int, precision: int) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, w: Tensor, b: Tensor | None, _: None, how: tuple[Any, int, End]) -> tuple[Tensor, Tensor, Tensor]:
+    geometry, precision, _ = how
     return _raw(x, w, b, *geometry, precision)
 
 
 def _save(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, w, _, _, ctx.geometry, ctx.activation, ctx.precision = args
+    x, w, _, _, ctx.how = args
     ctx.mark_non_differentiable(*outputs[1:])  # batch norm's formula has their part in the gradient
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-    return (None,) * 7 if grad is None else _conv_backward(ctx, grad)
+    return (None,) * 5 if grad is None else _conv_backward(ctx, grad)
 
 
 _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
@@ -94,7 +95,7 @@ def conv_batch_norm_act(
     geometry = (stride, padding, dilation, groups)
     precision = _precision(input)
     if needs_grad(input, weight, bias):
-        y, mean, var = _with_grad(input, weight, bias, None, geometry, 0, precision)
+        y, mean, var = _with_grad(input, weight, bias, None, (geometry, precision, _NO_END))
     else:
         y, mean, var = _raw(input, weight, bias, *geometry, precision)
     count = y.numel() // max(y.shape[1], 1)
