@@ -12,6 +12,12 @@ ALGORITHMS = {
         "is never written. Tiles of it are gathered while the product runs, so a tile of outputs stays in registers while "
         "inputs stream by. It serves every shape."
     ),
+    "halo_3x3": (
+        "3x3 windows of stride 1 on a GPU: the pixels that a tile's nine taps reach are read into shared memory once, where an implicit "
+        "product reads them nine times, and the weights stay there. Operands of images go through registers, since a tap moves them by "
+        "pixels; a line of them serves two lines of outputs. Predicted for 64 channels on 56x56, 64 images, on an H200 (not measured): "
+        "19 us of products and 12 us of memory, 24 to 26 us in all, against 40 us of an implicit product that waits for the L2 cache."
+    ),
     "im2col": (
         "The matrix of windows is written out, then multiplied. The copy costs memory traffic of kernel height times kernel "
         "width, and buys long, dense rows, which pays where rows are wide and channels few."

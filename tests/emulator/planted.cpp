@@ -376,6 +376,66 @@ __global__ void group_product(const float*, float* y, bool right) {
   y[t] = same ? 1.0f : -1.0f;
 }
 
+// The same of A in registers, which must be left alone until the product has been waited for; 64 columns.
+template <bool overwrites>
+__global__ void register_product(const float*, float* y, bool right) {
+  FASTCV_SHARED(bf16, a, 32 * 16);
+  FASTCV_SHARED(bf16, b, 64 * 64);  // aligned, behind 1024 bytes
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  for (int i = t; i < 32 * 16; i += kThreads) a[i] = narrow<bf16>(at(i / 16, i % 16));
+  for (int i = t; i < 64 * 64; i += kThreads)
+    b[i / 64 * 64 + (i % 64 ^ i / 64 % 8 * 8)] = narrow<bf16>(bt(i % 64, i / 64));
+  __syncthreads();
+  Fragment4 rows = load_matrix_x4(a + (t / 32 * 16 + lane % 16) * 16 + lane / 16 * 8);
+  float d[32];
+  for (int i = 0; i < 32; ++i) d[i] = 1;
+  group_begin();
+  multiply_group<bf16, 64>(d, rows, operand(b) + 4, true);  // k from 32 to 47
+  group_commit();
+  if (overwrites && !right) rows.at[lane % 4] ^= 1;
+  if (overwrites || right) group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 32; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 1;
+    for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(32 + k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// A box of 8 x 2 pixels of the second of two 5 x 4 images, from a line and a column before the image on.
+__global__ void box_copy(const float*, float* y, bool) {
+  FASTCV_SHARED(bf16, tile, 16 * 64);
+  FASTCV_SHARED(uint64_t, full, 1);
+  static bf16 pixels[2 * 5 * 4 * 8];  // of eight channels
+  const auto value = [](int n, int h, int w, int c) { return static_cast<float>(n * 100 + h * 10 + w + 1) + c * 0.5f; };
+  for (int i = 0; i < 2 * 5 * 4 * 8; ++i) pixels[i] = narrow<bf16>(value(i / 160, i / 32 % 5, i / 8 % 4, i % 8));
+  TensorTile map{};
+  map.base = pixels;
+  const uint64_t size[4] = {8, 4, 5, 2}, stride[3] = {16, 64, 320};
+  const uint32_t box[4] = {64, 8, 2, 1};
+  for (int i = 0; i < 4; ++i) map.size[i] = size[i], map.box[i] = box[i];
+  for (int i = 0; i < 3; ++i) map.stride[i] = stride[i];
+  const int t = threadIdx.x;
+  if (t == 0) barrier_init(full, 1);
+  __syncthreads();
+  if (t == 0) {
+    barrier_expect(full, 16 * 128);
+    copy_tile_4d(tile, map, 0, -1, -1, 1, full);
+  }
+  barrier_wait(full, 0);
+  bool same = true;
+  const int pixel = t % 16, h = pixel / 8 - 1, w = pixel % 8 - 1;
+  for (int c = 0; c < 64; ++c) {
+    const float expected = h >= 0 && w >= 0 && w < 4 && c < 8 ? value(1, h, w, c) : 0;
+    same = same && widen(tile[pixel * 64 + (c ^ pixel % 8 * 8)]) == widen(narrow<bf16>(expected));
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
 // Six pixels of a 5 x 4 image with stride 2, at the tap (1, 2) of a 3 x 3 kernel with padding 1.
 __global__ void im2col_copy(const float*, float* y, bool) {
   FASTCV_SHARED(bf16, tile, 8 * 64);
@@ -453,6 +513,9 @@ int main() {
   SHOW_AS("bytes_miscounted", pipeline<Pipeline::bytes_miscounted>);
   SHOW_AS("product_not_awaited", group_product<false>);
   SHOW_AS("operand_overwritten", group_product<true>);
+  SHOW_AS("register_product_not_awaited", register_product<false>);
+  SHOW_AS("registers_overwritten", register_product<true>);
+  show("box_copy", box_copy, true);
   show("im2col_copy", im2col_copy, true);
   show("matrix_product", matrix_product, true);
   show("matrix_store", matrix_store, true);
