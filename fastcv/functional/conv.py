@@ -630,9 +630,7 @@ def transposed(
     if not batched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     size, kernel = input.shape, weight.shape
-    output = [
-        (size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)
-    ]
+    output = [(size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)]
     if any(output_padding):
         for extra, s, d in zip(output_padding, stride, dilation, strict=True):
             if extra < 0 or (extra >= s and extra >= d):
