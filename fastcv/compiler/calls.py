@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from ..nn.fold import fold_tensors
 from ..optimizer.kernels import LINEAR, under_transform
 from ..optimizer.linear import linear
 from ..optimizer.packed_weights import PackedWeights
-from ..optimizer.watch import Watch
+from ..optimizer.watch import watch_of
+
+if TYPE_CHECKING:
+    from .._C import Watch
 
 
 def _numbers(values: Sequence[Any]) -> list[Any]:
@@ -118,5 +121,5 @@ class FoldedConv(PackedConv):
         groups = self.geometry[3] if self.op.startswith("conv_transpose") else None
         folded = fold_tensors(*tensors, eps, groups)
         if all(t is None or (t.device.type == "cpu" and not t.is_inference()) for t in tensors):  # others' changes do not show
-            kept.folded = (eps, Watch(tensors), folded)
+            kept.folded = (eps, watch_of(tensors), folded)
         return folded

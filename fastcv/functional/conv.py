@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ._common import autocast_lower, differentiable, is_channels_last, needs_grad
+from ._common import autocast_lower, differentiable, is_channels_last, needs_grad, plain_sizes
 
 __all__ = ["conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
 Ints = int | Sequence[int]
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation, groups
 
 _conv_raw = _ext.op("conv")
 _dgrad_raw = _ext.op("conv_dgrad")
@@ -77,6 +78,16 @@ def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
     return like.new_empty(sizes)
 
 
+def conv_sizes(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """The output's sizes; padding as nd ints, or as the nd before and the nd after."""
+    nd = len(stride)
+    after = padding[-nd:]
+    spatial = [
+        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
+    ]
+    return [input.shape[0], weight.shape[0] if input.shape[1] != 0 else 0, *spatial]
+
+
 @_ext.fake("conv")
 def _(
     input: Tensor,
@@ -92,13 +103,7 @@ def _(
     packed: Tensor | None = None,
     slope: float = _SLOPE,
 ) -> Tensor:
-    nd = len(stride)
-    after = padding[-nd:]
-    spatial = [
-        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
-    ]
-    channels = weight.shape[0] if input.shape[1] != 0 else 0
-    return _empty(input, [input.shape[0], channels, *spatial], _output_channels_last(input, weight))
+    return _empty(input, conv_sizes(input, weight, stride, padding, dilation), _output_channels_last(input, weight))
 
 
 @_ext.fake("conv_dgrad")
@@ -508,15 +513,34 @@ def convolve(
 ) -> Tensor:
     """The convolution ``name`` of ``nd`` dimensions, and what follows it."""
     batched = _check(name, nd, input, weight, bias, groups)
+    geometry = geometry_of(nd, weight, stride, padding, dilation, groups)
+    if batched:
+        return convolve_batch(input, weight, bias, geometry, packs, residual, activation, slope)
+    residual = None if residual is None else residual.unsqueeze(0)
+    return convolve_batch(input.unsqueeze(0), weight, bias, geometry, packs, residual, activation, slope).squeeze(0)
+
+
+def geometry_of(nd: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+    """The last four arguments of a convolution of ``nd`` dimensions as convolve_batch takes them."""
+    stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
+    return stride, _pads(padding, nd, weight, stride, dilation), dilation, groups
+
+
+def convolve_batch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packs: Any,
+    residual: Tensor | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """``convolve`` after the checks: a batch, and tensors of the dimensions that go with it."""
     if torch._C._is_any_autocast_enabled():
         input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
-    stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
-    geometry = (stride, _pads(padding, nd, weight, stride, dilation), dilation, groups)
     end = _NO_END if activation is None else (_ACTIVATIONS[activation], slope)
-    if batched:
-        return _conv(input, weight, bias, residual, geometry, _precision(input), packs, end)
-    residual = None if residual is None else residual.unsqueeze(0)
-    return _conv(input.unsqueeze(0), weight, bias, residual, geometry, _precision(input), packs, end).squeeze(0)
+    return _conv(input, weight, bias, residual, geometry, _precision(input), packs, end)
 
 
 def conv1d(
@@ -629,7 +653,7 @@ def transposed(
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
     if not batched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    size, kernel = input.shape, weight.shape
+    size, kernel = plain_sizes(input), plain_sizes(weight)
     output = [(size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)]
     if any(output_padding):
         for extra, s, d in zip(output_padding, stride, dilation, strict=True):

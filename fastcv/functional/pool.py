@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ._common import autocast_float32, differentiable, empty_as, is_channels_last, needs_grad
+from ._common import autocast_float32, differentiable, empty_as, is_channels_last, needs_grad, plain_sizes
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -72,7 +72,7 @@ def _output_size(input: Tensor, output_size: Any, function: str) -> Ints:
         raise ValueError(f"{function}: input of {input.dim()} dimensions should have at least {len(output_size) + 1}")
     if len(output_size) != 2:
         raise RuntimeError(f"{function}: output_size must be 2 values, got {tuple(output_size)}")
-    return _pair([d if v is None else v for v, d in zip(output_size, input.shape[-2:], strict=True)], function, "output_size")
+    return _pair([d if v is None else v for v, d in zip(output_size, plain_sizes(input)[-2:], strict=True)], function, "output_size")
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -537,7 +537,7 @@ def max_unpool2d(
     pads = _pair(padding, "max_unpool2d", "padding")
     if input.dim() not in (3, 4):
         raise RuntimeError(f"max_unpool2d: expected a 3-D or 4-D input, got {list(input.shape)}")
-    default = [(n - 1) * s + k - 2 * p for n, s, k, p in zip(input.shape[-2:], strides, kernel, pads, strict=True)]
+    default = [(n - 1) * s + k - 2 * p for n, s, k, p in zip(plain_sizes(input)[-2:], strides, kernel, pads, strict=True)]
     size = default
     if output_size is not None:
         size = list(output_size)[2:] if len(output_size) == 4 else list(output_size)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._gpu import serves
 from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_linear, is_managed, kind_of, op_of, under_transform
+from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_managed, kind_of, op_of, under_transform
 from .linear import linear
 from .packed_weights import PackedWeights
 from .pending import Pending
@@ -56,7 +57,7 @@ class Chain(ABC):
         if type(x) is not Tensor or under_transform():
             return None
         frame = current_frame(self.region)
-        if frame is None or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
+        if frame is None or not serves(x) or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
             return None
         if not self.may_begin(x) or any_global_hook():
             return None
@@ -76,7 +77,7 @@ class Chain(ABC):
 
     @abstractmethod
     def may_begin(self, x: Tensor) -> bool:
-        """True if the head may hold back its value of the dense CPU tensor x, without changing any answer or error."""
+        """True if the head may hold back its value of the dense tensor x, without changing any answer or error."""
 
     @abstractmethod
     def takes_residual(self, pending: Pending, other: Any) -> bool:
@@ -97,6 +98,8 @@ class ConvChain(Chain):
     def __init__(self, name: str, head: nn.Module, bn: nn.Module | None, steps: Sequence[str], region: Region, watched: Any) -> None:
         super().__init__(name, head, steps, region, watched)
         self.bn = bn
+        self.op = op_of(head)
+        self.geometry: tuple[Any, Any] = (None, None)  # a convolution's own with its weight's shape; as convolve_batch takes it
         self.fold = None if bn is None else FoldCache(head, bn)
         self.packs = PackedWeights()
 
@@ -114,13 +117,13 @@ class ConvChain(Chain):
             self.drop()
             return False
         weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
-        if is_linear(conv):
+        if self.op == LINEAR:
             fits = x.dim() == 2 if bn is not None else x.dim() > 0  # a batch norm's channels are x.shape[1]
-            if not fits or x.shape[-1] != weight.shape[1]:
+            if not fits or x.shape[-1] != weight.shape[1] or x.is_cuda:  # there torch multiplies
                 return False
         elif x.dim() != weight.dim() or x.shape[1] != conv.in_channels:
             return False
-        if weight.device.type != "cpu" or weight.is_inference():
+        if weight.device != x.device or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
@@ -136,7 +139,7 @@ class ConvChain(Chain):
             self.fold.drop()
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
-        if is_linear(self.head) or type(other) is not Tensor or needs_grad(other):
+        if self.op == LINEAR or type(other) is not Tensor or needs_grad(other):
             return False
         x = pending.x
         dtype = x.dtype if x.dtype is torch.float64 else autocast_dtype(x) or x.dtype
@@ -156,14 +159,20 @@ class ConvChain(Chain):
     def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
         conv, x, slope = self.head, pending.x, float(pending.slope)  # which the user's code may give as a tensor
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
-        if is_linear(conv):
+        if self.op == LINEAR:
             return linear(x, weight, bias, activation, None if self.torchs_product else self.packs, slope)
-        op, nd, end = op_of(conv), weight.dim() - 2, (pending.residual, activation, slope)
+        end = (self.packs, pending.residual, activation, slope)
         if conv.transposed:
             geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-            return convolutions.transposed(nd, op, x, weight, bias, *geometry, self.packs, *end)
-        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        return convolutions.convolve(nd, op, x, weight, bias, *geometry, self.packs, *end)
+            return convolutions.transposed(weight.dim() - 2, self.op, x, weight, bias, *geometry, *end)
+        return convolutions.convolve_batch(x, weight, bias, self._geometry(weight), *end)
+
+    def _geometry(self, weight: Tensor) -> convolutions.Geometry:
+        conv = self.head
+        own = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if self.geometry[0] != (own, weight.shape):
+            self.geometry = ((own, weight.shape), convolutions.geometry_of(weight.dim() - 2, weight, *own))
+        return self.geometry[1]
 
 
 class BatchNormChain(Chain):
