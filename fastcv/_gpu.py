@@ -31,8 +31,7 @@ def why_not(index: int) -> str:
 
 def serves(t: Tensor) -> bool:
     """True if fastcv's kernels run on t's device."""
-    kind = t.device.type
-    return kind == "cpu" or (kind == "cuda" and not why_not(t.get_device()))
+    return t.is_cpu or (t.is_cuda and not why_not(t.get_device()))
 
 
 @torch.compiler.assume_constant_result

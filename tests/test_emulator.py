@@ -40,6 +40,8 @@ BUGS = {
     "bytes_miscounted": r"threads wait for others that never come: .* at a barrier in shared memory",
     "product_not_awaited": "with matrix products on their way",
     "operand_overwritten": "a race",
+    "register_product_not_awaited": "with matrix products on their way",
+    "registers_overwritten": "registers of a matrix product that were written before it was waited for",
 }
 
 
@@ -68,7 +70,9 @@ def test_planted_bugs_are_found_whatever_the_order(planted: dict, kernel: str) -
         assert re.search(BUGS[kernel], words), words
 
 
-@pytest.mark.parametrize("kernel", ["im2col_copy", "matrix_product", "matrix_store", "transposed_product", "tf32_product"])
+@pytest.mark.parametrize(
+    "kernel", ["box_copy", "im2col_copy", "matrix_product", "matrix_store", "transposed_product", "tf32_product", "byte_product"]
+)
 def test_matrix_instructions_do_what_the_manual_says(planted: dict, kernel: str) -> None:
     assert planted[kernel, "right"] == ["ok"] * 8
 

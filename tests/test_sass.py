@@ -20,9 +20,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("FASTCV_BUILD_DIR", ROOT / "build"))
 
+# Tiles by cp.async, fragments by ldmatrix.
+STAGED = [r"LDGSTS[^;]*\.128", r"LDSM\.16\.M88\.4"]
 # Of kernels in a source: instructions that must appear for sm_90, as regular expressions.
 EXPECTED = {
     ("conv/conv_depthwise", "depthwise_kernel"): [r"LDG\.E\.128", r"STG\.E\.128", r"FFMA"],
+    ("conv/conv_halo_sm90", "halo_sm90_kernel"): [r"HGMMA\.64x64x16", r"UTMALDG\.4D", r"UTMALDG\.3D", r"LDSM\.16\.M88\.4", r"STG\.E\.128"],
     ("conv/conv_igemm", "igemm"): [r"LDGSTS\.E\.BYPASS\.128", r"LDSM\.16\.M88\.4", r"HMMA\.16816\.F32\.BF16", r"HMMA\.1688\.F32\.TF32"],
     ("conv/conv_igemm_sm90", "igemm"): [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D", r"HGMMA\.64x128x16\.F32", r"SYNCS"],
     ("conv/conv_tiled", "tiled"): [r"LDS\.128", r"FFMA"],
@@ -44,6 +47,10 @@ EXPECTED = {
     ("neighbors/cdist", "L1Bytes"): [r"LDS\.128", r"VABSDIFF4\.U8"],
     ("neighbors/cdist", "L2Bytes"): [r"LDS\.128", r"IDP\.4A\.U8\.U8"],
     ("neighbors/knn", "lists_kernel"): [r"LDS\.128"],
+    ("neighbors/knn_filter", "product_kernelI"): [r"HMMA\.16816\.F32\.BF16", r"HMMA\.16816\.F32 ", *STAGED],
+    ("neighbors/knn_filter", "operands_kernel"): [r"LDG\.E\.128", r"STG\.E\.128"],
+    ("neighbors/byte_products", "product_kernelI"): [r"IMMA\.16832\.U8\.U8", *STAGED],
+    ("neighbors/byte_products", "bytes_kernel"): [r"LDG\.E\.128", r"STG\.E\.128", r"IDP\.4A\.U8\.U8"],
 }
 # Kernels that do spill on a target, by their mangled names (nvcc 13.0; docs/gpu-status.md). A row leaves when its kernel is mended.
 SPILLS = {
@@ -148,3 +155,12 @@ def test_every_sum_and_sweep_of_norms_moves_packs_of_16_bytes(op: str) -> None:
             continue
         assert re.search(r"LDG\.E\.128", text), f"{name}: no load of 16 bytes"
     assert sums >= 16 and sweeps >= 8, f"{sums} sums and {sweeps} sweeps"
+
+
+def test_products_of_the_halo_kernel_are_on_their_way_together() -> None:
+    """Two lines of pixels, nine taps, four parts of 64 channels, from 12 times four loads; one wait per step and one at the end."""
+    kernels = [text for name, text in sass("conv/conv_halo_sm90").items() if "halo_sm90_kernel" in name]
+    assert len(kernels) == 2  # bfloat16 and float16
+    for text in kernels:
+        counts = [len(re.findall(word, text)) for word in (r"\bHGMMA\b", r"\bLDSM\b", r"\bWARPGROUP\.DEPBAR\b")]
+        assert counts == [72, 48, 13]

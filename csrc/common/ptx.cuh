@@ -9,9 +9,11 @@
 //   store_matrix_x4(tile row, f)   stmatrix (sm_90 on): the four tiles back, as load_matrix_x4 gave them
 //   multiply_add(d, a, b)          mma.sync m16n8k16: D (16x8, float) += A (16x16) B (16x8), bf16 or f16
 //   multiply_add_tf32(d, a, b)     mma.sync m16n8k8: D (16x8, float) += A (16x8) B (8x8), tf32
+//   multiply_add_u8(d, a, b)       mma.sync m16n8k32: D (16x8, modulo 2^32) += A (16x32) B (32x8), unsigned bytes
 //   to_tf32(x)                     float to tf32 (8 bits of exponent, 10 of mantissa), halves away from zero
 //   trap(what)                     ends the kernel with an error
-// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16", "... mma.m16n8k8").
+// Fragment layouts are those of the PTX manual ("Matrix Fragments for mma.m16n8k16", "... mma.m16n8k8", "...
+// mma.m16n8k32").
 #pragma once
 #include "common/numbers.cuh"
 
@@ -101,18 +103,20 @@ inline uint32_t to_tf32(float x) {
 }
 
 // D += A B of a warp, d being one lane's share. Number()(bits, h): the number in part h of a register, of `halves`.
-// Sums the products in double and rounds once: hardware's order is not documented.
-template <int halves, class Number>
-void multiply_add_model(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
+// Sums the products in Number's type, double for floats, and rounds once: hardware's order is not documented.
+template <int halves, class Number, class D>
+void multiply_add_model(D (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
   struct Mine {
-    float* d;
+    D* d;
     const uint32_t *a, *b;
   } mine{d, a, b};
   emulator::meet(
       0xffffffffu, &mine,
       [](void** all, uint32_t) {
+        using Sum = decltype(Number()(0, 0));
+        [[maybe_unused]] const double loss = emulator::product_loss();
         constexpr int depth = 8 * halves;
-        double x[16][depth], y[8][depth];
+        Sum x[16][depth], y[8][depth];
         for (int l = 0; l < 32; ++l)
           for (int h = 0; h < halves; ++h) {
             const int k = l % 4 * halves + h;
@@ -123,9 +127,16 @@ void multiply_add_model(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
         for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i) {
             const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
-            double sum = static_cast<Mine*>(all[l])->d[i];
-            for (int k = 0; k < depth; ++k) sum += x[row][k] * y[col][k];
-            static_cast<Mine*>(all[l])->d[i] = static_cast<float>(sum);
+            Sum sum = static_cast<Mine*>(all[l])->d[i];
+            [[maybe_unused]] double largest = static_cast<double>(sum < 0 ? -sum : sum);
+            for (int k = 0; k < depth; ++k) {
+              const Sum product = x[row][k] * y[col][k];
+              sum += product;
+              if constexpr (std::is_floating_point_v<Sum>) largest = std::max(largest, std::abs(product));
+            }
+            if constexpr (std::is_floating_point_v<Sum>)
+              if (loss != 0) sum += (row + col) % 2 == 0 ? loss * largest : -loss * largest;
+            static_cast<Mine*>(all[l])->d[i] = static_cast<D>(sum);
           }
       },
       false, "mma.sync", where);
@@ -147,6 +158,14 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
     double operator()(uint32_t bits, int half) const { return widen(S{static_cast<uint16_t>(bits >> 16 * half)}); }
   };
   multiply_add_model<2, Number>(d, a, b, where);
+}
+
+inline void multiply_add_u8(uint32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            Where where = Where::current()) {
+  struct Number {
+    uint32_t operator()(uint32_t bits, int byte) const { return bits >> 8 * byte & 255; }
+  };
+  multiply_add_model<4, Number>(d, a, b, where);
 }
 
 #else
@@ -227,6 +246,14 @@ __device__ __forceinline__ void multiply_add_tf32(float (&d)[4], const uint32_t 
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Without .satfinite a sum that leaves its 32 bits wraps around.
+__device__ __forceinline__ void multiply_add_u8(uint32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 

@@ -93,6 +93,7 @@ class Random {
 };
 
 uint64_t g_seed = 1, g_most_blocks = 0;
+double g_product_loss = 0;
 thread_local std::string t_error;
 
 class Machine;
@@ -473,6 +474,8 @@ int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::functi
 const char* last_error() { return t_error.c_str(); }
 void seed(uint64_t value) { g_seed = value; }
 void most_blocks(uint64_t count) { g_most_blocks = count; }
+void set_product_loss(double loss) { g_product_loss = loss; }
+double product_loss() { return g_product_loss; }
 
 const Builtins& self() { return t_machine->current().builtins; }
 int lane() {

@@ -26,29 +26,16 @@ def _activated(y: Tensor, residual: Tensor | None, activation: str | None, *slop
     return y if activation is None else getattr(F, activation)(y, *slope)
 
 
+def _ended(y: Tensor, packs: Any = None, residual: Tensor | None = None, activation: str | None = None, slope: float = 0.01) -> Tensor:
+    return _activated(y, residual, activation, *([slope] if activation == "leaky_relu" else []))
+
+
 def _convolve(nd: int, name: str, *args: Any) -> Tensor:
-    return getattr(F, name)(*args[:7])  # without packed weights
+    return _ended(getattr(F, f"conv{nd}d")(*args[:7]), *args[7:])
 
 
 def _transposed(nd: int, name: str, *args: Any) -> Tensor:
-    return getattr(F, name)(*args[:8])
-
-
-def _convolve_fused(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    residual: Tensor | None,
-    activation: str | None,
-    packs: Any = None,
-) -> Tensor:
-    if activation not in conv._ACTIVATIONS:
-        raise ValueError(f"conv2d_fused: activation must be one of {list(conv._ACTIVATIONS)}, got {activation!r}")
-    return _activated(F.conv2d(input, weight, bias, stride, padding, dilation, groups), residual, activation)
+    return _ended(getattr(F, name)(*args[:8]), *args[8:])
 
 
 def _batch_norm_act(
@@ -143,7 +130,7 @@ def _nearest(x: Tensor, y: Tensor, p: float = 2.0, *, squared: bool = False, met
 # ---- the guard ------------------------------------------------------------------------------------------------------------
 
 _OWN = {
-    conv: {"convolve": _convolve, "transposed": _transposed, "convolve_fused": _convolve_fused},
+    conv: {"convolve": _convolve, "transposed": _transposed},
     norm: {"batch_norm_act": _batch_norm_act},
     pool: {"sum_pool2d": _sum_pool2d, "upsample_bed_of_nails": _upsample_bed_of_nails},
     loss: {"soft_iou_loss": _soft_iou_loss, "linear_cross_entropy": _linear_cross_entropy},
@@ -152,7 +139,7 @@ _OWN = {
 
 
 def peers(family: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Function of a family -> what torch computes it with. Convolutions all pass through three functions."""
+    """Function of a family -> what torch computes it with. Convolutions all pass through two functions."""
     named = {} if family is conv else {name: getattr(F, name) for name in family.__all__ if hasattr(F, name)}
     return named | _OWN[family]
 

@@ -282,6 +282,35 @@ __global__ void tf32_product(const float*, float* y, bool) {
   y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
 }
 
+// D (16x8) += A (16x32) B (32x8) of unsigned bytes by ldmatrix; what leaves 32 bits wraps around.
+__global__ void byte_product(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  constexpr int kDepth = 32;
+  FASTCV_SHARED(uint16_t, rows, 24 * kDepth / 2);  // 16 of A, 8 of B's columns; two bytes to an element
+  const auto at = [](int r, int k) { return static_cast<uint32_t>((r * 89 + k * 57 + 200) & 255); };
+  for (int i = lane; i < 24 * kDepth / 2; i += 32) {
+    const int r = i / (kDepth / 2), k = i % (kDepth / 2) * 2;
+    rows[i] = static_cast<uint16_t>(at(r, k) | at(r, k + 1) << 8);
+  }
+  __syncwarp();
+  const int tile = lane / 8;
+  const Fragment4 a = load_matrix_x4(rows + ((lane % 8 + tile % 2 * 8) * (kDepth / 2) + tile / 2 * 8));
+  const Fragment4 b = load_matrix_x4(rows + ((16 + lane % 8) * (kDepth / 2) + tile % 2 * 8));
+  const uint32_t columns[2] = {b.at[0], b.at[1]};
+  constexpr uint32_t kNearTheEnd = 0xffffff00u;
+  uint32_t d[4] = {kNearTheEnd, kNearTheEnd, kNearTheEnd, kNearTheEnd};
+  multiply_add_u8(d, a.at, columns);
+  bool right = true;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), col = lane % 4 * 2 + i % 2;
+    uint32_t sum = kNearTheEnd;
+    for (int k = 0; k < kDepth; ++k) sum += at(row, k) * at(16 + col, k);
+    right = right && sum == d[i];
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
 enum class Pipeline { full_not_awaited, empty_not_awaited, bytes_miscounted };
 
 // One thread copies four tiles through two places in shared memory; a warp adds up what it reads of each.
@@ -343,6 +372,66 @@ __global__ void group_product(const float*, float* y, bool right) {
     float sum = 0;
     for (int k = 16; k < 32; ++k) sum += at(row, k) * bt(k, column);
     same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// The same of A in registers, which must be left alone until the product has been waited for; 64 columns.
+template <bool overwrites>
+__global__ void register_product(const float*, float* y, bool right) {
+  FASTCV_SHARED(bf16, a, 32 * 16);
+  FASTCV_SHARED(bf16, b, 64 * 64);  // aligned, behind 1024 bytes
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  for (int i = t; i < 32 * 16; i += kThreads) a[i] = narrow<bf16>(at(i / 16, i % 16));
+  for (int i = t; i < 64 * 64; i += kThreads)
+    b[i / 64 * 64 + (i % 64 ^ i / 64 % 8 * 8)] = narrow<bf16>(bt(i % 64, i / 64));
+  __syncthreads();
+  Fragment4 rows = load_matrix_x4(a + (t / 32 * 16 + lane % 16) * 16 + lane / 16 * 8);
+  float d[32];
+  for (int i = 0; i < 32; ++i) d[i] = 1;
+  group_begin();
+  multiply_group<bf16, 64>(d, rows, operand(b) + 4, true);  // k from 32 to 47
+  group_commit();
+  if (overwrites && !right) rows.at[lane % 4] ^= 1;
+  if (overwrites || right) group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 32; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 1;
+    for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(32 + k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// A box of 8 x 2 pixels of the second of two 5 x 4 images, from a line and a column before the image on.
+__global__ void box_copy(const float*, float* y, bool) {
+  FASTCV_SHARED(bf16, tile, 16 * 64);
+  FASTCV_SHARED(uint64_t, full, 1);
+  static bf16 pixels[2 * 5 * 4 * 8];  // of eight channels
+  const auto value = [](int n, int h, int w, int c) { return static_cast<float>(n * 100 + h * 10 + w + 1) + c * 0.5f; };
+  for (int i = 0; i < 2 * 5 * 4 * 8; ++i) pixels[i] = narrow<bf16>(value(i / 160, i / 32 % 5, i / 8 % 4, i % 8));
+  TensorTile map{};
+  map.base = pixels;
+  const uint64_t size[4] = {8, 4, 5, 2}, stride[3] = {16, 64, 320};
+  const uint32_t box[4] = {64, 8, 2, 1};
+  for (int i = 0; i < 4; ++i) map.size[i] = size[i], map.box[i] = box[i];
+  for (int i = 0; i < 3; ++i) map.stride[i] = stride[i];
+  const int t = threadIdx.x;
+  if (t == 0) barrier_init(full, 1);
+  __syncthreads();
+  if (t == 0) {
+    barrier_expect(full, 16 * 128);
+    copy_tile_4d(tile, map, 0, -1, -1, 1, full);
+  }
+  barrier_wait(full, 0);
+  bool same = true;
+  const int pixel = t % 16, h = pixel / 8 - 1, w = pixel % 8 - 1;
+  for (int c = 0; c < 64; ++c) {
+    const float expected = h >= 0 && w >= 0 && w < 4 && c < 8 ? value(1, h, w, c) : 0;
+    same = same && widen(tile[pixel * 64 + (c ^ pixel % 8 * 8)]) == widen(narrow<bf16>(expected));
   }
   y[t] = same ? 1.0f : -1.0f;
 }
@@ -424,9 +513,13 @@ int main() {
   SHOW_AS("bytes_miscounted", pipeline<Pipeline::bytes_miscounted>);
   SHOW_AS("product_not_awaited", group_product<false>);
   SHOW_AS("operand_overwritten", group_product<true>);
+  SHOW_AS("register_product_not_awaited", register_product<false>);
+  SHOW_AS("registers_overwritten", register_product<true>);
+  show("box_copy", box_copy, true);
   show("im2col_copy", im2col_copy, true);
   show("matrix_product", matrix_product, true);
   show("matrix_store", matrix_store, true);
   show("transposed_product", transposed_product, true);
   show("tf32_product", tf32_product, true);
+  show("byte_product", byte_product, true);
 }
