@@ -108,7 +108,8 @@ def _fused(
 
     def build(generator: torch.Generator) -> Arguments:
         args, options = plain.build(generator)
-        sizes = F.conv2d(torch.empty(input, device="meta"), torch.empty(args[1].shape, device="meta"), **options).shape
+        geometry = {name: value for name, value in options.items() if name != "negative_slope"}
+        sizes = F.conv2d(torch.empty(input, device="meta"), torch.empty(args[1].shape, device="meta"), **geometry).shape
         return args, {**options, "residual": randn(generator, *sizes) if residual else None, "activation": activation}
 
     return Case("conv2d_fused", name, build, peer=fused_reference, flops=plain.flops, bench=bench, grad=(0, 1, 2))
