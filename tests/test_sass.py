@@ -30,6 +30,7 @@ EXPECTED = {
     ("conv/conv_igemm_sm90", "igemm"): [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D", r"HGMMA\.64x128x16\.F32", r"SYNCS"],
     ("conv/conv_tiled", "tiled"): [r"LDS\.128", r"FFMA"],
     ("conv/conv_wgrad_igemm", "igemm"): [r"LDGSTS\.E\.BYPASS\.128", r"LDSM\.16\.MT88\.4", r"HMMA\.16816\.F32\.BF16"],
+    ("norm/group_norm_staged", "staged_kernel"): [r"LDG\.E\.128", r"STS\.128", r"LDS\.128", r"STG\.E\.128"],
     ("pool/pool", "max_pool2d_kernelINS_4bf16ELi8ELb1E"): [r"LDG\.E\.128", r"STG\.E\.128", r"STG\.E\.64"],
     ("pool/pool", "max_pool2d_backward_kernelINS_4bf16ELi8ELb1E"): [r"LDG\.E\.128", r"LDG\.E\.64", r"STG\.E\.128"],
     ("pool/pool", "avg_pool2d_kernelIfLi4ELb1E"): [r"LDG\.E\.128", r"STG\.E\.128"],

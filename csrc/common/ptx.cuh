@@ -1,6 +1,7 @@
 // Every instruction that CUDA C++ has no word for, with two bodies: inline PTX for nvcc, a model for the emulator.
 // Nothing else in csrc holds inline PTX but ptx_sm90.cuh, which has what only sm_90a knows.
 //
+//   store_pack(to, pack)           a pack registers -> global in one access, which the compiler may not take apart
 //   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
 //   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
@@ -26,6 +27,11 @@ struct Fragment4 {
 #if FASTCV_EMULATOR
 
 [[noreturn]] inline void trap(const char* what, Where where = Where::current()) { emulator::fail(what, where); }
+
+template <class P, class T>
+void store_pack(T* to, const P& pack) {
+  *reinterpret_cast<P*>(to) = pack;
+}
 
 template <class T>
 void copy_async(Shared<T> to, const T* from, bool valid, Where where = Where::current()) {
@@ -168,6 +174,24 @@ __device__ __forceinline__ void trap(const char*) { __trap(); }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// An assignment becomes an access for each element wherever these are computed one by one.
+template <class P, class T>
+__device__ __forceinline__ void store_pack(T* to, const P& pack) {
+  uint32_t words[sizeof(P) < 4 ? 1 : sizeof(P) / 4];
+  memcpy(words, &pack, sizeof(P));
+  if constexpr (sizeof(P) == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                 "r"(words[3])
+                 : "memory");
+  } else if constexpr (sizeof(P) == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(words[0]), "r"(words[1]) : "memory");
+  } else if constexpr (sizeof(P) == 4) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(words[0]) : "memory");
+  } else {
+    *reinterpret_cast<P*>(to) = pack;
+  }
 }
 
 template <class T>
