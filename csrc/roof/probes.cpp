@@ -42,8 +42,10 @@ constexpr Variant<TileProductParams> kProductRows[] = {{"ref", Isa::portable, nu
 constexpr GpuVariant<TileProductParams> kProductGpuRows[] = {
     {"ldmatrix_sm80", "sm80", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_ldmatrix)},
     {"transposed_sm80", "sm80", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_transposed)},
+    {"stmatrix_sm90", "sm90", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_stmatrix)},
     {"tf32_sm80", "sm80", &why_not_tf32, nullptr, FASTCV_LAUNCHERS(tile_product_tf32)},
     {"wgmma_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma)},
+    {"wgmma_registers_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma_registers)},
 };
 
 constexpr Variant<TmaTileParams> kTmaRows[] = {{"ref", Isa::portable, nullptr, nullptr, &tma_tile_ref}};

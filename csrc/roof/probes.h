@@ -67,17 +67,19 @@ void cache_read_ref(const CacheReadParams&, const Exec&);
 void tile_product_ref(const TileProductParams&, const Exec&);
 void tma_tile_ref(const TmaTileParams&, const Exec&);
 
-#define FASTCV_PROBES                                                                          \
-  FASTCV_IF_LINKED int chain_add(const StepChainParams&, void*, CUstream_st*);                 \
-  FASTCV_IF_LINKED int chain_multiply_add(const StepChainParams&, void*, CUstream_st*);        \
-  FASTCV_IF_LINKED int chain_mma_bf16(const StepChainParams&, void*, CUstream_st*);            \
-  FASTCV_IF_LINKED int chain_mma_tf32(const StepChainParams&, void*, CUstream_st*);            \
-  FASTCV_IF_LINKED int chain_wgmma_bf16(const StepChainParams&, void*, CUstream_st*);          \
-  FASTCV_IF_LINKED int cache_read(const CacheReadParams&, void*, CUstream_st*);                \
-  FASTCV_IF_LINKED int tile_product_ldmatrix(const TileProductParams&, void*, CUstream_st*);   \
-  FASTCV_IF_LINKED int tile_product_transposed(const TileProductParams&, void*, CUstream_st*); \
-  FASTCV_IF_LINKED int tile_product_tf32(const TileProductParams&, void*, CUstream_st*);       \
-  FASTCV_IF_LINKED int tile_product_wgmma(const TileProductParams&, void*, CUstream_st*);      \
+#define FASTCV_PROBES                                                                               \
+  FASTCV_IF_LINKED int chain_add(const StepChainParams&, void*, CUstream_st*);                      \
+  FASTCV_IF_LINKED int chain_multiply_add(const StepChainParams&, void*, CUstream_st*);             \
+  FASTCV_IF_LINKED int chain_mma_bf16(const StepChainParams&, void*, CUstream_st*);                 \
+  FASTCV_IF_LINKED int chain_mma_tf32(const StepChainParams&, void*, CUstream_st*);                 \
+  FASTCV_IF_LINKED int chain_wgmma_bf16(const StepChainParams&, void*, CUstream_st*);               \
+  FASTCV_IF_LINKED int cache_read(const CacheReadParams&, void*, CUstream_st*);                     \
+  FASTCV_IF_LINKED int tile_product_ldmatrix(const TileProductParams&, void*, CUstream_st*);        \
+  FASTCV_IF_LINKED int tile_product_transposed(const TileProductParams&, void*, CUstream_st*);      \
+  FASTCV_IF_LINKED int tile_product_stmatrix(const TileProductParams&, void*, CUstream_st*);        \
+  FASTCV_IF_LINKED int tile_product_tf32(const TileProductParams&, void*, CUstream_st*);            \
+  FASTCV_IF_LINKED int tile_product_wgmma(const TileProductParams&, void*, CUstream_st*);           \
+  FASTCV_IF_LINKED int tile_product_wgmma_registers(const TileProductParams&, void*, CUstream_st*); \
   FASTCV_IF_LINKED int tma_tile(const TmaTileParams&, void*, CUstream_st*);
 namespace cuda {
 FASTCV_PROBES
