@@ -16,7 +16,7 @@ typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
 # After the checks for what they need.
-from fastcv.bench import Row, history, ladder, lessons, models, overhead, page, pictures, probes, roofs, store, tables  # noqa: E402
+from fastcv.bench import Row, guard, history, ladder, lessons, models, overhead, page, pictures, probes, roofs, store, tables  # noqa: E402
 from fastcv.bench.machine import describe  # noqa: E402
 from fastcv.testing.cases.networks import case_of  # noqa: E402
 
@@ -244,6 +244,11 @@ def test_roofs_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == 0 and "multiply-adds in f32: 100.0 GFLOP/s" in result.output and roofs.stored()["copy"]
         for name in probes.CPU_CHAINS:
             assert f"{name} in bf16: {probes.lacks(name) or '7.0 GFLOP/s'}" in result.output
+        monkeypatch.setattr(roofs, "_measure_arithmetic", lambda dtype, threads, seconds: 4e10)
+        for noisy, kept in (("load", 1e11), ("", 4e10)):  # what a busy machine hides is remembered
+            monkeypatch.setattr(guard, "disturbed", lambda noise, noisy=noisy: noisy)
+            result = command("roofs", "--seconds", "0.01")
+            assert ("too low, perhaps: load" in result.output) == bool(noisy) and roofs.stored()["flops"]["f32"] == kept
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("FASTCV_CACHE", str(tmp_path / "file" / "x"))
         result = command("roofs", "--seconds", "0.01")  # said before anything is measured
