@@ -16,8 +16,9 @@ typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
 # After the checks for what they need.
-from fastcv.bench import Row, guard, history, ladder, lessons, models, overhead, page, pictures, probes, roofs, store, tables  # noqa: E402
+from fastcv.bench import Row, guard, history, ladder, lessons, models, overhead, page, pictures, plan, probes, roofs, store, tables  # noqa: E402
 from fastcv.bench.machine import describe  # noqa: E402
+from fastcv.testing import cases_of  # noqa: E402
 from fastcv.testing.cases.networks import case_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +144,16 @@ def test_a_ladder_goes_from_the_reference_up(tmp_path: Path) -> None:
     assert [f.name for f in files] == ["ladder-softmax.png", "ladder-softmax.html"]
     tags = parsed(files[1].read_text())
     assert "plain loops of the definition" in tags.text and "of the roof" in tags.text
+
+
+@pytest.mark.parametrize("op", plan.benchable())
+def test_every_op_has_a_ladder(op: str) -> None:
+    case = next(c for c in cases_of(op) if torch.float32 in c.dtypes and "empty" not in c.name)
+    rungs = ladder.climb(case, torch.float32, case.layouts[0], 0.0, (2, 2))
+    timed = [r for r in rungs if r.row is not None and r.row.timed]
+    assert "torch" in [r.variant for r in timed] and len(timed) >= 2, [(r.variant, r.why_not or r.row.reason) for r in rungs]
+    text = parsed(ladder.page(case, rungs, describe())).text
+    assert all(r.variant in text for r in rungs)
 
 
 # ---- models, call costs, history
