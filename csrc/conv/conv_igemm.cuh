@@ -10,6 +10,7 @@
 #include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
 #include "conv/conv_operands.cuh"
+#include "conv/conv_statistics.cuh"
 #include "conv/conv_store.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -19,6 +20,7 @@ struct Igemm {
   Axis d, h, w;
   Steps y;
   const void *x, *weights;
+  double* moments;  // of the tiles' outputs, where statistics are wanted
   int64_t cg, kg, taps, padded, step_x[3], step_n, rows, tiles_m, tiles_n, tiles;
   int chunks;  // of a tap
   Divider by_cells_d, by_cells_h, by_cells_w, by_phases_d, by_phases_h, by_phases_w, by_tiles_m, by_tiles_n;
@@ -32,6 +34,7 @@ struct Igemm {
         y(p.k, p.out, p.channels_last),
         x(from),
         weights(packed),
+        moments(nullptr),
         cg(plan.cg),
         kg(plan.kg),
         taps(plan.taps),
@@ -245,15 +248,27 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
       for (int e = 0; e < per_chunk; ++e) pack[e] = sums[m * pitch + n + e];
       store_channels<S, per_chunk>(p, pack, k, to);
     }
-    __syncthreads();  // the next tile's copies go where the sums were
+    __syncthreads();  // the next tile's copies go where the sums are
+    if (g.moments != nullptr) {
+      const int64_t k0 = group * g.kg + n0;
+      const int rows = static_cast<int>(min(g.rows - m0, int64_t{tile_m}));
+      const int columns = static_cast<int>(min(g.kg - n0, int64_t{tile_n}));
+      tile_moments<S, threads, tile_n>(p, sums, pitch, rows, columns, k0, g.moments + 2 * (m0 / tile_m * p.k + k0), t,
+                                       [] { __syncthreads(); });
+    }
   }
 }
 
 template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
-int launch_igemm_tile(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, CUstream_st* stream) {
-  const Igemm g(p, plan, x, w, tile_m, tile_n);
-  return launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n>, grid_for(g.tiles, 1), warps_m * warps_n * 32,
-                igemm_shared_bytes<tile_m, tile_n>(), stream, g);
+int launch_igemm_tile(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, double* moments,
+                      CUstream_st* stream) {
+  static_assert(tile_m >= kLeastTileRows);
+  Igemm g(p, plan, x, w, tile_m, tile_n);
+  if (p.statistics != nullptr) g.moments = moments;
+  const int error = launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n>, grid_for(g.tiles, 1),
+                           warps_m * warps_n * 32, igemm_shared_bytes<tile_m, tile_n>(), stream, g);
+  if (error != 0 || g.moments == nullptr) return error;
+  return merge_moments(moments, tile_m, g.rows, p.k, *p.statistics, stream);
 }
 
 // The tile decides the speed and nothing else: every sum is made by the same instructions in any.
@@ -263,12 +278,13 @@ int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
   const IgemmPlan plan(p);
   const void *x, *w;
   if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
+  auto* moments = reinterpret_cast<double*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
   if constexpr (!Kind::chunked) {
     constexpr int64_t kMultiprocessors = 128;  // tiles enough to keep a large GPU busy
     if (plan.kg > 64 && Igemm(p, plan, x, w, 128, 128).tiles >= kMultiprocessors)
-      return launch_igemm_tile<Kind, 128, 128, 2, 4>(p, plan, x, w, stream);
+      return launch_igemm_tile<Kind, 128, 128, 2, 4>(p, plan, x, w, moments, stream);
   }
-  return launch_igemm_tile<Kind, 64, 64, 2, 2>(p, plan, x, w, stream);
+  return launch_igemm_tile<Kind, 64, 64, 2, 2>(p, plan, x, w, moments, stream);
 }
 
 }  // namespace fastcv::FASTCV_GPU
