@@ -1,5 +1,5 @@
 // Every instruction that CUDA C++ has no word for, with two bodies: inline PTX for nvcc, a model for the emulator.
-// Nothing else in csrc holds inline PTX but ptx_sm90.cuh, which has what only sm_90a knows.
+// Nothing else in csrc holds inline PTX but ptx_*.cuh, which have what only sm_90a knows.
 //
 //   store_16(to, pack)             16 bytes registers -> global in one access, which the compiler may not take apart
 //   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
