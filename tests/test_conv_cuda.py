@@ -52,7 +52,7 @@ def rows(op: str) -> list[str]:
 
 
 # Tried below on small images of few channels, which these do not take.
-FORWARD = [name for name in rows("conv") if name not in ("igemm_phases_sm90a", "igemm_splitk_sm80")]
+FORWARD = [name for name in rows("conv") if name not in ("igemm_phases_sm90a", "igemm_splitk_sm80", "igemm_pairs_sm80")]
 
 
 def integers(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, seed: int) -> torch.Tensor:
@@ -309,14 +309,15 @@ def test_input_gradients_in_segments() -> None:
         assert check("conv_dgrad", "igemm_splitk_sm80", grad, w, integers((16,), BF16, False, 2), size, stride, pad, dilation, 1, 0)
 
 
-def test_segments_give_an_image_the_same_bits_in_any_batch() -> None:
-    """The segments of few tiles are made by a block each, those of 132 tiles and more by one after the other."""
+@pytest.mark.parametrize("images", [105, 210])
+def test_segments_give_an_image_the_same_bits_in_any_batch(images: int) -> None:
+    """The segments of few tiles are made by a block each, those of 132 tiles (of 64 pixels, then of 128) by one after the other."""
     g = torch.Generator().manual_seed(0)
-    x, w = torch.randn(105, 512, 9, 9, generator=g).bfloat16(), torch.randn(8, 512, 1, 1, generator=g).bfloat16()
+    x, w = torch.randn(images, 512, 9, 9, generator=g).bfloat16(), torch.randn(8, 512, 1, 1, generator=g).bfloat16()
     x = x.to(memory_format=torch.channels_last)
     call = (w, None, [1, 1], [0, 0], [1, 1], 1, None, 0, 0)
     many = run("conv", "igemm_splitk_sm80", x, *call)
-    for i in (0, 52, 104):
+    for i in (0, 104, images - 1):
         assert torch.equal(run("conv", "igemm_splitk_sm80", x[i : i + 1], *call), many[i : i + 1])
     exact = run("conv", "ref", x[:1].double(), w.double(), *call[1:])
     assert max_error(many[:1], exact) <= torch.finfo(torch.bfloat16).eps
@@ -362,3 +363,40 @@ def test_what_the_phases_refuse() -> None:
     assert "needs strides of at most 8" in wide
     float32 = refusal("conv_dgrad", grad.float(), w.float(), None, [5, 5], [2, 2], [1, 1], [1, 1], 1, 0)
     assert "needs bfloat16 or float16" in float32
+
+
+# input, output channels, kernel, stride, padding, dilation
+STEMS = {
+    "7x7": ((2, 3, 13, 12), 70, (7, 7), (2, 2), (3, 3), (1, 1)),
+    "3x3": ((1, 3, 8, 9), 16, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "even kernel": ((1, 4, 9, 10), 8, (4, 4), (2, 2), (1, 1), (1, 1)),
+    "even padding": ((2, 1, 6, 7), 5, (5, 5), (1, 2), (2, 2), (2, 1)),
+    "no padding": ((1, 2, 5, 8), 9, (2, 3), (3, 2), (0, 0), (1, 1)),
+    "padding over kernel": ((1, 3, 3, 2), 6, (3, 3), (1, 2), (6, 5), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("name", STEMS)
+def test_pixels_in_pairs(name: str, dtype: torch.dtype) -> None:
+    from fastcv import _C
+
+    input, outputs, kernel, stride, padding, dilation = STEMS[name]
+    geometry = [list(stride), list(padding), list(dilation), 1]
+    for last in (True, False):
+        _C.seed_emulator(int(last))
+        x, w = integers(input, dtype, last, 0), integers((outputs, input[1], *kernel), dtype, last, 1)
+        shape = run("conv", "ref", x, w, None, *geometry, None, 0, 0).shape
+        residual, bias = integers(tuple(shape), dtype, last, 2), integers((outputs,), dtype, False, 3)
+        assert check("conv", "igemm_pairs_sm80", x, w, bias, *geometry, residual, 1, 0)
+
+
+def test_pairs_keep_what_is_not_finite_in_its_window() -> None:
+    """The pixel beside a window shares a pair with its last one."""
+    x = integers((1, 3, 9, 14), BF16, True, 0)
+    x[0, 1, 4, 7], x[0, 0, 2, 4] = float("nan"), float("inf")
+    for kernel in (3, 4, 5):
+        args = (x, integers((8, 3, kernel, kernel), BF16, True, 1) + 3, None, [2, 2], [1, 1], [1, 1], 1, None, 0, 0)
+        y, expected = run("conv", "igemm_pairs_sm80", *args), run("conv", "ref", *args)
+        finite = expected.isfinite()
+        assert not finite.all() and torch.equal(y.isfinite(), finite) and torch.equal(y[finite], expected[finite])

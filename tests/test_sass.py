@@ -36,6 +36,8 @@ EXPECTED = {
         r"LDSM\.16\.M88\.4",
     ],
     ("conv/conv_igemm_splitk", "add_tiles_kernel"): [r"LDG\.E\.128", r"STG\.E\.128"],
+    ("conv/conv_igemm_pairs", "igemm_kernel"): [r"HMMA\.16816\.F32", r"LDGSTS\.E\.(BYPASS\.)?128"],
+    ("conv/conv_igemm_pairs", "pack_pairs_kernel"): [r"STG\.E\.128"],
     ("conv/conv_igemm_phases_sm90", "fill_phases_kernel"): [r"STG\.E\.128"],
     ("neighbors/cdist", "L1If"): [r"LDS\.128", r"FADD [^;]*\|R\d+\|"],
     ("neighbors/cdist", "L2If"): [r"LDS\.128", r"FFMA"],

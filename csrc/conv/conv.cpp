@@ -275,6 +275,13 @@ const char* why_not_igemm_phases_sm90(const ConvParams& p) {
     }
   return nullptr;
 }
+const char* why_not_igemm_pairs_sm80(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.transposed || p.groups != 1 || p.c < 1 || p.c > 4) return "needs a convolution of one to four channels";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.stride[2] != 2 || p.dilation[2] != 1) return "needs a stride of 2 along rows";
+  return why_not_igemm_gpu(p);
+}
 const char* why_not_igemm_splitk_sm80(const ConvParams& p) {
   if (const char* why_not = why_not_igemm_sm80(p); why_not != nullptr) return why_not;
   return SegmentedPlan(p).segments > 1 ? nullptr : "needs long sums and few pixels";
@@ -291,6 +298,8 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
     {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm_sm90)},
     {"igemm_phases_sm90a", "sm90a", &why_not_igemm_phases_sm90, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_phases_sm90)},
+    {"igemm_pairs_sm80", "sm80", &why_not_igemm_pairs_sm80, &igemm_pairs_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_pairs)},
     {"igemm_splitk_sm80", "sm80", &why_not_igemm_splitk_sm80, &igemm_splitk_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_splitk)},
     {"direct_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_direct)},

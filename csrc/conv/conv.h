@@ -134,6 +134,7 @@ FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of 
 #define FASTCV_CONV_KERNELS(gpu)                                                                        \
   namespace gpu {                                                                                       \
   FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);             \
+  FASTCV_IF_LINKED int conv_igemm_pairs(const ConvParams&, void* workspace, CUstream_st* stream);       \
   FASTCV_IF_LINKED int conv_igemm_phases_sm90(const ConvParams&, void* workspace, CUstream_st* stream); \
   FASTCV_IF_LINKED int conv_igemm_splitk(const ConvParams&, void* workspace, CUstream_st* stream);      \
   FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream);      \

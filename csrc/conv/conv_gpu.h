@@ -210,6 +210,32 @@ inline size_t igemm_splitk_gpu_workspace(const ConvParams& p) {
   return igemm_gpu_workspace(p) + SegmentedPlan(p).partial_bytes();
 }
 
+// The first convolution of a network, up to four channels and a stride of 2 along rows, as one of eight channels: two
+// neighbouring pixels of four. A row of pairs begins where windows do, one pixel before the image if the padding is
+// odd, so a window is whole pairs, or all but half of the last.
+struct PairPlan {
+  int64_t before, pairs, taps;  // pixels before the image; of a row of the image, of a row of the kernel
+  size_t x_bytes, w_bytes;
+  explicit PairPlan(const ConvParams& p)
+      : before(p.pad[2] % 2), pairs((p.in[2] + before + 1) / 2), taps((p.kernel[2] + 1) / 2) {
+    const auto bytes = [](int64_t packs) { return (static_cast<size_t>(packs) * 16 + 255) / 256 * 256; };
+    x_bytes = bytes(p.n * p.in[1] * pairs);
+    w_bytes = bytes(p.k * p.kernel[1] * taps);
+  }
+  ConvParams of(ConvParams p) const {
+    p.c = 8;
+    p.in[2] = pairs;
+    p.kernel[2] = taps;
+    p.pad[2] /= 2;
+    p.stride[2] = 1;
+    return p;
+  }
+};
+inline size_t igemm_pairs_gpu_workspace(const ConvParams& p) {
+  const PairPlan plan(p);
+  return plan.x_bytes + plan.w_bytes;
+}
+
 // Depthwise convolution of channels_last images: the weights, tap by tap.
 inline size_t depthwise_gpu_workspace(const ConvParams& p) {
   return p.channels_last ? static_cast<size_t>(p.k * taps_of(p.kernel)) * (p.dtype == DType::f64 ? 8 : 4) : 0;

@@ -29,6 +29,7 @@ struct Igemm {
   Divider by_tiles;
   int segment_steps = 0;  // unless Cut::none
   int64_t segments = 1;
+  bool odd_rows = false;     // if paired
   float* partial = nullptr;  // of Cut::apart: [segment][tile][row][column]
 
   Igemm(const ConvParams& params, const IgemmPlan& plan, const void* from, const void* packed, int tile_m, int tile_n)
@@ -166,7 +167,8 @@ constexpr size_t igemm_shared_bytes() {
 }
 
 // warps_m x warps_n warps make a tile_m x tile_n tile.
-template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, Cut cut>
+// paired: chunks are two pixels, and where the kernel's rows are odd the last of a row is one and zeros.
+template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, Cut cut, bool paired = false>
 __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Igemm g) {
   using S = typename Kind::S;
   using Half = uint16_t;  // shared memory is addressed in 16-bit elements, whatever they hold
@@ -231,6 +233,8 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
         const Shared<Half> a = shared + step % kStages * stage, b = a + tile_m * 32;
         const bool any = walk.left > 0;
         const int64_t channel = walk.chunk * per_chunk;
+        [[maybe_unused]] const int whole =
+            paired && g.odd_rows && walk.iw + 1 == g.w.kernel ? 8 : 16;  // bytes of a chunk
 #pragma unroll
         for (int j = 0; j < rows_m; ++j) {
           const int row = my_row + j * rows_apart;
@@ -238,7 +242,9 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
                              static_cast<unsigned>(row_h[j] + walk.h) < static_cast<unsigned>(p.in[1]) &&
                              static_cast<unsigned>(row_w[j] + walk.w) < static_cast<unsigned>(p.in[2]);
           const S* from = valid ? x + row_at[j] + walk.x + channel : x;
-          copy_async(a + place(row, my_chunk), reinterpret_cast<const Half*>(from), valid);
+          const Shared<Half> to = a + place(row, my_chunk);
+          if constexpr (paired) copy_async_part(to, reinterpret_cast<const Half*>(from), valid ? whole : 0);
+          else copy_async(to, reinterpret_cast<const Half*>(from), valid);
         }
 #pragma unroll
         for (int j = 0; j < rows_n; ++j) {
@@ -354,26 +360,34 @@ __global__ void __launch_bounds__(kAddThreads) add_tiles_kernel(const Igemm g) {
   }
 }
 
-template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
-int launch_igemm_tile(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, CUstream_st* stream) {
-  const Igemm g(p, plan, x, w, tile_m, tile_n);
-  return launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n, Cut::none>, grid_for(g.tiles, 1),
+template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, bool paired>
+int launch_igemm_tile(const Igemm& g, CUstream_st* stream) {
+  return launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n, Cut::none, paired>, grid_for(g.tiles, 1),
                 warps_m * warps_n * 32, igemm_shared_bytes<tile_m, tile_n>(), stream, g);
 }
 
 // The tile decides the speed and nothing else: every sum is made by the same instructions in any.
-template <class Kind>
-int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
-  using S = typename Kind::S;
-  const IgemmPlan plan(p);
-  const void *x, *w;
-  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
+template <class Kind, bool paired = false>
+int multiply_igemm(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, CUstream_st* stream,
+                   bool odd_rows = false) {
+  const auto problem = [&](int tile) {
+    Igemm g(p, plan, x, w, tile, tile);
+    g.odd_rows = odd_rows;
+    return g;
+  };
   if constexpr (!Kind::chunked) {
     constexpr int64_t kMultiprocessors = 128;  // tiles enough to keep a large GPU busy
-    if (plan.kg > 64 && Igemm(p, plan, x, w, 128, 128).tiles >= kMultiprocessors)
-      return launch_igemm_tile<Kind, 128, 128, 2, 4>(p, plan, x, w, stream);
+    if (const Igemm g = problem(128); plan.kg > 64 && g.tiles >= kMultiprocessors)
+      return launch_igemm_tile<Kind, 128, 128, 2, 4, paired>(g, stream);
   }
-  return launch_igemm_tile<Kind, 64, 64, 2, 2>(p, plan, x, w, stream);
+  return launch_igemm_tile<Kind, 64, 64, 2, 2, paired>(problem(64), stream);
+}
+template <class Kind>
+int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
+  const IgemmPlan plan(p);
+  const void *x, *w;
+  if (const int error = chunked_operands<typename Kind::S>(p, plan, workspace, x, w, stream); error != 0) return error;
+  return multiply_igemm<Kind>(p, plan, x, w, stream);
 }
 
 // The sum in segments (SegmentedPlan): `apart` where the batch has few tiles, else `here`.
@@ -385,17 +399,17 @@ int launch_segmented_igemm(const ConvParams& p, void* workspace, CUstream_st* st
   const SegmentedPlan segmented(p);
   const void *x, *w;
   if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
-  const auto cut = [&](int tile) {
-    Igemm g(p, plan, x, w, tile, tile);
+  const auto cut = [&](int tile_m) {
+    Igemm g(p, plan, x, w, tile_m, kTile);
     g.segment_steps = static_cast<int>(segmented.length);
     g.segments = segmented.segments;
     g.partial = reinterpret_cast<float*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
     return g;
   };
-  const Igemm g = cut(kTile), large = cut(128);
-  if (!segmented.apart && plan.kg > 64 && large.tiles >= SegmentedPlan::kMultiprocessors)
-    return launch(igemm_kernel<Kind, 128, 128, 4, 4, Cut::here>, grid_for(large.tiles, 1), 512,
-                  igemm_shared_bytes<128, 128>(), stream, large);
+  const Igemm g = cut(kTile), large = cut(2 * kTile);
+  if (!segmented.apart && large.tiles >= SegmentedPlan::kMultiprocessors)
+    return launch(igemm_kernel<Kind, 2 * kTile, kTile, 4, 2, Cut::here>, grid_for(large.tiles, 1), 256,
+                  igemm_shared_bytes<2 * kTile, kTile>(), stream, large);
   if (!segmented.apart)
     return launch(igemm_kernel<Kind, kTile, kTile, 2, 2, Cut::here>, grid_for(g.tiles, 1), 128,
                   igemm_shared_bytes<kTile, kTile>(), stream, g);
