@@ -1,5 +1,5 @@
 // The Python module fastcv._C. Importing it registers the ops (each door does so by a static object);
-// what it exposes itself has no tensors in it.
+// what it exposes itself takes no tensors, but for Watch, which looks at them as Python does.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,7 @@
 #include "common/isa.h"
 #include "common/variant.h"
 #include "emulator/emulator.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -105,4 +106,10 @@ PYBIND11_MODULE(_C, m) {
         fastcv::emulator::seed(seed);
       },
       py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
+  py::class_<fastcv::Watch>(m, "Watch",
+                            "The state of some CPU tensors, each of which may be None, at the time of making.")
+      .def(py::init<const py::sequence&, const std::vector<fastcv::Watch::Element>&>(), py::arg("tensors"),
+           py::arg("elements"), "elements: (address, bytes) of those that are compared as well.")
+      .def("holds", &fastcv::Watch::holds, py::arg("tensors"),
+           "True if these are the same tensors and none has changed.");
 }

@@ -118,7 +118,7 @@ def test_equals_the_plain_loops(name: str, numbers: str) -> None:
             assert "depthwise_sm80" in ran["conv"] and "depthwise_sm80" in ran["conv_wgrad"]
 
 
-@pytest.mark.parametrize("activation", range(5))
+@pytest.mark.parametrize("activation", range(7))
 @pytest.mark.parametrize("variant", FORWARD)
 def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
     """Bias, residual and activation on numbers that cross every bend."""

@@ -21,8 +21,8 @@
 
 namespace fastcv {
 
-enum class Activation : int32_t { none, relu, relu6, silu, hardswish, gelu };
-inline constexpr int kActivations = 6;
+enum class Activation : int32_t { none, relu, relu6, silu, hardswish, gelu, leaky_relu };
+inline constexpr int kActivations = 7;
 
 // What float32 may be computed with; other dtypes ignore it. highest: float32 arithmetic, in any algorithm that meets
 // the accuracy rule, denormals taken for zeros; ieee: the products and sums of the formula above themselves, denormals
@@ -46,6 +46,7 @@ struct ConvParams {
   int64_t groups;
   int64_t in[3], out[3], kernel[3];  // spatial sizes of x, of y, of w
   int64_t stride[3], dilation[3], pad[3];
+  double slope;  // of leaky_relu where it is not above zero
   DType dtype;
   Activation activation;
   Precision precision;

@@ -325,7 +325,7 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
   }
 }
 
-// Adds up the segments of 16 rows of a tile.
+// Adds up the segments of 16 rows of a tile, one such slice to a block.
 constexpr int kAddRows = 16, kAddThreads = 128;
 template <class S, int tile_m, int tile_n>
 __global__ void __launch_bounds__(kAddThreads) add_tiles_kernel(const Igemm g) {
@@ -334,30 +334,27 @@ __global__ void __launch_bounds__(kAddThreads) add_tiles_kernel(const Igemm g) {
   FASTCV_SHARED(float, sums, kAddRows* pitch);
   FASTCV_SHARED(int64_t, tap_numbers, TapTable::kNumbers);
   const TapTable taps{tap_numbers};
-  for (int64_t job = blockIdx.x; job < g.tiles * slices; job += gridDim.x) {
-    const int64_t tile = job / slices;
-    const int first = static_cast<int>(job % slices) * kAddRows;
-    TilePlace at(g, tile, tile_m, tile_n);
-    at.set_taps(g, taps);
-    __syncthreads();
-    const int segments = (steps_of(chunks_of(g, taps)) + g.segment_steps - 1) / g.segment_steps;
-    for (int i = threadIdx.x; i < kAddRows * tile_n / 4; i += kAddThreads) {
-      const int row = i / (tile_n / 4), column = i % (tile_n / 4) * 4;
-      const float* from = g.partial + (tile * tile_m + first + row) * tile_n + column;
-      Four total{};
+  const int64_t tile = blockIdx.x / slices;
+  const int first = blockIdx.x % slices * kAddRows;
+  TilePlace at(g, tile, tile_m, tile_n);
+  at.set_taps(g, taps);
+  __syncthreads();
+  const int segments = (steps_of(chunks_of(g, taps)) + g.segment_steps - 1) / g.segment_steps;
+  for (int i = threadIdx.x; i < kAddRows * tile_n / 4; i += kAddThreads) {
+    const int row = i / (tile_n / 4), column = i % (tile_n / 4) * 4;
+    const float* from = g.partial + (tile * tile_m + first + row) * tile_n + column;
+    Four total{};
 #pragma unroll 4
-      for (int s = 0; s < segments; ++s) {
-        const Four part = load_pack<Four>(from + s * g.tiles * tile_m * tile_n);
+    for (int s = 0; s < segments; ++s) {
+      const Four part = load_pack<Four>(from + s * g.tiles * tile_m * tile_n);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) total.at[e] += part.at[e];
-      }
-      store_shared(sums + row * pitch + column, total);
+      for (int e = 0; e < 4; ++e) total.at[e] += part.at[e];
     }
-    __syncthreads();
-    at.m0 += first;
-    store_sums<S, kAddRows, tile_n, kAddThreads>(g, at, sums, pitch);
-    __syncthreads();
+    store_shared(sums + row * pitch + column, total);
   }
+  __syncthreads();
+  at.m0 += first;
+  store_sums<S, kAddRows, tile_n, kAddThreads>(g, at, sums, pitch);
 }
 
 template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, bool paired>
@@ -416,8 +413,8 @@ int launch_segmented_igemm(const ConvParams& p, void* workspace, CUstream_st* st
   const int error = launch(igemm_kernel<Kind, kTile, kTile, 2, 2, Cut::apart>, grid_for(g.tiles * g.segments, 1), 128,
                            igemm_shared_bytes<kTile, kTile>(), stream, g);
   if (error != 0) return error;
-  return launch(add_tiles_kernel<S, kTile, kTile>, grid_for(g.tiles * (kTile / kAddRows), 1), kAddThreads, 0, stream,
-                g);
+  const auto slices = static_cast<unsigned>(g.tiles * (kTile / kAddRows));
+  return launch(add_tiles_kernel<S, kTile, kTile>, slices, kAddThreads, 0, stream, g);
 }
 
 }  // namespace fastcv::FASTCV_GPU

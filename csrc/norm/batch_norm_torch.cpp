@@ -176,6 +176,18 @@ void batch_norm_update(Tensor running_mean, Tensor running_var, const Tensor& me
   if (!is_dense(running_var, false)) torch::stable::copy_(running_var, v);
 }
 
+// Both at once: a call of an op costs microseconds.
+std::tuple<Tensor, Tensor, Tensor> batch_norm_train_update(const Tensor& input, const OptionalTensor& residual,
+                                                           Tensor running_mean, Tensor running_var,
+                                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                                           double momentum, double eps, double slope, double cap) {
+  auto result = batch_norm_train(input, residual, weight, bias, eps, slope, cap);
+  if (input.numel() > 0)
+    batch_norm_update(running_mean, running_var, std::get<1>(result), std::get<2>(result),
+                      input.numel() / input.size(1), momentum);
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
@@ -196,6 +208,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
       "float momentum) -> ()");
+  m.def(
+      "batch_norm_train_update_(Tensor input, Tensor? residual, Tensor(a!) running_mean, Tensor(b!) running_var, "
+      "Tensor? weight, Tensor? bias, float momentum, float eps, float slope, float cap) -> (Tensor, Tensor, Tensor)");
 }
 FASTCV_IMPL(m) {
   m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
@@ -204,6 +219,7 @@ FASTCV_IMPL(m) {
   m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics));
   m.impl("batch_norm_input_grad", TORCH_BOX(&batch_norm_input_grad));
   m.impl("batch_norm_update_", TORCH_BOX(&batch_norm_update));
+  m.impl("batch_norm_train_update_", TORCH_BOX(&batch_norm_train_update));
 }
 
 }  // namespace fastcv

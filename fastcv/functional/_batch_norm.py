@@ -16,6 +16,7 @@ Vector = Tensor | None
 train = _ext.op("batch_norm_train")
 evaluate = _ext.op("batch_norm_eval")
 _update = _ext.op("batch_norm_update_")
+train_update = _ext.op("batch_norm_train_update_")
 _backward = _ext.op("batch_norm_backward")
 
 DX, DWEIGHT, DBIAS, DRESIDUAL = 1, 2, 4, 8  # what batch_norm_backward is asked for
@@ -71,6 +72,12 @@ def _(
 @_ext.fake("batch_norm_update_")
 def _(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
     return None
+
+
+@_ext.fake("batch_norm_train_update_")
+def _(input: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    statistics = [input.new_empty(input.shape[1], dtype=torch.float64) for _ in range(2)]
+    return empty_like(input), *statistics
 
 
 # Batching: a mapped dimension becomes part of the channels, which are independent of each other -----------------------------------
@@ -240,6 +247,22 @@ def _backward_train(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
     return *_gradients(ctx, grad, True), None, None, None
 
 
+def _save_train_update(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
+    input, residual, _, _, weight, bias, scalars = args
+    y, mean, var = outputs
+    ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, _kept_output(y, residual, *scalars[2:]), mean, var, weight, bias)
+    ctx.scalars = scalars[1:]
+
+
+def _backward_train_update(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 7
+    dx, dresidual, dweight, dbias = _gradients(ctx, grad, True)
+    return dx, dresidual, None, None, dweight, dbias, None
+
+
 def _save_eval(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
     input, residual, mean, var, weight, bias, *scalars = args
     ctx.save_for_backward(input, _kept_output(y, residual, *scalars[1:]), mean, var, weight, bias)
@@ -251,5 +274,8 @@ def _backward_eval(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return dx, dresidual, None, None, dweight, dbias, None, None, None
 
 
+train_update_with_grad = differentiable(
+    "BatchNormTrain", lambda *args: train_update(*args[:6], *args[6]), _save_train_update, _backward_train_update
+)
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)

@@ -186,7 +186,7 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
             bn = None if plan.bn is None else modules[plan.bn]
             chain = ConvChain(plan.head, head, bn, plan.steps, region, watched)
             chain.torchs_product = is_linear(head) and not row.op
-            row.op = "conv2d_fused" if row.op == "conv2d" else row.op
+            row.op = row.op if is_linear(head) else f"{row.op}_fused"
             if bn is not None:
                 BatchNormForward(bn, chain).install()
                 rows[plan.bn].op = f"folded into {plan.head}"

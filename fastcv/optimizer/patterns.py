@@ -116,9 +116,9 @@ class Prover:
                 return f"batch norm {bn_name}: {reason}"
             nodes.append(norms[0])
             steps.append("batch_norm")
-        if op_of(conv) == "conv2d":
-            self._extend(nodes, steps, ACTIVATIONS["conv2d"])
-        elif is_linear(conv) and LINEAR in self.ops and not why_torch_for(conv):
+        if not is_linear(conv):
+            self._extend(nodes, steps, ACTIVATIONS[op_of(conv)])
+        elif LINEAR in self.ops and not why_torch_for(conv):
             self._extend(nodes, steps, ACTIVATIONS[LINEAR], addition=False)
         return self._plan(nodes, steps, bn_name) if steps else ""
 

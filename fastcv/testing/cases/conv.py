@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from ._case import Arguments, Case, randn
 
-ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str | None, Callable[..., torch.Tensor]] = {
     None: lambda x: x,
     "relu": F.relu,
     "relu6": F.relu6,
     "silu": F.silu,
     "hardswish": F.hardswish,
     "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
 }
 
 
@@ -31,10 +32,11 @@ def fused_reference(
     groups: int = 1,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    negative_slope: float | None = None,
 ) -> torch.Tensor:
     """conv2d_fused as torch writes it."""
     y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return ACTIVATIONS[activation](y if residual is None else y + residual)
+    return ACTIVATIONS[activation](y if residual is None else y + residual, *([] if negative_slope is None else [negative_slope]))
 
 
 def _ntuple(value: int | Sequence[int], nd: int) -> tuple[int, ...]:
@@ -201,6 +203,9 @@ _FUSED = [
     _fused(f"{activation}{'-residual' if residual else ''}", (2, 5, 8, 7), 6, 3, residual=residual, activation=activation, padding=1)
     for activation in ACTIVATIONS
     for residual in (False, True)
+]
+_FUSED += [
+    _fused(f"leaky_relu{slope}", (2, 5, 8, 7), 6, 3, residual=True, activation="leaky_relu", negative_slope=slope) for slope in (0.2, -0.5)
 ]
 
 CASES: list[Case] = [*_LAYERS, *_ODD, *_FUSED]
