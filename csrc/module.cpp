@@ -30,6 +30,11 @@ py::dict build_info() {
   return info;
 }
 
+void need_emulator() {
+  if (&fastcv::emulator::seed == nullptr)
+    throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -101,11 +106,25 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "seed_emulator",
       [](uint64_t seed) {
-        if (&fastcv::emulator::seed == nullptr)
-          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        need_emulator();
         fastcv::emulator::seed(seed);
       },
       py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
+  m.def(
+      "emulate_most_blocks",
+      [](uint64_t count) {
+        need_emulator();
+        fastcv::emulator::most_blocks(count);
+      },
+      py::arg("count"), "Of every later emulated launch only so many blocks: the last one, then the first; 0: all.");
+  m.def(
+      "set_emulator_product_loss",
+      [](double loss) {
+        need_emulator();
+        fastcv::emulator::set_product_loss(loss);
+      },
+      py::arg("loss"),
+      "What every sum of a later emulated mma.sync of floats is off by, relative to its largest addend.");
   py::class_<fastcv::Watch>(m, "Watch",
                             "The state of some CPU tensors, each of which may be None, at the time of making.")
       .def(py::init<const py::sequence&, const std::vector<fastcv::Watch::Element>&>(), py::arg("tensors"),

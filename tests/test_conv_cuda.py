@@ -51,8 +51,10 @@ def rows(op: str) -> list[str]:
     return [name for name, needs in fastcv.variants(op) if needs.startswith("sm")] if fastcv.is_built() else []
 
 
-# Tried below on small images of few channels, which these do not take.
-FORWARD = [name for name in rows("conv") if name not in ("igemm_phases_sm90a", "igemm_splitk_sm80", "igemm_pairs_sm80")]
+def general_rows() -> list[str]:
+    """Without those that have tests of their own: test_conv_halo.py, and the last ones below."""
+    special = ("halo_3x3_sm90a", "igemm_phases_sm90a", "igemm_splitk_sm80", "igemm_pairs_sm80")
+    return [name for name in rows("conv") if name not in special]
 
 
 def integers(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, seed: int) -> torch.Tensor:
@@ -119,7 +121,7 @@ def test_equals_the_plain_loops(name: str, numbers: str) -> None:
 
 
 @pytest.mark.parametrize("activation", range(7))
-@pytest.mark.parametrize("variant", FORWARD)
+@pytest.mark.parametrize("variant", general_rows())
 def test_ends_of_the_fused_form(variant: str, activation: int) -> None:
     """Bias, residual and activation on numbers that cross every bend."""
     depthwise = "depthwise" in variant
@@ -152,7 +154,7 @@ def test_output_sizes_beyond_the_taps(numbers: str) -> None:
             check("conv_dgrad", variant, grad, w, bias, size, stride, [0, 1], [1, 2], 1, precision)
 
 
-@pytest.mark.parametrize("variant", FORWARD)
+@pytest.mark.parametrize("variant", general_rows())
 def test_what_is_not_finite_reaches_only_who_reads_it(variant: str) -> None:
     groups = 6 if "depthwise" in variant else 1
     dtype = F32 if "tf32" in variant or groups > 1 else BF16
@@ -165,7 +167,7 @@ def test_what_is_not_finite_reaches_only_who_reads_it(variant: str) -> None:
         assert torch.equal(y.isfinite(), finite) and torch.equal(y[finite], expected[finite])
 
 
-@pytest.mark.parametrize("variant", FORWARD)
+@pytest.mark.parametrize("variant", general_rows())
 def test_misaligned_tensors(variant: str) -> None:
     """Tensors that start anywhere in memory."""
     groups = 16 if "depthwise" in variant else 1

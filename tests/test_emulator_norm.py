@@ -147,7 +147,7 @@ def test_maps(sizes: tuple[int, ...], layout: torch.memory_format, dtype: torch.
 )
 def test_rows(sizes: tuple[int, ...], variant: str, dtype: torch.dtype, poisoned_outputs: None) -> None:
     tensors = operands(sizes, sizes[-1], dtype, torch.contiguous_format)
-    variants = ON_CUDA | {"layer_norm": variant}
+    variants = ON_CUDA | {"layer_norm": variant, "layer_norm_backward": variant}
     aligned = check("rows", layer_norm(), tensors, variants)
     for by in (1, 8 // tensors[0].element_size()):  # no access of 16 bytes, and none of 8
         with fastcv.use(**variants):

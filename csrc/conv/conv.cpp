@@ -252,6 +252,16 @@ const char* why_not_igemm_sm90(const ConvParams& p) {
   }
   return why_not_igemm_gpu(p);
 }
+const char* why_not_halo_sm90(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.groups != 1) return "needs a convolution without groups";
+  if (!p.channels_last) return "needs channels_last images";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.kernel[1] != 3 || p.kernel[2] != 3) return "needs a 3x3 kernel";
+  if (p.stride[1] != 1 || p.stride[2] != 1) return "needs stride 1";
+  if (p.dilation[1] != 1 || p.dilation[2] != 1) return "needs a kernel without dilation";
+  return why_not_igemm_gpu(p);
+}
 const char* why_not_igemm_tf32x3_sm80(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_igemm_gpu(p);
@@ -296,6 +306,7 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_tf32x3)},
     {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm_sm90)},
+    {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
     {"igemm_phases_sm90a", "sm90a", &why_not_igemm_phases_sm90, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_phases_sm90)},
     {"igemm_pairs_sm80", "sm80", &why_not_igemm_pairs_sm80, &igemm_pairs_gpu_workspace,

@@ -35,14 +35,23 @@ inline constexpr const char* kPrecisionWords[] = {"highest", "high", "medium", "
 // calls, of any number of images of any size. `fill` writes them there and computes nothing.
 enum class Packing : int32_t { none, fill, ready };
 
+// Mean and biased variance of every output channel, [k], of y as it is stored: wanted beside y, without a residual or
+// an activation. Only some CUDA kernels make them, and then say so.
+struct ConvStatistics {
+  double* mean;
+  double* var;
+  bool made = false;
+};
+
 struct ConvParams {
   const void* x;
   const void* w;
   const void* bias;      // [k] or nullptr
   const void* residual;  // like y, or nullptr
   void* y;
-  void* packed;     // with Packing::none nullptr, else what the variant's `kept` asks for
-  int64_t n, c, k;  // images, channels of x, channels of y (of all groups)
+  void* packed;                // with Packing::none nullptr, else what the variant's `kept` asks for
+  ConvStatistics* statistics;  // or nullptr
+  int64_t n, c, k;             // images, channels of x, channels of y (of all groups)
   int64_t groups;
   int64_t in[3], out[3], kernel[3];  // spatial sizes of x, of y, of w
   int64_t stride[3], dilation[3], pad[3];
@@ -140,6 +149,7 @@ FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of 
   FASTCV_IF_LINKED int conv_igemm_splitk(const ConvParams&, void* workspace, CUstream_st* stream);      \
   FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream);      \
   FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int conv_halo_sm90(const ConvParams&, void* workspace, CUstream_st* stream);         \
   FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);            \
   FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);             \
   FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);         \

@@ -172,9 +172,15 @@ inline int64_t sm90_pad(const ConvParams& p, int dim) {
 inline int64_t sm90_upper_corner(const ConvParams& p, int dim) {
   return (p.out[dim] - 1) * p.stride[dim] + 1 - p.in[dim] - sm90_pad(p, dim);
 }
+// For statistics two doubles per output channel and tile of rows, which are at least so many.
+inline constexpr int64_t kLeastTileRows = 64;
+inline size_t moments_bytes(const ConvParams& p) {
+  const int64_t rows = p.n * p.out[0] * p.out[1] * p.out[2];
+  return p.statistics == nullptr ? 0 : static_cast<size_t>((rows + kLeastTileRows - 1) / kLeastTileRows * p.k) * 16;
+}
 inline size_t igemm_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan(p);
-  return plan.x_bytes + plan.w_bytes;
+  return plan.x_bytes + plan.w_bytes + moments_bytes(p);
 }
 
 // Few pixels and a long sum: the sum in segments, so that more blocks share it. Their length, in steps of four chunks,

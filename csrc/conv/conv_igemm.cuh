@@ -13,6 +13,7 @@
 #include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
 #include "conv/conv_operands.cuh"
+#include "conv/conv_statistics.cuh"
 #include "conv/conv_store.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -22,6 +23,7 @@ struct Igemm {
   Axis d, h, w;
   Steps y;
   const void *x, *weights;
+  double* moments;  // of the tiles' outputs, where statistics are wanted
   int64_t cg, kg, taps, padded, step_x[3], step_n, rows, tiles_m, tiles_n, tiles;
   int chunks;  // of a tap
   Divider by_cells_d, by_cells_h, by_cells_w, by_phases_d, by_phases_h, by_phases_w, by_tiles_m, by_tiles_n;
@@ -40,6 +42,7 @@ struct Igemm {
         y(p.k, p.out, p.channels_last),
         x(from),
         weights(packed),
+        moments(nullptr),
         cg(plan.cg),
         kg(plan.kg),
         taps(plan.taps),
@@ -321,7 +324,14 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
         }
     __syncthreads();
     store_sums<S, tile_m, tile_n, threads>(g, at, sums, pitch);
-    __syncthreads();  // the next tile's copies go where the sums were
+    __syncthreads();  // the next tile's copies go where the sums are
+    if (g.moments != nullptr) {
+      const int64_t k0 = group * g.kg + n0;
+      const int rows = static_cast<int>(min(g.rows - m0, int64_t{tile_m}));
+      const int columns = static_cast<int>(min(g.kg - n0, int64_t{tile_n}));
+      tile_moments<S, threads, tile_n>(p, sums, pitch, rows, columns, k0, g.moments + 2 * (m0 / tile_m * p.k + k0), t,
+                                       [] { __syncthreads(); });
+    }
   }
 }
 
@@ -359,16 +369,21 @@ __global__ void __launch_bounds__(kAddThreads) add_tiles_kernel(const Igemm g) {
 
 template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, bool paired>
 int launch_igemm_tile(const Igemm& g, CUstream_st* stream) {
-  return launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n, Cut::none, paired>, grid_for(g.tiles, 1),
-                warps_m * warps_n * 32, igemm_shared_bytes<tile_m, tile_n>(), stream, g);
+  static_assert(tile_m >= kLeastTileRows);
+  const int error =
+      launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n, Cut::none, paired>, grid_for(g.tiles, 1),
+             warps_m * warps_n * 32, igemm_shared_bytes<tile_m, tile_n>(), stream, g);
+  if (error != 0 || g.moments == nullptr) return error;
+  return merge_moments(g.moments, tile_m, g.rows, g.p.k, *g.p.statistics, stream);
 }
 
 // The tile decides the speed and nothing else: every sum is made by the same instructions in any.
 template <class Kind, bool paired = false>
-int multiply_igemm(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, CUstream_st* stream,
-                   bool odd_rows = false) {
+int multiply_igemm(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, double* moments,
+                   CUstream_st* stream, bool odd_rows = false) {
   const auto problem = [&](int tile) {
     Igemm g(p, plan, x, w, tile, tile);
+    g.moments = moments;
     g.odd_rows = odd_rows;
     return g;
   };
@@ -384,7 +399,8 @@ int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
   const IgemmPlan plan(p);
   const void *x, *w;
   if (const int error = chunked_operands<typename Kind::S>(p, plan, workspace, x, w, stream); error != 0) return error;
-  return multiply_igemm<Kind>(p, plan, x, w, stream);
+  auto* moments = reinterpret_cast<double*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
+  return multiply_igemm<Kind>(p, plan, x, w, p.statistics != nullptr ? moments : nullptr, stream);
 }
 
 // The sum in segments (SegmentedPlan): `apart` where the batch has few tiles, else `here`.

@@ -57,7 +57,7 @@ int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
                  plan, w);
   if (error != 0) return error;
   const ConvParams q = plan.of(p);
-  return multiply_igemm<Halves<S>, true>(q, IgemmPlan(q), x, w, stream, p.kernel[2] % 2 == 1);
+  return multiply_igemm<Halves<S>, true>(q, IgemmPlan(q), x, w, nullptr, stream, p.kernel[2] % 2 == 1);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/door.h"
+#include "norm/statistics_door.h"
 
 namespace fastcv {
 namespace {
@@ -226,6 +227,22 @@ Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias,
   return finish("conv", conv_table, call, input.dim() - 2, residual, activation, slope, packed);
 }
 
+// y, and in double the mean and the biased variance of each of its channels: made by the convolution's kernel where
+// that can, else by a pass of batch norm's over y.
+std::tuple<Tensor, Tensor, Tensor> conv_statistics_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias,
+                                                        Ints stride, Ints padding, Ints dilation, int64_t groups,
+                                                        int64_t precision) {
+  Call call;
+  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, precision);
+  ConvParams& p = call.params;
+  Tensor mean = empty({p.k}, ScalarType::Double, input), var = empty({p.k}, ScalarType::Double, input);
+  ConvStatistics statistics{static_cast<double*>(mean.data_ptr()), static_cast<double*>(var.data_ptr())};
+  p.statistics = &statistics;
+  Tensor y = finish("conv_statistics", conv_table, call, input.dim() - 2, {}, 0, 0, {});
+  if (!statistics.made && p.k > 0) std::tie(mean, var) = batch_norm_statistics(y);
+  return {y, mean, var};
+}
+
 Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, OptionalTensor bias, Ints input_size,
                        Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t precision,
                        OptionalTensor packed, OptionalTensor residual, int64_t activation, double slope) {
@@ -258,6 +275,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "conv_dgrad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, int[] stride, int[] padding, "
       "int[] dilation, int groups, int precision, Tensor? packed=None, Tensor? residual=None, int activation=0, "
       "float slope=0.01) -> Tensor");
+  m.def(
+      "conv_statistics(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "int groups, int precision) -> (Tensor, Tensor, Tensor)");
   // Weights that one kernel has arranged for itself: to be passed on as `packed` with the same weight.
   m.def(
       "conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, int precision) "
@@ -268,6 +288,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
 }
 FASTCV_IMPL(m) {
   m.impl("conv", TORCH_BOX(&conv_impl));
+  m.impl("conv_statistics", TORCH_BOX(&conv_statistics_impl));
   m.impl("conv_dgrad", TORCH_BOX(&conv_dgrad_impl));
   m.impl("conv_pack", TORCH_BOX(&conv_pack_impl));
   m.impl("conv_dgrad_pack", TORCH_BOX(&conv_dgrad_pack_impl));

@@ -9,6 +9,7 @@
 namespace fastcv {
 
 constexpr int64_t kMaxProductsDepth = 33024;  // 255^2 times this stays below 2^31; what is in between wraps around it
+constexpr int64_t kMaxGpuProductsDepth = 66051;  // and below 2^32 - 2, in unsigned sums
 
 struct ByteProducts {
   // As DistanceKernel's, in units of four bytes and one of the term.

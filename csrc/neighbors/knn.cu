@@ -9,39 +9,12 @@
 #include "common/reduce.cuh"
 #include "neighbors/knn_plan.h"
 #include "neighbors/pairs.cuh"
+#include "neighbors/ranked.cuh"
 
 namespace fastcv::FASTCV_GPU {
 namespace {
 
 constexpr int kWarps = kThreads / kWarp;
-
-// Keys of sums of type T: a number >= 0 as an integer of the same order, NaN above them and ~0 above all.
-template <class T>
-struct Keys;
-template <>
-struct Keys<float> {
-  using Key = uint32_t;
-  static constexpr Key nan = ~Key{0} - 1;
-  __device__ static __forceinline__ Key of(float sum) { return sum != sum ? nan : __float_as_uint(sum); }
-  __device__ static __forceinline__ float sum(Key key) { return key == nan ? NAN : __uint_as_float(key); }
-};
-template <>
-struct Keys<double> {
-  using Key = uint64_t;
-  static constexpr Key nan = ~Key{0} - 1;
-  __device__ static __forceinline__ Key of(double sum) {
-    return sum != sum ? nan : static_cast<Key>(__double_as_longlong(sum));
-  }
-  __device__ static __forceinline__ double sum(Key key) {
-    return key == nan ? static_cast<double>(NAN) : __longlong_as_double(static_cast<int64_t>(key));
-  }
-};
-template <>
-struct Keys<uint32_t> {
-  using Key = uint32_t;
-  __device__ static __forceinline__ Key of(uint32_t sum) { return sum; }
-  __device__ static __forceinline__ uint32_t sum(Key key) { return key; }
-};
 
 // A query's best so far, sorted, in shared memory. Whole warps call this.
 template <class Key>

@@ -2,8 +2,8 @@
 //
 // Contract: rows row-major; 1 <= k <= k_out; where k < k_out the rest of each output row is (inf, -1); k <= N.
 // The order is that of the sums under the root (cdist.h), which is what makes it exact: integers for uint8 and p =
-// 1, 2. `squared` leaves the root of p = 2 away. Memory beyond inputs and outputs: O(M k) and a few MB a thread, never
-// M x N.
+// 1, 2. `squared` leaves the root of p = 2 away. Memory beyond inputs and outputs: O(M k) and a few MB a thread, and
+// for products on a GPU a copy of both sides; never M x N.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -39,11 +39,15 @@ namespace avx512 {
 void knn(const KnnParams&, const Exec&);
 size_t knn_workspace(const KnnParams&, int threads);
 }  // namespace avx512
-// On a GPU, and the same source on the emulator.
-#define FASTCV_DECLARE(gpu)                                                                \
-  namespace gpu {                                                                          \
-  FASTCV_IF_LINKED int knn_lists(const KnnParams&, void* workspace, CUstream_st* stream);  \
-  FASTCV_IF_LINKED int knn_select(const KnnParams&, void* workspace, CUstream_st* stream); \
+// On a GPU, and the same source on the emulator. The last four search by products on tensor cores (knn_product.cuh).
+#define FASTCV_DECLARE(gpu)                                                                       \
+  namespace gpu {                                                                                 \
+  FASTCV_IF_LINKED int knn_lists(const KnnParams&, void* workspace, CUstream_st* stream);         \
+  FASTCV_IF_LINKED int knn_select(const KnnParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int knn_filter(const KnnParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int knn_filter_bf16x3(const KnnParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int knn_minimum(const KnnParams&, void* workspace, CUstream_st* stream);       \
+  FASTCV_IF_LINKED int knn_products(const KnnParams&, void* workspace, CUstream_st* stream);      \
   }
 FASTCV_DECLARE(cuda)
 FASTCV_DECLARE(emulated)

@@ -1,6 +1,7 @@
 // The door of batch norm: schemas, checks, outputs. No arithmetic on elements.
 #include "norm/batch_norm.h"
 #include "norm/norm_door.h"
+#include "norm/statistics_door.h"
 
 namespace fastcv {
 namespace {
@@ -95,26 +96,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
   return {dx, dweight, dbias, dresidual};
 }
 
-std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
-  const char* op = "batch_norm_statistics";
-  const Shape shape = shape_of(op, input);
-  const bool channels_last = layout_of(input);
-  Tensor mean = empty({shape.c}, ScalarType::Double, input), var = empty({shape.c}, ScalarType::Double, input);
-  const Tensor x = as_dense(input, channels_last);
-  BatchNormParams p{};
-  p.x = x.data_ptr();
-  p.dtype = float_dtype(op, input);
-  p.n = shape.n, p.c = shape.c, p.s = shape.s;
-  p.channels_last = channels_last || p.s == 1;
-  p.training = true;
-  p.eps = 1;
-  p.act = activation_of(op, 1, 0);
-  p.save_mean = static_cast<double*>(mean.data_ptr());
-  p.save_var = static_cast<double*>(var.data_ptr());
-  run_variant(batch_norm_table, p, input);
-  return {mean, var};
-}
-
 Tensor batch_norm_input_grad(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& var,
                              const OptionalTensor& weight, const Tensor& sums, int64_t count, double eps) {
   const char* op = "batch_norm_input_grad";
@@ -189,6 +170,26 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train_update(const Tensor& input, 
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
+  const char* op = "batch_norm_statistics";
+  const Shape shape = shape_of(op, input);
+  const bool channels_last = layout_of(input);
+  Tensor mean = empty({shape.c}, ScalarType::Double, input), var = empty({shape.c}, ScalarType::Double, input);
+  const Tensor x = as_dense(input, channels_last);
+  BatchNormParams p{};
+  p.x = x.data_ptr();
+  p.dtype = float_dtype(op, input);
+  p.n = shape.n, p.c = shape.c, p.s = shape.s;
+  p.channels_last = channels_last || p.s == 1;
+  p.training = true;
+  p.eps = 1;
+  p.act = activation_of(op, 1, 0);
+  p.save_mean = static_cast<double*>(mean.data_ptr());
+  p.save_var = static_cast<double*>(var.data_ptr());
+  run_variant(batch_norm_table, p, input);
+  return {mean, var};
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(

@@ -207,12 +207,12 @@ def _double_backward(ctx: Any, v: Vector, vw: Vector, vb: Vector, vr: Vector) ->
 _backward_with_grad = differentiable("BatchNormBackward", _backward, _save_backward, _double_backward)
 
 
-def _gradients(ctx: Any, grad: Tensor, training: bool) -> tuple[Vector, ...]:
-    """Of input, residual, weight and bias, in this order."""
+def _gradients(ctx: Any, grad: Tensor, training: bool, weight_at: int) -> tuple[Vector, ...]:
+    """Of input, residual, weight and bias, in this order. weight_at: which of the arguments the weight is; the bias comes behind it."""
     input, output, mean, var, weight, bias = ctx.saved_tensors
     eps, slope, cap = ctx.scalars
     need = ctx.needs_input_grad
-    need_weight, need_bias = (need[2], need[3]) if training else (need[4], need[5])
+    need_weight, need_bias = need[weight_at : weight_at + 2]
     plain = slope == 1.0 and cap <= 0
     wanted = DX * need[0] | DWEIGHT * need_weight | DBIAS * need_bias | DRESIDUAL * (need[1] and not plain)
     args = (grad, input, output, mean, var, weight, bias, training, eps, slope, cap, wanted)
@@ -244,7 +244,7 @@ def _save_train(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
 def _backward_train(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 7
-    return *_gradients(ctx, grad, True), None, None, None
+    return *_gradients(ctx, grad, True, 2), None, None, None
 
 
 def _save_train_update(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
@@ -259,7 +259,7 @@ def _save_train_update(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
 def _backward_train_update(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 7
-    dx, dresidual, dweight, dbias = _gradients(ctx, grad, True)
+    dx, dresidual, dweight, dbias = _gradients(ctx, grad, True, 4)
     return dx, dresidual, None, None, dweight, dbias, None
 
 
@@ -269,9 +269,13 @@ def _save_eval(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
     ctx.scalars = scalars
 
 
-def _backward_eval(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dx, dresidual, dweight, dbias = _gradients(ctx, grad, False)
+def _backward_eval(ctx: Any, grad: Tensor, training: bool = False) -> tuple[Any, ...]:
+    dx, dresidual, dweight, dbias = _gradients(ctx, grad, training, 4)
     return dx, dresidual, None, None, dweight, dbias, None, None, None
+
+
+def _backward_measured(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _backward_eval(ctx, grad, training=True)
 
 
 train_update_with_grad = differentiable(
@@ -279,3 +283,5 @@ train_update_with_grad = differentiable(
 )
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)
+# With the mean and biased variance that somebody else has taken of this very input: their gradients are part of the input's.
+measured_with_grad = differentiable("BatchNormMeasured", evaluate, _save_eval, _backward_measured)

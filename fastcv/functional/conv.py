@@ -78,6 +78,16 @@ def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
     return like.new_empty(sizes)
 
 
+def conv_sizes(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """The output's sizes; padding as nd ints, or as the nd before and the nd after."""
+    nd = len(stride)
+    after = padding[-nd:]
+    spatial = [
+        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
+    ]
+    return [input.shape[0], weight.shape[0] if input.shape[1] != 0 else 0, *spatial]
+
+
 @_ext.fake("conv")
 def _(
     input: Tensor,
@@ -93,13 +103,7 @@ def _(
     packed: Tensor | None = None,
     slope: float = _SLOPE,
 ) -> Tensor:
-    nd = len(stride)
-    after = padding[-nd:]
-    spatial = [
-        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
-    ]
-    channels = weight.shape[0] if input.shape[1] != 0 else 0
-    return _empty(input, [input.shape[0], channels, *spatial], _output_channels_last(input, weight))
+    return _empty(input, conv_sizes(input, weight, stride, padding, dilation), _output_channels_last(input, weight))
 
 
 @_ext.fake("conv_dgrad")

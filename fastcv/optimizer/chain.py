@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._gpu import serves
 from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
@@ -56,7 +57,7 @@ class Chain(ABC):
         if type(x) is not Tensor or under_transform():
             return None
         frame = current_frame(self.region)
-        if frame is None or not x.is_cpu or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
+        if frame is None or not serves(x) or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
             return None
         if not self.may_begin(x) or any_global_hook():
             return None
@@ -76,7 +77,7 @@ class Chain(ABC):
 
     @abstractmethod
     def may_begin(self, x: Tensor) -> bool:
-        """True if the head may hold back its value of the dense CPU tensor x, without changing any answer or error."""
+        """True if the head may hold back its value of the dense tensor x, without changing any answer or error."""
 
     @abstractmethod
     def takes_residual(self, pending: Pending, other: Any) -> bool:
@@ -118,11 +119,11 @@ class ConvChain(Chain):
         weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
         if self.op == LINEAR:
             fits = x.dim() == 2 if bn is not None else x.dim() > 0  # a batch norm's channels are x.shape[1]
-            if not fits or x.shape[-1] != weight.shape[1]:
+            if not fits or x.shape[-1] != weight.shape[1] or x.is_cuda:  # there torch multiplies
                 return False
         elif x.dim() != weight.dim() or x.shape[1] != conv.in_channels:
             return False
-        if not weight.is_cpu or weight.is_inference():
+        if weight.device != x.device or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False

@@ -33,7 +33,8 @@ class FoldCache:
             if self.bn.eps == eps and watch.holds(tensors):
                 return result
         result = folded_parameters(self.conv, self.bn)
-        self._entry = (self.bn.eps, watch_of(tensors), result)
+        if all(t is None or t.is_cpu for t in tensors):  # elsewhere a look at their elements would wait for the device
+            self._entry = (self.bn.eps, watch_of(tensors), result)
         return result
 
     def drop(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 
+from .._gpu import serves
 from ..nn.conv import forward as convolution_forward
 from . import linear, recompute
 from .chain import Chain, ConvChain
@@ -121,7 +122,7 @@ class OwnerForward(InstanceForward):
 def _served(x: Any) -> bool:
     if type(x) not in (Tensor, nn.Parameter, FakeTensor):
         return False
-    return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
+    return serves(x) and x.dtype in DTYPES and x.layout is torch.strided
 
 
 def installed(module: nn.Module) -> InstanceForward | None:

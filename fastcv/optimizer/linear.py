@@ -47,6 +47,8 @@ def why_torch(outputs: int, inputs: int, dtype: torch.dtype) -> str:
 
 def why_torch_for(module: nn.Linear) -> str:
     """The same of a linear layer as it is."""
+    if module.weight.is_cuda:
+        return "on a GPU torch multiplies"
     if not module.weight.is_contiguous():
         return "its weight is not contiguous"
     return why_torch(*module.weight.shape, module.weight.dtype)

@@ -69,7 +69,7 @@ def _check_output(options: Options) -> None:
 def device_of(options: Options) -> torch.device:
     try:
         device = torch.device(options.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which a device without memory cannot give
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from None
     return device
@@ -177,7 +177,7 @@ def restored(file: str | Path, changes: dict[str, Any]) -> tuple[dict[str, Any],
     Raises CheckpointError, OptionError and NotBuiltError.
     """
     state = checkpoint.load(file)
-    options = normalized(state["args"] | {"weights": "", "device": "cpu"} | changes)
+    options = normalized(state["args"] | {"weights": "", "weights_backbone": "", "device": "cpu"} | changes)
     check(options)
     facts = state["data"]
     shape = (facts["shape"][0], *[options.train_crop_size or side for side in facts["shape"][1:]])
