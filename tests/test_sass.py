@@ -41,7 +41,12 @@ EXPECTED = {
     ("loss/scale", "scale_kernel"): [r"LDG\.E\.128", r"STG\.E\.128"],
     ("loss/soft_iou", "segments_kernel"): [r"LDG\.E\.128"],
     ("loss/linear_cross_entropy", "product_kernel"): [r"LDS\.128", r"FFMA"],
-    ("conv/conv_wgrad_igemm_sm90", "wgrad_igemm_sm90_kernel"): [r"HGMMA\.64x128x16\.F32", r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D"],
+    ("conv/conv_wgrad_igemm_sm90", "wgrad_igemm_sm90_kernel"): [
+        r"HGMMA\.64x128x16\.F32\S* R\d+, gdesc\[UR\d+\]\.tnspA\.tnspB",
+        r"UTMALDG\.4D\.IM2COL",
+        r"UTMALDG\.3D",
+        r"STG\.E\.64",
+    ],
     ("conv/conv_wgrad_igemm_sm90", "add_kernel"): [r"LDG\.E\.128"],
     ("conv/conv_igemm_splitk", "igemm_kernel"): [
         r"HMMA\.16816\.F32",
