@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // w to [output channel][row][pair][2 taps][4 channels].
 template <class S>
-__global__ void __launch_bounds__(kThreads) pack_weights_kernel(const ConvParams p, const PairPlan plan, S* to) {
+__global__ void __launch_bounds__(kThreads) pack_pair_weights_kernel(const ConvParams p, const PairPlan plan, S* to) {
   const S* w = static_cast<const S*>(p.w);
   const int64_t taps = p.kernel[1] * p.kernel[2], size = p.k * p.kernel[1] * plan.taps;
   for (int64_t i = global_thread(); i < size; i += global_threads()) {
@@ -53,7 +53,7 @@ int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
   int error = launch(pack_pairs_kernel<S>, grid_for(p.n * p.in[1] * plan.pairs, kThreads), kThreads, 0, stream, p, plan,
                      Steps(p.c, p.in, p.channels_last), x);
   if (error != 0) return error;
-  error = launch(pack_weights_kernel<S>, grid_for(p.k * p.kernel[1] * plan.taps, kThreads), kThreads, 0, stream, p,
+  error = launch(pack_pair_weights_kernel<S>, grid_for(p.k * p.kernel[1] * plan.taps, kThreads), kThreads, 0, stream, p,
                  plan, w);
   if (error != 0) return error;
   const ConvParams q = plan.of(p);
