@@ -63,16 +63,14 @@ __global__ void __launch_bounds__(kGroupThreads*(kGroups + 1), 1)
   }
 }
 
-// Converts what the copies cannot read (conv_chunks.cuh), makes the maps, and launches kernel(problem, maps) in
-// `most_blocks` blocks or as many as there are tiles.
+using Sm90Kernel = void(const Sm90Problem, const TensorMap, const TensorMap);
+
+// Operands in chunks (conv_gpu.h) to y, whose steps are its own: `kernel` in `most_blocks` blocks or as many as there
+// are tiles.
 template <class Shape>
-int launch_sm90(void (*kernel)(const Sm90Problem, const TensorMap, const TensorMap), unsigned threads,
-                int64_t most_blocks, const ConvParams& p, void* workspace, CUstream_st* stream) {
-  const IgemmPlan plan = Shape::parts == 2 ? split_plan(p) : IgemmPlan(p);
-  const void *x, *w;
-  const int error = chunked_operands<typename Shape::S, Shape::parts>(p, plan, workspace, x, w, stream);
-  if (error != 0) return error;
-  const Sm90Problem g = Sm90Problem::of<Shape>(p, plan);
+int multiply_sm90(Sm90Kernel kernel, unsigned threads, int64_t most_blocks, const ConvParams& p, const IgemmPlan& plan,
+                  const void* x, const void* w, const Steps& y, CUstream_st* stream) {
+  const Sm90Problem g = Sm90Problem::of<Shape>(p, plan, y);
   TensorMap images, weights;
   if (!sm90_maps<Shape>(p, plan, g, x, w, images, weights)) return cudaErrorInvalidValue;
   const int64_t clusters = std::min(g.units, most_blocks / Shape::cluster);
@@ -80,11 +78,28 @@ int launch_sm90(void (*kernel)(const Sm90Problem, const TensorMap, const TensorM
                          Shape::shared_bytes, stream, g, images, weights);
 }
 
+// The same after converting what the copies cannot read.
+template <class Shape>
+int launch_sm90(Sm90Kernel kernel, unsigned threads, int64_t most_blocks, const ConvParams& p, void* workspace,
+                CUstream_st* stream) {
+  const IgemmPlan plan = Shape::parts == 2 ? split_plan(p) : IgemmPlan(p);
+  const void *x, *w;
+  const int error = chunked_operands<typename Shape::S, Shape::parts>(p, plan, workspace, x, w, stream);
+  if (error != 0) return error;
+  return multiply_sm90<Shape>(kernel, threads, most_blocks, p, plan, x, w, Steps(p.k, p.out, p.channels_last), stream);
+}
+
 template <class Shape>
 int launch_pipeline(const ConvParams& p, void* workspace, CUstream_st* stream,
                     int64_t most_blocks = kSm90Multiprocessors) {
   return launch_sm90<Shape>(igemm_pipeline_kernel<Shape>, kGroupThreads * (kGroups + 1), most_blocks, p, workspace,
                             stream);
+}
+template <class Shape>
+int multiply_pipeline(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, const Steps& y,
+                      CUstream_st* stream) {
+  return multiply_sm90<Shape>(igemm_pipeline_kernel<Shape>, kGroupThreads * (kGroups + 1), kSm90Multiprocessors, p,
+                              plan, x, w, y, stream);
 }
 
 }  // namespace fastcv::FASTCV_GPU

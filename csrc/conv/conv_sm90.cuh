@@ -46,13 +46,13 @@ struct Sm90Problem {
   bool packs;  // y can be written 16 bytes at a time
 
   template <class Shape>
-  static Sm90Problem of(const ConvParams& p, const IgemmPlan& plan) {
+  static Sm90Problem of(const ConvParams& p, const IgemmPlan& plan, const Steps& y) {
     const auto parts = [](int64_t n, int64_t of) { return (n + of - 1) / of; };
     const int64_t rows = p.n * p.out[1] * p.out[2], tiles_n = parts(p.k, Shape::outputs);
     const int64_t tiles_m = parts(rows, Shape::pixels);
     const bool still = sm90_pad(p, 1) == 0 && sm90_pad(p, 2) == 0 && p.stride[1] == 1 && p.stride[2] == 1;
     return {.p = p,
-            .y = Steps(p.k, p.out, p.channels_last),
+            .y = y,
             .rows = rows,
             .tiles_m = tiles_m,
             .tiles_n = tiles_n,
