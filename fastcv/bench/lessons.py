@@ -164,6 +164,7 @@ ALGORITHMS = {
     "wgmma": "Matrix products of a warpgroup, wgmma, whose operands stand in shared memory.",
     "ldmatrix": "One tile of a matrix product, its operands loaded by ldmatrix: what the instructions do, number by number.",
     "transposed": "The same tile with an operand that ldmatrix transposes.",
+    "stmatrix": "The same tile after stmatrix has written an operand from registers to shared memory.",
     "tf32": "The same tile of numbers rounded to tf32.",
     "copy": "A copy, in vectors.",
     "block": "One block of threads for each row.",
