@@ -44,7 +44,7 @@ SPILLS = {
     "loss/cross_entropy": r"cross_entropy_block_kernelIdd",
     "loss/linear_cross_entropy": r"cross_entropy_block_kernelIdd",
     "neighbors/cdist_backward": r"tile_kernelI.*SlopeLpId",
-    "neighbors/knn": r"keys_kernelI.*L2Bytes|lists_kernelI.*2LpId",
+    "neighbors/knn": r"lists_kernelI.*2LpId",
     "neighbors/knn_backward": r"grad_y_kernelI.*Slope(Linf|L2)Id",
     "pool/pool": r"avg_pool2d_backward_kernelIdLi1ELb1E",
 }
