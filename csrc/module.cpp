@@ -1,5 +1,5 @@
 // The Python module fastcv._C. Importing it registers the ops (each door does so by a static object);
-// what it exposes itself has no tensors in it.
+// what it exposes itself takes no tensors, but for Watch, which looks at them as Python does.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,7 @@
 #include "common/isa.h"
 #include "common/variant.h"
 #include "emulator/emulator.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -27,6 +28,11 @@ py::dict build_info() {
 #endif
   info["emulator"] = &fastcv::emulator::seed != nullptr;
   return info;
+}
+
+void need_emulator() {
+  if (&fastcv::emulator::seed == nullptr)
+    throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
 }
 
 }  // namespace
@@ -100,18 +106,29 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "seed_emulator",
       [](uint64_t seed) {
-        if (&fastcv::emulator::seed == nullptr)
-          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        need_emulator();
         fastcv::emulator::seed(seed);
       },
       py::arg("seed"), "Another order of threads and blocks for every later emulated launch.");
   m.def(
+      "emulate_most_blocks",
+      [](uint64_t count) {
+        need_emulator();
+        fastcv::emulator::most_blocks(count);
+      },
+      py::arg("count"), "Of every later emulated launch only so many blocks: the last one, then the first; 0: all.");
+  m.def(
       "set_emulator_product_loss",
       [](double loss) {
-        if (&fastcv::emulator::set_product_loss == nullptr)
-          throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
+        need_emulator();
         fastcv::emulator::set_product_loss(loss);
       },
       py::arg("loss"),
       "What every sum of a later emulated mma.sync of floats is off by, relative to its largest addend.");
+  py::class_<fastcv::Watch>(m, "Watch",
+                            "The state of some CPU tensors, each of which may be None, at the time of making.")
+      .def(py::init<const py::sequence&, const std::vector<fastcv::Watch::Element>&>(), py::arg("tensors"),
+           py::arg("elements"), "elements: (address, bytes) of those that are compared as well.")
+      .def("holds", &fastcv::Watch::holds, py::arg("tensors"),
+           "True if these are the same tensors and none has changed.");
 }

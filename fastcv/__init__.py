@@ -4,6 +4,8 @@
 answers. Importing never fails: without the compiled module each op raises one sentence that says how to build it.
 """
 
+import importlib
+
 from . import functional, nn
 from ._ext import NotBuiltError, build_info, cpu_isa, is_built
 from ._tuned import tuned, tuned_choices
@@ -31,3 +33,10 @@ __all__ = [
     "variants",
     "why_not",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``fastcv.models`` and the like after ``import fastcv`` alone: rooms that are imported when they are first asked for."""
+    if name in ("bench", "models", "neighbors", "testing", "train", "vision"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -167,6 +167,30 @@ class OwnConstructor(nn.Conv2d):
         super().__init__(channels, channels, 3, stride=2, groups=channels, bias=False)
 
 
+class Residual(nn.Module):
+    """conv + batch norm + addition + activation of any kind of convolution, the activation as a function of one argument."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module | None, activation) -> None:
+        super().__init__()
+        self.conv, self.norm, self.activation = conv, norm, activation
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y if self.norm is None else self.norm(y)
+        return self.activation(y + x)
+
+
+# name -> (conv of 8 channels that keeps the shape, its batch norm, an input)
+CONVOLUTIONS = {
+    "conv1d": (lambda: nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d, (2, 8, 13)),
+    "conv2d": (lambda: nn.Conv2d(8, 8, 3, padding="same", groups=2), nn.BatchNorm2d, (2, 8, 7, 6)),
+    "conv3d": (lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False), nn.BatchNorm3d, (2, 8, 3, 5, 4)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(8, 8, 5, padding=2, groups=4), nn.BatchNorm1d, (2, 8, 13)),
+    "conv_transpose2d": (lambda: nn.ConvTranspose2d(8, 8, 3, 1, 2, dilation=2), nn.BatchNorm2d, (2, 8, 7, 6)),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(8, 8, 3, padding=1, bias=False), nn.BatchNorm3d, (2, 8, 3, 5, 4)),
+}
+
+
 def plain() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3), nn.SiLU(),

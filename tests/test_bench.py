@@ -178,7 +178,7 @@ def remember(key: Any) -> Any:
     return cheat
 
 
-@pytest.mark.parametrize("key", [lambda x: x.shape, lambda x: x.data_ptr(), lambda x: id(x), lambda x: x[0, 0].item()])
+@pytest.mark.parametrize("key", [lambda x: x.shape, lambda x: x.data_ptr(), lambda x: id(x), lambda x: x[0, 0].item() > 0])
 @pytest.mark.parametrize("copied", [False, True])
 def test_remembered_outputs_are_caught(key: Any, copied: bool) -> None:
     """By shape, by address, by object, by a glance at the content; whether it hands out its own memory or a copy."""
@@ -259,6 +259,40 @@ def test_wrong_gradients_are_caught() -> None:
     caught(Wrong.apply, "the gradient of argument 0", mode="fwd+bwd")
 
 
+def test_gradients_made_in_the_forward_pass_are_caught() -> None:
+    """Where only the backward pass is timed, the forward pass could do its work, if it knew the gradient that will come."""
+    came: list[torch.Tensor] = []
+
+    class Early(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+            y = F.softmax(x, dim)
+            ctx.save_for_backward(y)
+            ctx.made = y * (came[0] - (came[0] * y).sum(dim, True)) if came else None
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
+            (y,) = ctx.saved_tensors
+            came[:] = came or [g.clone()]
+            return ctx.made if ctx.made is not None else y * (g - (g * y).sum(1, True)), None
+
+    caught(Early.apply, "the gradient of argument 0", mode="bwd")
+
+
+def test_preparing_oneself_is_no_way_to_win() -> None:
+    class Ready:
+        def prepare(self, x: torch.Tensor, dim: int) -> Any:
+            y = F.softmax(x, dim)
+            return lambda: y
+
+        def __call__(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+            raise RuntimeError("asked after all")
+
+    row = only(Ready())
+    assert row.status == "FAILED" and row.reason == "RuntimeError: asked after all"
+
+
 def test_neighbours_that_are_not_the_nearest_are_caught() -> None:
     case = case_of({"op": "knn", "name": "n", "x": [20, 5], "y": [40, 5], "k": 3})
     far = lambda x, y, k, p=2.0: torch.cdist(x, y, p).topk(k, largest=True)  # noqa: E731
@@ -295,6 +329,7 @@ def test_tensors_that_compute_when_they_are_looked_at_are_caught() -> None:
         pass
 
     caught(lambda x, dim: F.softmax(x, dim).as_subclass(Lazy), "may still have to be computed")
+    caught(lambda x, dim: torch._neg_view(-F.softmax(x, dim)), "still to be negated")
 
 
 def test_changed_settings_are_caught_and_restored() -> None:
@@ -306,6 +341,104 @@ def test_changed_settings_are_caught_and_restored() -> None:
 
     caught(greedy, "number of threads")
     assert torch.get_num_threads() == threads
+
+
+def test_a_changed_precision_switch_is_caught_and_restored() -> None:
+    switch = torch.backends.mkldnn.conv
+    if not hasattr(switch, "fp32_precision"):
+        pytest.skip("this torch has no such switch")
+    before = switch.fp32_precision
+
+    def fast(*args: Any, **options: Any) -> torch.Tensor:
+        switch.fp32_precision = "bf16"
+        return F.conv2d(*args, **options)
+
+    caught(fast, "fp32 precision of oneDNN's convolutions", CONV)
+    assert switch.fp32_precision == before
+
+
+def test_results_in_memory_that_was_returned_before_are_caught() -> None:
+    """Right when it is timed, and overwritten by the next call: nobody could use it."""
+    mine: list[torch.Tensor] = []
+
+    def reuse(x: torch.Tensor, dim: int) -> torch.Tensor:
+        mine[:] = mine or [torch.empty_like(x)]
+        torch.softmax(x, dim, out=mine[0])
+        return mine[0].view_as(x)
+
+    caught(reuse, "returned before")
+    assert only(reuse).status == "WRONG"
+
+
+def test_an_answer_that_is_an_argument_is_nobodys_reuse() -> None:
+    view = Case("softmax", "view", lambda g: ((torch.randn(4, 6, generator=g),), {}), peer=lambda x: x.view(6, 4))
+    assert only(lambda x: x.reshape(6, 4), view).status in ("OK", "IMPOSSIBLE")
+
+
+def test_earlier_answers_cannot_be_mended() -> None:
+    """Linear functions could be brought up to date for the few elements that differ from arguments seen before, if few did."""
+    kept: list[Any] = []
+    mended = [0]
+
+    def incremental(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        for x0, w0, b0, y0 in kept:
+            if int((x != x0).sum()) <= 40 and int((w != w0).sum()) <= 40:
+                mended[0] += 1
+                changed = [F.conv2d(*pair, None, *rest, **options) for pair in ((x - x0, w), (x0, w - w0))]
+                return y0 + sum(changed) + (b - b0).view(1, -1, 1, 1)
+        kept.append((x.clone(), w.clone(), b.clone(), F.conv2d(x, w, b, *rest, **options)))
+        return kept[-1][3].clone()
+
+    conv = case_of({"op": "conv2d", "name": "c", "input": [1, 16, 14, 14], "out_channels": 16, "kernel": 3, "padding": 1})
+    row = only(incremental, conv, rounds=(20, 20))
+    assert row.status == "OK", row.reason
+    assert mended[0] <= len(kept) / 4, (mended, len(kept))
+
+
+@pytest.mark.parametrize("first", [1, 6])
+def test_work_left_running_is_caught(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It slows down whoever is timed next. Left in the audit it is known whose it is, in the race nobody gets a verdict."""
+    calls, left = [0], [False]
+    monkeypatch.setattr("fastcv.bench.race.busy", lambda: left[0])
+
+    def leaves(x: torch.Tensor, dim: int) -> torch.Tensor:
+        calls[0] += 1
+        left[0] = left[0] or calls[0] == first
+        return F.softmax(x, dim)
+
+    rows = race({"cheat": leaves, "honest": F.softmax}, cache=("hot",))
+    if first == 1:
+        assert rows["cheat", "hot"].status == "WRONG" and "left something running" in rows["cheat", "hot"].reason
+        assert rows["honest", "hot"].status == "OK"
+    else:
+        assert rows["honest", "hot"].status == "UNRELIABLE" and "left something running" in rows["honest", "hot"].reason
+
+
+@pytest.mark.parametrize(("share", "until", "busy"), [(1.0, 9.0, True), (0.3, 9.0, True), (0.1, 9.0, False), (1.0, 0.1, False)])
+def test_a_process_that_does_not_come_to_rest(share: float, until: float, busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that use this share of a CPU until so many seconds have passed: pools get a moment, work does not."""
+    now = [0.0, 0.0]
+
+    def sleep(seconds: float) -> None:
+        now[1] += share * seconds if now[0] < until else 0.0
+        now[0] += seconds
+
+    for name, clock in {"sleep": sleep, "perf_counter": lambda: now[0], "process_time": lambda: now[1]}.items():
+        monkeypatch.setattr(guard, name, clock)
+    assert guard.busy() is busy and now[0] < 0.5
+
+
+def test_clocks_that_a_contender_replaces_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", time.perf_counter)  # put back after the test
+
+    def stops(x: torch.Tensor, dim: int) -> torch.Tensor:
+        time.perf_counter = lambda: 0.0  # type: ignore[assignment]
+        return F.softmax(x, dim)
+
+    big = case_of({"op": "softmax", "name": "big", "input": [256, 512]})
+    row = only(stops, big)
+    assert row.status == "OK" and row.median > 1e-6
+    assert roofs._best(lambda: None, 0.01) < 1.0  # ends
 
 
 def test_more_cpus_than_allowed_are_no_verdict() -> None:
@@ -343,7 +476,11 @@ def test_who_raises_loses_only_his_rows() -> None:
             raise MemoryError("full")
         return F.softmax(x, dim)
 
-    rows = race({"broken": broken, "later": breaks_later, "fine": F.softmax})
+    def leaves(x: torch.Tensor, dim: int) -> torch.Tensor:
+        raise SystemExit(3)
+
+    rows = race({"broken": broken, "later": breaks_later, "fine": F.softmax, "leaves": leaves})
+    assert rows["leaves", "hot"].status == "FAILED" and rows["leaves", "hot"].reason == "SystemExit: 3"
     assert rows["broken", "hot"].status == "FAILED" and rows["broken", "hot"].reason == "RuntimeError: no kernel"
     assert rows["later", "cold"].reason == "MemoryError: full"
     assert rows["fine", "hot"].status == rows["fine", "cold"].status == "OK"
@@ -397,6 +534,9 @@ def test_gpu_state_by_a_stand_in() -> None:
         def nvmlShutdown(self) -> None:
             self.shut = True
 
+        def nvmlSystemGetDriverVersion(self) -> str:
+            return "580.1"
+
         def nvmlDeviceGetCount(self) -> int:
             return 1
 
@@ -423,7 +563,7 @@ def test_gpu_state_by_a_stand_in() -> None:
 
     nvml = Nvml()
     assert guard.gpu_state(nvml) == {"0": {"sm_mhz": 1000, "memory_mhz": 2000, "celsius": 60, "watts": 350.0, "throttle": 8, "others": 1}}
-    assert nvml.shut
+    assert nvml.shut and guard.driver(nvml) == "580.1"
 
 
 class FakeCuda:
@@ -538,7 +678,11 @@ def test_registered_contenders_take_part(tmp_path: Any) -> None:
         assert [r.contender for r in modes] == ["fastcv contiguous"]  # it has no backward
     finally:
         _registered.clear()
-    for text, message in (("1 +", "does not run: SyntaxError"), ("x = 1", "registers no contender")):
+    for text, message in (
+        ("1 +", "does not run: SyntaxError"),
+        ("raise SystemExit(3)", "does not run: SystemExit: 3"),
+        ("x = 1", "registers no contender"),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_file(file)

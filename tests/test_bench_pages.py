@@ -16,8 +16,9 @@ typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
 # After the checks for what they need.
-from fastcv.bench import Row, history, ladder, lessons, models, overhead, page, pictures, roofs, store, tables  # noqa: E402
+from fastcv.bench import Row, guard, history, ladder, lessons, models, overhead, page, pictures, plan, probes, roofs, store, tables  # noqa: E402
 from fastcv.bench.machine import describe  # noqa: E402
+from fastcv.testing import cases_of  # noqa: E402
 from fastcv.testing.cases.networks import case_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,6 +104,16 @@ def test_pictures_of_any_rows(made: list[Row], tmp_path: Path) -> None:
     assert ("speedups" in written) == bool(timed)
 
 
+def test_the_roofline_shows_where_the_roofs_bend() -> None:
+    """However many operations per byte the rows have: 2e11 FLOP/s over 5e10 B/s is 4."""
+    for flops in (10**3, 10**6, 10**12):
+        (axes,) = pictures.roofline(rows(flops=flops)).axes
+        low, high = axes.get_xlim()
+        assert low < 4 < high and axes.get_xscale() == axes.get_yscale() == "log"
+        points = {tuple(p) for c in axes.collections for p in c.get_offsets()}
+        assert len(points) == sum(r.timed for r in rows(flops=flops))  # one for each shape, variant and state of the caches
+
+
 def test_an_svg_is_the_same_twice() -> None:
     assert pictures.svg(pictures.roofline(rows())) == pictures.svg(pictures.roofline(rows()))
 
@@ -127,11 +138,22 @@ def test_a_ladder_goes_from_the_reference_up(tmp_path: Path) -> None:
     timed = [r for r in rungs if r.row is not None]
     assert timed[0].variant == "ref" and {"torch", "threepass_portable"} <= {r.variant for r in timed}
     assert all(r.row.kernel == r.variant for r in timed if r.variant != "torch" and r.row.timed)
-    assert [r.variant for r in rungs if r.row is None and "sm80" not in r.variant] == []
+    left_out = {r.variant: r.why_not for r in rungs if r.row is None}
+    assert left_out and all("sm" in variant and "no measure of its speed" in why for variant, why in left_out.items())
     files = ladder.write(tmp_path / "l", case, rungs, describe())
     assert [f.name for f in files] == ["ladder-softmax.png", "ladder-softmax.html"]
     tags = parsed(files[1].read_text())
     assert "plain loops of the definition" in tags.text and "of the roof" in tags.text
+
+
+@pytest.mark.parametrize("op", plan.benchable())
+def test_every_op_has_a_ladder(op: str) -> None:
+    case = next(c for c in cases_of(op) if torch.float32 in c.dtypes and "empty" not in c.name)
+    rungs = ladder.climb(case, torch.float32, case.layouts[0], 0.0, (2, 2))
+    timed = [r for r in rungs if r.row is not None and r.row.timed]
+    assert "torch" in [r.variant for r in timed] and len(timed) >= 2, [(r.variant, r.why_not or r.row.reason) for r in rungs]
+    text = parsed(ladder.page(case, rungs, describe())).text
+    assert all(r.variant in text for r in rungs)
 
 
 # ---- models, call costs, history
@@ -204,13 +226,19 @@ def test_commands_write_what_they_say(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     result = command("model", "net:build", "--size", "1x3x9x9", "--seconds", "0", "--json", "r.jsonl")
     assert result.exit_code == 0 and "images/s" in result.output and len(store.read_runs("r.jsonl")) == 3
+    assert command("ladder", "softmax", "--sweep", "s.json", "--seconds", "0", "--output", "l").exit_code == 0
+    assert (tmp_path / "l" / "ladder-softmax.html").exists()
     assert command("overhead", "softmax", "--seconds", "0", "--markdown", "o.md").exit_code == 0 and (tmp_path / "o.md").exists()
     for bad, message in (
         (("model", "net:build", "--size", "1x4x9x9"), "does not run on 1x4x9x9"),
         (("model", "nothing"), "no model 'nothing'"),
         (("overhead", "conv9"), "no function 'conv9'"),
         (("ladder", "conv9"), "no op 'conv9'"),
-        (("ladder", "conv2d", "--case", "x"), "no timed case 'x'"),
+        (("ladder", "conv2d", "--case", "x"), "no case 'x'"),
+        (("ladder", "sum_pool2d"), "sum_pool2d has no timed case to climb"),
+        (("ladder", "softmax", "--output", "net.py"), "the folder net.py cannot be made: File exists"),
+        (("ladder", "softmax", "--dtype", "f32,bf16"), "a ladder has one dtype"),
+        (("ladder", "conv2d", "--sweep", "s.json"), "s.json has no conv2d"),
         (("trend", "none"), "cannot be read"),
     ):
         result = command(*bad)
@@ -221,9 +249,22 @@ def test_roofs_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCV_CACHE", str(tmp_path))
     monkeypatch.setattr(roofs, "_measure_arithmetic", lambda dtype, threads, seconds: 1e11)
     monkeypatch.setattr(roofs, "_measure_copy", lambda size, seconds: 1e10)
+    monkeypatch.setattr(roofs, "_measure_chain", lambda name, threads, seconds: 7e9)
     try:
         result = command("roofs", "--seconds", "0.01")
         assert result.exit_code == 0 and "multiply-adds in f32: 100.0 GFLOP/s" in result.output and roofs.stored()["copy"]
+        for name in probes.CPU_CHAINS:
+            assert f"{name} in bf16: {probes.lacks(name) or '7.0 GFLOP/s'}" in result.output
+        monkeypatch.setattr(roofs, "_measure_arithmetic", lambda dtype, threads, seconds: 4e10)
+        for noisy, kept in (("load", 1e11), ("", 4e10)):  # what a busy machine hides is remembered
+            monkeypatch.setattr(guard, "disturbed", lambda noise, noisy=noisy: noisy)
+            result = command("roofs", "--seconds", "0.01")
+            assert ("too low, perhaps: load" in result.output) == bool(noisy) and roofs.stored()["flops"]["f32"] == kept
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("FASTCV_CACHE", str(tmp_path / "file" / "x"))
+        result = command("roofs", "--seconds", "0.01")  # said before anything is measured
+        assert result.exit_code == 2 and result.output.strip().endswith("roofs.json cannot be written: Not a directory")
+        assert len(result.output.strip().splitlines()) == 1
     finally:
         monkeypatch.undo()
         roofs.again()

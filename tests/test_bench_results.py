@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import fastcv
-from fastcv.bench import Row, geometric_mean, plan, roofs, statistics, store, tables, verdicts
+from fastcv.bench import Row, geometric_mean, machine, plan, probes, roofs, statistics, store, tables, verdicts
+from fastcv.bench.cost import cost
 from fastcv.bench.machine import describe
+from fastcv.bench.rows import EPS
+from fastcv.testing import runnable_variants
 from fastcv.testing.cases.networks import NETWORKS, case_of, flops_of, model_cases, network_cases
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -274,6 +277,58 @@ def test_roofs_are_kept_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         roofs.again()
 
 
+CHAINS = [name for name, needs in fastcv.variants("step_chain") if not needs.startswith("sm")]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("variant", CHAINS)
+def test_chains_of_products_count_their_steps(variant: str, steps: int) -> None:
+    """Each step adds one: on AMX tiles (where a CPU has none, on their software model), by dot products, by plain loops."""
+    if not any(name == variant for name in runnable_variants("step_chain")):
+        pytest.skip("not on this CPU")
+    x = torch.randint(-100, 100, (2 * probes.CHAIN_TILE,), generator=torch.Generator().manual_seed(0)).float()
+    with fastcv.use(step_chain=variant):
+        assert torch.equal(torch.ops.fastcv.step_chain(x, steps), x + steps)
+        if variant != "ref":
+            with pytest.raises(ValueError, match="needs a multiple of 16384 elements"):
+                torch.ops.fastcv.step_chain(x[1:], steps)
+
+
+def test_chains_of_this_cpu_are_roofs() -> None:
+    assert set(probes.CPU_CHAINS) == {"AMX tiles", "AVX-512 dot products"}
+    for name in probes.CPU_CHAINS:
+        if not probes.lacks(name):
+            call, operations = probes.cpu_chain(name, 1)
+            assert operations > 0 and bool((call() == 1 + 4096).all())
+        else:
+            assert probes.lacks(name) in ("not in this build", f"not on this CPU (it has {fastcv._ext.cpu_isa()})")
+
+
+def test_levels_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "caches", lambda: {1: 32 << 10, 2: 1 << 20, 3: 32 << 20})
+    assert [machine.level(size) for size in (1, 1 << 15, (1 << 15) + 1, 1 << 20, 1 << 25, 1 << 26)] == [
+        "L1",
+        "L1",
+        "L2",
+        "L2",
+        "L3",
+        "memory",
+    ]
+    assert machine.last_level_cache() == 32 << 20
+    monkeypatch.setattr(machine, "caches", dict)
+    assert machine.level(1) == "" and machine.last_level_cache() == 32 << 20
+
+
+def test_what_tiles_reach_in_parts_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 as six products of bfloat16, float16 as three: above the roof of float32, and nobody's cheating."""
+    monkeypatch.setattr(roofs, "arithmetic", lambda dtype: 3e12 if dtype == torch.bfloat16 else 3e11)
+    monkeypatch.setattr(roofs, "copy", lambda size: 1e12)
+    conv = case_of({"op": "conv2d", "name": "c", "input": [1, 256, 28, 28], "out_channels": 256, "kernel": 1})
+    for dtype, rate in ((torch.float32, 5e11), (torch.float16, 1e12), (torch.float64, 3e11)):
+        least = cost(conv, dtype).possible("hot")
+        assert conv.flops / rate / 1.2 < least < conv.flops / rate
+
+
 def test_a_roof_that_was_hidden_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured on a busy machine, exceeded by a contender, measured again."""
     speeds = iter([1e11, 4e11, 2e11])
@@ -298,6 +353,11 @@ def test_tables_count_what_they_say() -> None:
     assert tables.speedup([rows[0], replace(rows[2], status="UNRELIABLE")], rows[0]) is None
     assert "1 rows, geometric mean" in tables.summary(table) and "| softmax | f32 | fwd | hot | 1 |" in tables.by_op(table)
     assert len(tables.cells(rows, rows[0])) == len(tables.COLUMNS)
+    assert replace(rows[0], error=2.0**-22).ulps == 2.0 and replace(rows[0], error=2.0**-8, dtype="bf16").ulps == 0.5
+    assert {name: torch.finfo(dtype).eps for name, dtype in roofs.DTYPES.items()} == EPS
+    heads, line = tables.overview([*rows, row((), "mine", status="WRONG")])
+    assert heads == ["case", "dtype", "pass", "threads", "cache", "fastcv", "torch", "mine", "torch/fastcv", "of roof"]
+    assert line[:5] == ["softmax-a", "f32", "fwd", "2", "hot"] and line[7] == "WRONG" and float(line[8]) == pytest.approx(2.0, rel=0.05)
     for seconds, text in ((1.5, "1.5 s"), (0.0123, "12.3 ms"), (4e-5, "40 us"), (2e-8, "20 ns")):
         assert tables.time_text(seconds) == text
 
@@ -357,6 +417,10 @@ def test_a_planted_regression_exits_with_1(tmp_path: Path) -> None:
         (("softmax", "--mode", "train"), "--mode train"),
         (("softmax", "--cache", "warm"), "--cache warm"),
         (("softmax", "--threads", "0"), "--threads '0'"),
+        (("softmax", "--graph"), "--graph is of a GPU"),
+        (("softmax", "--device", "tpu"), "--device tpu: expected cpu or cuda"),
+        (("softmax", "--profile", "--json", "x", "--html", "y"), "--profile times nothing: there are no results for --json and --html"),
+        (("softmax", "--threads", "1,100000"), f"--threads 100000: this machine has {os.cpu_count()} CPUs"),
         (("softmax", "--layout", "nhcw"), "--layout nhcw"),
         (("softmax", "--with", "none.py"), "none.py is no Python file"),
         (("softmax", "--resume"), "--resume needs the file"),
@@ -402,11 +466,47 @@ def test_a_contender_that_is_wrong_or_raises_is_a_row(tmp_path: Path, shapes: st
     assert {r.status for r in store.last_run(tmp_path / "r").rows.values() if r.who == "zero"} == {"WRONG"}
 
 
+def test_a_layout_that_a_case_does_not_have_stops_nothing(tmp_path: Path, shapes: str) -> None:
+    """Rows of numbers have no channels: they are raced as they are."""
+    result = command("softmax", "--sweep", shapes, *FAST, "--layout", "nhwc", "--json", str(tmp_path / "r"))
+    assert result.exit_code == 0, result.output
+    assert {r.contender for r in store.last_run(tmp_path / "r").rows.values()} == {"fastcv contiguous", "torch contiguous"}
+
+
+def test_who_takes_no_part_is_told(tmp_path: Path, shapes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcv.bench import peers
+    from fastcv.bench.contenders import _registered
+
+    monkeypatch.setattr(peers, "missing", lambda peer: "")
+    result = command("softmax", "--sweep", shapes, *FAST, "--dtype", "bf16", "--vs", "torch,sklearn")
+    assert result.exit_code == 0 and "sklearn took part in no race" in result.output and "torch took" not in result.output
+    file = tmp_path / "mine.py"
+    file.write_text("from fastcv.bench import contender\n@contender('softmx')\ndef mine(x): return x\n")
+    try:
+        result = command("softmax", "--sweep", shapes, *FAST, "--with", str(file))
+    finally:
+        _registered.clear()
+    assert result.exit_code == 2 and "no op 'softmx' to measure; did you mean softmax" in result.output
+
+
 def test_list_and_profile(shapes: str) -> None:
     result = command("--list")
     assert result.exit_code == 0 and "conv2d" in result.output and "resnet50" in result.output and "igemm" in result.output
     result = command("softmax", "--sweep", shapes, "--profile")
     assert result.exit_code == 0 and "softmax-a f32 fwd, " in result.output and "torch contiguous" in result.output
+
+
+def test_profiled_ranges_are_named_and_hold_the_call() -> None:
+    """What a profiler around `--profile` sees: a range for every contender, and torch's own ops of the one call within it."""
+    jobs = [plan.Job(case_of({"op": "softmax", "name": "a", "input": [8, 33]}), "f32", mode, 1) for mode in ("fwd", "fwd+bwd")]
+    with torch.profiler.profile() as profiler:
+        seen = [name for _, name in plan.profile(jobs, plan.Options())]
+    events = {e.name: e for e in profiler.events()}
+    for job in jobs:
+        for name in ("fastcv contiguous", "torch contiguous"):
+            inside = [c.name for c in events[f"{job.title} {name}"].cpu_children]
+            assert inside and (name.startswith("fastcv") or inside.count("aten::softmax") == 1), inside
+    assert seen == ["fastcv contiguous", "torch contiguous"] * 2
 
 
 def test_the_machine_is_described() -> None:

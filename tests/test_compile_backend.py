@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from optimize_models import ZOO, check_gradients, flat, images, make, trained
+from optimize_models import CONVOLUTIONS, ZOO, Residual, check_gradients, flat, images, make, trained
 from torch import nn
 
 import fastcv
@@ -47,6 +47,16 @@ def check(ours, model: nn.Module, x: torch.Tensor) -> None:
         mine, torchs, reference = ours(x.clone()), model(x.clone()), exact(x.double())
     assert_close(flat(mine), flat(reference), flat(torchs))
     assert mine.shape == torchs.shape and mine.stride() == torchs.stride()
+
+
+def torchs_steps(model, x: torch.Tensor) -> set[str]:
+    """The additions and activations that torch runs, once the model is compiled."""
+    model(x)
+    with torch.profiler.profile() as profile:
+        model(x)
+    return {event.key for event in profile.key_averages()} & {
+        f"aten::{op}" for op in ("add", "silu", "leaky_relu", "hardtanh", "hardswish")
+    }
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -183,11 +193,30 @@ def test_changes_in_place_between_the_steps_stop_a_chain(counted: Counted) -> No
 def test_activation_modules(counted: Counted) -> None:
     for kind in (nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU):
         model = trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), kind())).eval()
+        with torch.no_grad():
+            assert not torchs_steps(torch.compile(model, backend="fastcv", fullgraph=True), images())
         check(torch.compile(model, backend="fastcv", fullgraph=True), model, images())
         assert counted.graphs[-1] == "inference: folded x1"
         compiled = torch.compile(copy.deepcopy(model).train(), backend="fastcv", fullgraph=True)
         check_gradients(compiled, model.train())
         assert counted.graphs[-1] == f"training: batch_norm{'_act' if kind in (nn.ReLU6, nn.LeakyReLU) else ''} x1, conv2d x1"
+
+
+@pytest.mark.parametrize("rest", ["eager", "inductor"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_convolution_with_addition_and_activation(name: str, rest: str, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rest == "inductor":  # what the backend hands on to it, run as it is
+        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda gm, _: gm.forward)
+    conv, norm, size = CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    model = trained(Residual(conv(), norm(8) if rest == "eager" else None, lambda y: F.leaky_relu(y, 0.3))).eval()
+    x = images(*size)
+    compiled = torch.compile(model, backend="fastcv", fullgraph=True, options={"rest": rest})
+    for _ in range(3):
+        check(compiled, model, x)
+    assert counted.graphs == ["inference: folded x1" if rest == "eager" else f"inference: {name}_fused x1"]
+    with torch.no_grad():
+        assert torchs_steps(compiled, x) == set()
 
 
 def test_functions_of_every_kind(counted: Counted) -> None:

@@ -14,7 +14,7 @@ import fastcv
 from fastcv.compiler import calls
 from fastcv.compiler import fastcv as backend
 from fastcv.optimizer.packed_weights import PackedWeights
-from fastcv.optimizer.watch import Watch
+from fastcv.optimizer.watch import watch_of
 
 
 class Net(nn.Module):
@@ -94,12 +94,12 @@ def test_packed_at_the_second_call_and_kept(compiled: tuple[nn.Module, Graphs, n
 
 def test_a_bias_that_goes_away() -> None:
     conv = nn.Conv2d(3, 8, 3)
-    watch = Watch((conv.weight, conv.bias, None))
+    watch = watch_of((conv.weight, conv.bias, None))
     assert watch.holds((conv.weight, conv.bias, None))
     conv.bias = None
     gc.collect()
     assert not watch.holds((conv.weight, None, None)) and not watch.holds((conv.weight, conv.weight, None))
-    assert not Watch((conv.weight, None)).holds((conv.weight, conv.weight))
+    assert not watch_of((conv.weight, None)).holds((conv.weight, conv.weight))
 
 
 @pytest.mark.parametrize("how", ["in place", "data", "through data", "load", "new", "optimizer"])

@@ -175,6 +175,8 @@ def test_messages_name_the_values() -> None:
         ours.conv_transpose2d(X, WT, output_padding=1)
     with pytest.raises(ValueError, match=r"activation must be one of.*'mish'"):
         ours.conv2d_fused(X, W, activation="mish")
+    with pytest.raises(TypeError, match="negative_slope must be a number"):
+        ours.conv2d_fused(X, W, activation="leaky_relu", negative_slope="0.1")
     with pytest.raises(RuntimeError, match="residual"):
         ours.conv2d_fused(X, W, residual=X)
 
@@ -419,6 +421,8 @@ def test_opcheck(layouts: tuple[int, int]) -> None:
     geometry = ([1, 2], [1, 1], [1, 1], 2)
     torch.library.opcheck(ops.conv.default, (x, w, torch.randn(6), *geometry, torch.randn_like(y), 1, 0))
     torch.library.opcheck(ops.conv_dgrad.default, (y, w, torch.randn(4), [9, 8], *geometry, 0))
+    residual = torch.randn(2, 4, 9, 8)
+    torch.library.opcheck(ops.conv_dgrad.default, (y, w, torch.randn(4), [9, 8], *geometry, 0, None, residual, 6, 0.2))
     torch.library.opcheck(ops.conv_wgrad.default, (x, y, [3, 3], *geometry, 0))
     torch.library.opcheck(ops.conv_bias_grad.default, (y,))
 
@@ -485,6 +489,20 @@ def test_vmap_of_the_fused_form() -> None:
         args = [t if d is not None or t is r else t[0] for t, d in zip((x, w, r), in_dims, strict=True)]
         y = torch.vmap(lambda x, w, r: ours.conv2d_fused(x, w, residual=r, activation="relu"), in_dims)(*args)
         torch.testing.assert_close(y, torch.vmap(lambda x, w, r: F.relu(F.conv2d(x, w) + r), in_dims)(*args))
+        y = torch.vmap(lambda x, w, r: ours.conv2d_fused(x, w, residual=r, activation="leaky_relu", negative_slope=0.3), in_dims)(*args)
+        torch.testing.assert_close(y, torch.vmap(lambda x, w, r: F.leaky_relu(F.conv2d(x, w) + r, 0.3), in_dims)(*args))
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (0, 0, None), (None, 0, 0), (0, None, 1)])
+def test_vmap_of_the_fused_transposed_form(in_dims: tuple[int | None, ...]) -> None:
+    x, w, r = torch.randn(3, 2, 5, 4, 4), torch.randn(3, 5, 4, 3, 3), torch.randn(3, 2, 4, 6, 6)
+    args = [t[0] if d is None else t.movedim(0, d) for t, d in zip((x, w, r), in_dims, strict=True)]
+
+    def fused(x, w, r):
+        return torch.ops.fastcv.conv_dgrad(x, w, None, [6, 6], [1, 1], [0, 0], [1, 1], 1, 0, None, r, 6, 0.3)
+
+    expected = torch.vmap(lambda x, w, r: F.leaky_relu(F.conv_transpose2d(x, w) + r, 0.3), in_dims)(*args)
+    torch.testing.assert_close(torch.vmap(fused, in_dims)(*args), expected)
 
 
 def test_per_sample_gradients() -> None:

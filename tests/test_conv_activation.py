@@ -10,7 +10,8 @@ import fastcv
 from fastcv.testing import assert_close, runnable_variants, serves
 
 ACTIVATION = torch.ops.fastcv.conv_activation
-FUNCTIONS = [lambda x: x * 1, F.relu, F.relu6, F.silu, F.hardswish, F.gelu]
+SLOPE = 0.3
+FUNCTIONS = [lambda x: x * 1, F.relu, F.relu6, F.silu, F.hardswish, F.gelu, lambda x: F.leaky_relu(x, SLOPE)]
 ROWS = runnable_variants("conv_activation")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -34,7 +35,7 @@ def derivative(function, x: torch.Tensor, order: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", range(6), ids=["none", "relu", "relu6", "silu", "hardswish", "gelu"])
+@pytest.mark.parametrize("activation", range(7), ids=["none", "relu", "relu6", "silu", "hardswish", "gelu", "leaky_relu"])
 @pytest.mark.parametrize("row", ROWS)
 def test_derivatives_are_torchs(row: str, activation: int, dtype: torch.dtype) -> None:
     if not serves("conv_activation", row, dtype):
@@ -48,7 +49,7 @@ def test_derivatives_are_torchs(row: str, activation: int, dtype: torch.dtype) -
         for channels_last in (False, True):
             given = x.to(memory_format=torch.channels_last) if channels_last else x
             with fastcv.use(conv_activation=row):
-                y, scaled = ACTIVATION(given, None, activation, order), ACTIVATION(given, grad, activation, order)
+                y, scaled = (ACTIVATION(given, g, activation, order, SLOPE) for g in (None, grad))
             assert y.stride() == given.stride()
             assert_close(y, exact, derivative(FUNCTIONS[activation], x, order), f"order {order}", single)
             assert_close(scaled, exact * grad.double(), derivative(FUNCTIONS[activation], x, order) * grad, f"order {order}", single_scaled)
@@ -57,7 +58,7 @@ def test_derivatives_are_torchs(row: str, activation: int, dtype: torch.dtype) -
 @pytest.mark.parametrize("row", [r for r in ROWS if r != "ref"])
 def test_nan_and_infinity(row: str) -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0]).view(1, 1, 2, 2)
-    for activation in (1, 2, 4):
+    for activation in (1, 2, 4, 6):
         with fastcv.use(conv_activation="ref"):
             expected = [ACTIVATION(x, None, activation, order) for order in range(3)]
         with fastcv.use(conv_activation=row):
@@ -74,7 +75,7 @@ def test_refuses_bad_calls() -> None:
         (x[0, 0], None, 1, 0),
         (x, x[:, :1], 1, 0),
         (x, x.double(), 1, 0),
-        (x, None, 6, 0),
+        (x, None, 7, 0),
         (x, None, 1, 9),
         (x.int(), None, 1, 0),
     ):
@@ -87,3 +88,4 @@ def test_opcheck() -> None:
     for x in (torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
         torch.library.opcheck(ACTIVATION, (x, torch.randn(2, 3, 4, 5), 3, 1))
         torch.library.opcheck(ACTIVATION, (x, None, 4, 0))
+        torch.library.opcheck(ACTIVATION, (x, None, 6, 1, 0.2))

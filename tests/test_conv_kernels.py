@@ -170,12 +170,16 @@ def test_epilogue(variant: str, groups: int, channels_last: bool) -> None:
     x[0, :, 2, 3] = float("nan")
     with fastcv.use(conv="ref"):
         sums = CONV(x.double(), w.double(), b.double(), *geometry, residual.double(), 0, 0)
-    names = [lambda v: v, F.relu, F.relu6, F.silu, F.hardswish, F.gelu]
-    for activation, function in enumerate(names):
-        y = run("conv", variant, x, w, b, *geometry, residual, activation, precision)
-        expected = function(sums)
-        assert_close(y, expected, expected.to(dtype), f"activation {activation}")
-        assert y.isnan().any() and torch.equal(y.isnan(), expected.isnan())
+    with fastcv.use(conv_dgrad="ref"):
+        sums_back = DGRAD(x.double(), w.double(), b.double(), [9, 10], *geometry, 0, None, residual.double())
+    names = [lambda v: v, F.relu, F.relu6, F.silu, F.hardswish, F.gelu, lambda v: F.leaky_relu(v, 0.3), lambda v: F.leaky_relu(v, -2.0)]
+    for code, function in enumerate(names):
+        activation, slope = min(code, 6), -2.0 if code == 7 else 0.3
+        y = run("conv", variant, x, w, b, *geometry, residual, activation, precision, None, slope)
+        back = run("conv_dgrad", variant, x, w, b, [9, 10], *geometry, precision, None, residual, activation, slope)
+        for mine, expected in ((y, function(sums)), (back, function(sums_back))):
+            assert_close(mine, expected, expected.to(dtype), f"activation {code}")
+            assert mine.isnan().any() and torch.equal(mine.isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])

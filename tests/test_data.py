@@ -190,6 +190,14 @@ def test_image_modes(tmp_path: Path) -> None:
     data = load(folder, size=8)
     assert len(data.labels) == 16
     assert data.images[8, :, 0, 0].tolist() == [128] * 3 and data.images[9, :, 0, 0].tolist() == [77] * 3
+    # Numbers of 32 bits keep their tones; of which nobody knows the white are refused.
+    Image.fromarray(np.full((8, 8), 0x8080, np.int32)).save(folder / "cat" / "b.tif")
+    Image.fromarray(np.full((8, 8), 0.2, np.float32)).save(folder / "cat" / "c.tif")
+    data = load(folder, size=8)
+    assert {tuple(image[:, 0, 0].tolist()) for image in data.images} >= {(128,) * 3, (51,) * 3}
+    Image.fromarray(np.full((8, 8), 70000, np.int32)).save(folder / "cat" / "b.tif")
+    with pytest.raises(DataError, match=r"b\.tif cannot be read as an image: its pixels go from 70000 to 70000, expected 0 to 65535"):
+        load(folder, size=8)
 
 
 def test_image_folder_errors_name_the_file(tmp_path: Path) -> None:

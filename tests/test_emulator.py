@@ -26,6 +26,12 @@ BUGS = {
     "beyond_the_end": "outside of the block's shared memory",
     "lane_stays_away": "threads wait for others that never come: 62 at __shfl_xor_sync",
     "copy_not_awaited": "nobody wrote|a race",
+    "copy_lands_early": "a race",
+    "named_barriers": "threads wait for others that never come: .* at a named barrier",
+    "votes": "threads wait for others that never come: 62 at __ballot_sync",  # of which all and any are made
+    "atomics": "wrong output",
+    "advance": "wrong output",
+    "leaves_an_output": "wrong output",
     "stays_in_flight": "with copies on their way",
     "across_blocks": "nobody wrote|a race|outside of",
     "too_many_threads": "cannot be launched",
@@ -34,6 +40,8 @@ BUGS = {
     "bytes_miscounted": r"threads wait for others that never come: .* at a barrier in shared memory",
     "product_not_awaited": "with matrix products on their way",
     "operand_overwritten": "a race",
+    "register_product_not_awaited": "with matrix products on their way",
+    "registers_overwritten": "registers of a matrix product that were written before it was waited for",
 }
 
 
@@ -62,7 +70,20 @@ def test_planted_bugs_are_found_whatever_the_order(planted: dict, kernel: str) -
         assert re.search(BUGS[kernel], words), words
 
 
-@pytest.mark.parametrize("kernel", ["im2col_copy", "matrix_product", "transposed_product", "tf32_product", "byte_product"])
+INSTRUCTIONS = [
+    "box_copy",
+    "im2col_copy",
+    "matrix_product",
+    "matrix_store",
+    "transposed_product",
+    "tf32_product",
+    "byte_product",
+    "transposed_group_product",
+    "spread_group_product",
+]
+
+
+@pytest.mark.parametrize("kernel", INSTRUCTIONS)
 def test_matrix_instructions_do_what_the_manual_says(planted: dict, kernel: str) -> None:
     assert planted[kernel, "right"] == ["ok"] * 8
 

@@ -147,11 +147,23 @@ def test_maps(sizes: tuple[int, ...], layout: torch.memory_format, dtype: torch.
 )
 def test_rows(sizes: tuple[int, ...], variant: str, dtype: torch.dtype, poisoned_outputs: None) -> None:
     tensors = operands(sizes, sizes[-1], dtype, torch.contiguous_format)
-    variants = ON_CUDA | {"layer_norm": variant}
+    variants = ON_CUDA | {"layer_norm": variant, "layer_norm_backward": variant}
     aligned = check("rows", layer_norm(), tensors, variants)
     for by in (1, 8 // tensors[0].element_size()):  # no access of 16 bytes, and none of 8
         with fastcv.use(**variants):
             apart = results(layer_norm()[0], *(moved(t, by) if t.dim() > 1 else t for t in tensors))
+        assert all(torch.equal(a, b) for a, b in zip(aligned, apart, strict=True))
+
+
+# Groups of several rounds of a block and less than one, planes of no whole packs and smaller than a pack, 256 channels in a group.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("sizes", "groups"), [((2, 4, 40, 41), 2), ((1, 6, 51, 53), 3), ((1, 512, 3, 3), 2), ((2, 512, 8, 1), 2)], ids=str)
+def test_groups_kept_in_shared_memory(sizes: tuple[int, ...], groups: int, dtype: torch.dtype, poisoned_outputs: None) -> None:
+    tensors, variants = operands(sizes, sizes[1], dtype, torch.contiguous_format), ON_CUDA | {"group_norm": "staged_sm80"}
+    aligned = check("groups", group_norm(groups), tensors, variants)
+    for by in (1, 8 // tensors[0].element_size()):
+        with fastcv.use(**variants):
+            apart = results(group_norm(groups)[0], *(moved(t, by) if t.dim() > 1 else t for t in tensors))
         assert all(torch.equal(a, b) for a, b in zip(aligned, apart, strict=True))
 
 

@@ -107,7 +107,7 @@ def test_training_mode() -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     result = explain(model, torch.randn(2, 3, 16, 16))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    norms = [layer for layer in result.layers if "fastcv.batch_norm_train" in layer.ops]
+    norms = [layer for layer in result.layers if "fastcv.batch_norm_train_update_" in layer.ops]
     assert norms and all(layer.runs_on == "fastcv" for layer in norms)
 
 

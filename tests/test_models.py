@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import subprocess
+import sys
 from collections import OrderedDict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -126,6 +128,15 @@ def test_registry() -> None:
         models.get_model("resnet5O")
     with pytest.raises(ValueError, match=r"list_models\(\) lists the names"):
         models.get_model("/weights/model.pt")
+    # As torchvision has it: patterns one by one or several, names in capitals, and a keyword about downloads.
+    assert models.list_models(include=["vgg1?", "lenet*"], exclude=("vgg11", "vgg13")) == ["lenet5", "vgg16", "vgg19"]
+    assert models.list_models(include=[]) == []
+    assert models.model_info("VGG16_BN").name == "vgg16_bn"
+    with torch.device("meta"):
+        assert isinstance(models.get_model("ResNet18", weights=None, progress=False), models.ResNet)
+    for part, whole in (("linear", "linear_classifier"), ("vit", "vit_b_16"), ("fcn", "fcn16s_vgg16"), ("mlp", "mlp2")):
+        with pytest.raises(ValueError, match=f"did you mean .*{whole}"):
+            models.get_model(part)
     with pytest.raises(ValueError, match="task must be one of classification, segmentation, reconstruction, got 'detection'"):
         models.list_models(task="detection")
     with pytest.raises(TypeError, match="pretrained"):
@@ -134,6 +145,13 @@ def test_registry() -> None:
         models.register_model()(models.resnet18)
     with pytest.raises(ValueError, match="task must be one of"):
         models.register_model("detection")
+
+
+def test_the_zoo_is_there_after_import_fastcv_alone() -> None:
+    """``fastcv.models``, as the documentation writes it; who does not ask for it does not wait for it."""
+    code = "import sys, fastcv; assert 'fastcv.models' not in sys.modules; print(fastcv.models.resnet8(), hasattr(fastcv, 'model'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("ResNetCifar(") and done.stdout.endswith("False\n"), done.stderr
 
 
 def test_config_for() -> None:
@@ -242,6 +260,11 @@ def test_wrong_arguments() -> None:
         (lambda: models.resnet20(shortcut="B"), "shortcut must be one of projection, pad, none, got 'B'"),
         (lambda: models.deeplabv3plus_resnet50(output_stride=4), "output_stride must be 8 or 16, got 4"),
         (lambda: models.resnet18(replace_stride_with_dilation=(False, True, True)), "dilation 1"),
+        (lambda: models.resnet18(num_classes=-3), "num_classes must be a whole number of at least 0, got -3"),
+        (lambda: models.unet(num_classes=2.5), "num_classes must be a whole number of at least 0, got 2.5"),
+        (lambda: models.vgg11(num_classes="10"), "num_classes must be a whole number of at least 0, got '10'"),
+        (lambda: models.lenet5(in_chans=0), "in_chans must be a whole number of at least 1, got 0"),
+        (lambda: models.resnet20(layers="torch.nn"), "layers must be a namespace of modules, .*got 'torch.nn'"),
     ):
         with pytest.raises(ValueError, match=message), torch.device("meta"):
             build()

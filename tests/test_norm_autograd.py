@@ -124,6 +124,7 @@ def test_opcheck() -> None:
             (ops.batch_norm_backward, (g, image, y, mean, var, w, w, True, 1e-5, 0.0, 0.0, 15)),
             (ops.batch_norm_backward, (g, image, None, mean, var, None, None, False, 1e-5, 1.0, 0.0, 1)),
             (ops.batch_norm_update_, (w.clone(), w.clone(), mean, var, 10, 0.1)),
+            (ops.batch_norm_train_update_, (image, g, w.clone(), w.clone(), w, None, 0.1, 1e-5, 0.0, 0.0)),
             (ops.group_norm, (image, 3, w, w, 1e-5)),
             (ops.group_norm_backward, (g, image, *ops.group_norm(image, 3, w, w, 1e-5)[1:], 3, w, w, 1e-5, 7)),
             (ops.layer_norm, (image, 1, None, None, 1e-5)),

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from optimize_models import (
+    CONVOLUTIONS,
     ZOO,
+    Residual,
     chains,
     check,
     check_gradients,
@@ -99,7 +101,7 @@ def test_activation_modules(kind: type[nn.Module], mode: str, inplace: bool) -> 
         mode == "training"
     )
     ours = fastcv.optimize(model, mode=mode)
-    of_conv, of_norm = (nn.ReLU6, nn.SiLU, nn.Hardswish), (nn.ReLU6, nn.LeakyReLU)
+    of_conv, of_norm = (nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU), (nn.ReLU6, nn.LeakyReLU)
     fused = {"0": ["1", "2"] if kind in of_conv else ["1"]} if mode == "inference" else ({"1": ["2"]} if kind in of_norm else {})
     assert chains(ours) == fused
     check_gradients(ours, model)
@@ -107,7 +109,7 @@ def test_activation_modules(kind: type[nn.Module], mode: str, inplace: bool) -> 
     with torch.no_grad(), torch.profiler.profile() as profile:
         fastcv.optimize(model.eval())(images())
     torchs = {event.key for event in profile.key_averages()} & {
-        f"aten::{n}" for n in ("hardtanh", "hardtanh_", "silu", "silu_", "hardswish")
+        f"aten::{n}" for n in ("hardtanh", "hardtanh_", "silu", "silu_", "hardswish", "leaky_relu", "leaky_relu_")
     }
     assert bool(torchs) == (kind is nn.Hardtanh)
 
@@ -132,6 +134,68 @@ def test_gelu_is_fused_where_it_is_exact(approximate: str, functional: bool) -> 
         ours(images())
     assert ("aten::gelu" in {event.key for event in profile.key_averages()}) == (approximate == "tanh")
     check_gradients(ours, model)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.SiLU(), lambda y: F.leaky_relu(y, 0.3)], ids=str)
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_convolution_with_addition_and_activation(name: str, normalised: bool, activation) -> None:
+    conv, norm, size = CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    model = trained(Residual(conv(), norm(8) if normalised else None, activation)).eval()
+    x = images(*size)
+    ours = fastcv.optimize(model, example=x, strict=True)
+    (row,) = (row for row in ours.fastcv_report.rows if row.fused)
+    assert row.op == f"{name}_fused" and len(row.fused) == 2 + normalised and row.max_error <= row.allowed
+    assert ops_run(ours, x) == ["conv_dgrad" if "transpose" in name else "conv"]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for _ in range(3):  # with packed weights from the second call on
+            check(ours, model, x.to(memory_format=layout) if len(size) == 4 else x)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x[:1].expand_as(x)), model(x[:1].expand_as(x)))
+        assert ours(x[:0]).shape == model(x[:0]).shape
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(ours(leaf).sum(), leaf), torch.autograd.grad(model(leaf).sum(), leaf))
+
+
+def test_upsampling_chains() -> None:
+    """A transposed convolution's size follows from its output padding; what is added may be another branch, or of another size."""
+
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.side = nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1), nn.BatchNorm2d(6), nn.Conv2d(8, 6, 1)
+
+        def forward(self, x, wide: bool = False):
+            side = self.side(x)
+            y = self.norm(self.up(x))
+            return F.leaky_relu(y + (side[:, :, :1, :1] if wide else F.interpolate(side, scale_factor=2.0)), 0.1)
+
+    model = trained(Up()).eval()
+    ours = fastcv.optimize(model)
+    assert chains(ours) == {"up": ["norm", "add", "leaky_relu"]}
+    check(ours, model)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images(), wide=True), model(images(), wide=True))
+
+
+@pytest.mark.parametrize("slope", [0, 1.5, -0.5, float("inf"), torch.tensor(0.3)], ids=str)
+def test_slopes_of_every_kind(slope) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(8, 8, 3), nn.Linear(640, 128)
+
+        def forward(self, x):
+            return F.leaky_relu(self.linear(F.leaky_relu(self.conv(x), slope).flatten(1)), negative_slope=slope)
+
+    model = trained(Net()).eval()
+    ours = fastcv.optimize(model)
+    assert chains(ours) == {"conv": ["leaky_relu"], "linear": ["leaky_relu"]}
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images()), model(images()), equal_nan=True, rtol=1e-4, atol=1e-4)
+    if slope != float("inf"):
+        check_gradients(ours, model)
 
 
 def test_leaky_relu_with_its_slope() -> None:

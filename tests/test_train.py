@@ -268,6 +268,16 @@ def test_evaluate_and_predict(digits: Path, straight: Path, tmp_path: Path) -> N
     assert rows[0] == ["file", "class1", "probability1", "class2", "probability2"] and len(rows) == 41
     right = sum(row[1] == str(int(data.labels[160 + i])) for i, row in enumerate(rows[1:]))
     assert right / 40 == scores["accuracy"] and Image.open(tmp_path / "answers" / "predictions.png").size[0] > 500
+    try:
+        odd = (tmp_path / "00.png").rename(tmp_path / os.fsdecode(b"a$b$c[/red]\xff.png"))
+    except OSError:
+        return  # this file system refuses names that are not UTF-8
+    status, output, error = _run("predict", straight / "best.pt", odd, "-o", tmp_path / "odd")
+    assert (status, error) == (0, "") and "a$b$c[/red]?.png: " in output
+    assert os.fsencode(odd) in (tmp_path / "odd" / "predictions.csv").read_bytes()
+    odd.write_bytes(b"")
+    status, _, error = _run("predict", straight / "best.pt", odd, "-o", tmp_path / "none", "--skip-corrupt")
+    assert status == 2 and "a$b$c[/red]?.png cannot be read as an image" in error, error
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------------------------
@@ -286,6 +296,21 @@ def test_evaluate_and_predict(digits: Path, straight: Path, tmp_path: Path) -> N
         (["--weights", "/nowhere.pt"], "there is no weights file '/nowhere.pt'"),
         (["--resume", "/nowhere.pt"], "/nowhere.pt does not exist"),
         (["--device", "warp"], "--device warp cannot be used"),
+        (["--output-dir", ""], "--output-dir must not be empty"),
+        (["--data-path", ""], "--data-path must not be empty"),
+        (["--device", "meta"], "--device meta cannot be used"),
+        (["--model", "vgg11"], "--model vgg11 does not take images of 1x8x8: "),
+        (["--model", "mlp2", "--val-crop-size", "3"], "--model mlp2 does not take images of 1x3x3: "),
+        (["--model", "train_models:two"], "--model train_models:two answers an image of 1x8x8 by (1, 2), expected logits of shape (1, 10)"),
+        (["--model", "train_models:raises"], "--model train_models:raises raised KeyError: 'width'"),
+        (["--model", "train_models:nn"], "--model train_models:nn is a module, not a function"),
+        (
+            ["--model", "train_models:net", "--weights", __file__],
+            f"{__file__!r} is not a file of tensors that torch.load(weights_only=True) reads: ",
+        ),
+        (["--resume", __file__], f"{__file__} is no checkpoint that can be read: Unsupported operand"),
+        (["--model", "mlp2", "--aux-loss"], "--model mlp2: "),
+        (["--weights-backbone", "x.pt"], "--model resnet20: resnet20 has no backbone to load 'x.pt' into"),
         (["--mixup-alpha", "-1"], "--mixup-alpha must lie between 0 and 1000, got -1.0"),
     ],
 )
@@ -331,6 +356,17 @@ def test_bad_input_of_evaluate_and_predict(straight: Path, tmp_path: Path) -> No
         status, _, error = _run(*arguments)
         assert status == 2 and message in error and error.count("\n") == 1, (arguments, error)
     assert not (tmp_path / "out").exists() and [entry.name for entry in (tmp_path / "full").iterdir()] == ["thesis"]
+
+
+def test_scores_do_not_replace_other_files(straight: Path, tmp_path: Path) -> None:
+    before = (straight / "best.pt").read_bytes()
+    for output, message in (
+        (straight / "best.pt", "best.pt must end in .json"),
+        (tmp_path / "absent" / "x.json", "x.json cannot be written: its folder does not exist"),
+    ):
+        status, printed, error = _run("evaluate", straight / "best.pt", "-o", output)
+        assert status == 2 and message in error and not printed, error
+    assert (straight / "best.pt").read_bytes() == before
 
 
 def test_divergence_is_one_sentence_and_leaves_no_checkpoint(digits: Path, tmp_path: Path) -> None:

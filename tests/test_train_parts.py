@@ -1,6 +1,9 @@
 """The parts of training that need no run: options, augmentation, schedules, scores, checkpoints."""
 
+import errno
 import math
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -226,6 +229,28 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save({}, file)
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"] and checkpoint.load(file)["epoch"] == 1
+
+
+def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path: Path) -> None:
+    """torch.save reports what it finds in a file cut short, not what cut it short."""
+    file = tmp_path / "last.pt"
+    checkpoint.save({"epoch": 1}, file)
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for write in (lambda: checkpoint.save({"w": torch.ones(100_000)}, file), lambda: checkpoint.write(file, b"x" * 200_000)):
+            with pytest.raises(OSError, match="File too large") as caught:
+                write()
+            assert caught.value.filename == str(file) and caught.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"] and file.read_bytes() == before
+    with pytest.raises(OSError) as caught:
+        checkpoint.write(tmp_path / "absent" / "x.json", b"")
+    assert caught.value.filename == str(tmp_path / "absent" / "x.json")
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("sklearn")
 from sklearn import cluster as peers
-from sklearn.datasets import load_digits, load_iris, load_sample_image, make_blobs
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_sample_image, make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -72,6 +72,25 @@ def test_bounds_leave_every_label_as_a_full_search_would(dtype, few: int, monkey
         assert torch.equal(result.labels, F.nearest(x, result.centres)[1])
 
 
+@pytest.mark.parametrize(("k", "seed"), [(3, 0), (7, 5)])
+def test_of_restarts_with_the_same_clusters_the_first_is_kept(k: int, seed: int) -> None:
+    """Their inertias differ in the last digits only, which must not choose the names of the clusters."""
+    x = load_breast_cancer().data
+    mine, theirs = (kind(k, init="random", n_init=2, random_state=seed).fit(x) for kind in (KMeans, peers.KMeans))
+    assert np.array_equal(mine.labels_, theirs.labels_) and mine.n_iter_ == theirs.n_iter_
+
+
+def test_centres_from_a_function_are_scikit_learns() -> None:
+    x = load_iris().data
+
+    def drawn(X: np.ndarray, k: int, random_state: np.random.RandomState) -> np.ndarray:
+        return X[random_state.permutation(len(X))[:k]]
+
+    mine, theirs = (kind(4, init=drawn, n_init=3, random_state=2).fit(x) for kind in (KMeans, peers.KMeans))
+    assert np.array_equal(mine.labels_, theirs.labels_) and mine.inertia_ == pytest.approx(theirs.inertia_)
+    assert MiniBatchKMeans(4, init=drawn, random_state=2).fit(x).inertia_ < 3 * mine.inertia_
+
+
 def test_an_empty_cluster_takes_the_farthest_point() -> None:
     x = np.array([[0.0], [1.0], [2.5], [100.0]])
     init = np.array([[1.0], [500.0], [600.0]])
@@ -116,6 +135,8 @@ def test_minibatches_come_near_full_batches() -> None:
         (lambda: KMeans(0), "n_clusters must be an integer of at least 1, got 0"),
         (lambda: KMeans(2, init="best"), "init must be"),
         (lambda: KMeans(2, init=np.zeros((3, 4))), r"init has shape \(3, 4\), expected \(2, 4\)"),
+        (lambda: KMeans(2, init=np.full((2, 4), np.nan)), "init has centres that are not finite"),
+        (lambda: KMeans(2, init=lambda X, k, random_state: X[:5]), r"init has shape \(5, 4\), expected \(2, 4\)"),
         (lambda: KMeans(2, n_init=0), "n_init must be"),
         (lambda: KMeans(2, tol=-1), "tol must be"),
         (lambda: KMeans(151), "n_samples=150 should be >= n_clusters=151"),

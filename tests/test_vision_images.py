@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 from sklearn.datasets import load_digits, load_sample_image
@@ -109,6 +110,10 @@ def test_visual_words_tell_digits_apart() -> None:
     np.testing.assert_allclose(words.sum(1), 1)
     assert SoftmaxClassifier(alpha=1e-5, random_state=0).fit(words[:500], y[:500]).score(words[500:], y[500:]) > 0.6  # no place, only parts
     assert np.array_equal(BagOfVisualWords(60, patch=4, shape=(8, 8)).fit(x[:500]).codebook_, bag.codebook_)
+    # Patches drawn for the codebook are those that stand at the drawn places among all, in the drawn order.
+    images, places = x[:500].reshape(-1, 8, 8, 1), torch.randperm(500 * 25, generator=torch.Generator().manual_seed(0))[:700]
+    assert torch.equal(bag._sampled(images, 700), bag._patches(images).flatten(0, 1)[places])
+    assert torch.equal(bag._sampled(images, 12_500), bag._patches(images).flatten(0, 1))
     with pytest.raises(ValueError, match="hold no patch of 9x9"):
         BagOfVisualWords(patch=9, shape=(8, 8)).fit(x)
 

@@ -51,3 +51,13 @@ def not_a_number(num_classes: int, in_chans: int) -> nn.Module:
 def seven(num_classes: int, in_chans: int) -> int:
     """No network at all."""
     return 7
+
+
+def two(num_classes: int, in_chans: int) -> nn.Module:
+    """Two logits, however many classes there are."""
+    return _Net(2, in_chans, nn)
+
+
+def raises(num_classes: int, in_chans: int) -> nn.Module:
+    """No network either."""
+    return {}["width"]

@@ -31,10 +31,6 @@ template <class P, class T>
 __device__ __forceinline__ P load_pack(const T* from) {
   return *reinterpret_cast<const P*>(from);
 }
-template <class P, class T>
-__device__ __forceinline__ void store_pack(T* to, const P& pack) {
-  *reinterpret_cast<P*>(to) = pack;
-}
 
 #if FASTCV_EMULATOR
 
@@ -93,7 +89,7 @@ __device__ __forceinline__ P load_shared(const T* from) {
 }
 template <class P, class T>
 __device__ __forceinline__ void store_shared(T* to, const P& pack) {
-  store_pack(to, pack);
+  *reinterpret_cast<P*>(to) = pack;
 }
 template <class To, class T>
 __device__ __forceinline__ To* shared_cast(T* from) {

@@ -11,11 +11,16 @@ namespace fastcv::FASTCV_GPU {
 // Elements of S in a pack.
 template <class S>
 constexpr int kPack = 16 / static_cast<int>(sizeof(S));
+// Packs that hold n elements.
+template <class S>
+int64_t packs(int64_t n) {
+  return (n + kPack<S> - 1) / kPack<S>;
+}
 
 // Bytes of an access: 16, 8, or 0 for element by element. Every pack starts a sum of multiples of the steps (in
 // elements of `size` bytes) behind one of the pointers; null ones count as aligned.
-inline int access_bytes(std::initializer_list<const void*> pointers, std::initializer_list<int64_t> steps,
-                        int64_t size) {
+inline int access_bytes(std::initializer_list<const void*> pointers, std::initializer_list<int64_t> steps = {},
+                        int64_t size = 1) {
   uint64_t bits = 0;
   for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
   for (const int64_t step : steps) bits |= static_cast<uint64_t>(step * size);
@@ -43,12 +48,27 @@ template <class S>
 __device__ __forceinline__ void store_elements(S* to, int64_t count, int access, const Pack<S, kPack<S>>& pack) {
   constexpr int n = kPack<S>;
   if (access == 16 && count >= n) {
-    store_16(to, pack);  // as one instruction: beside the loop below, a plain store would be merged into it
+    store_pack(to, pack);
     return;
   }
 #pragma unroll
   for (int i = 0; i < n; ++i)
     if (i < count) to[i] = pack.at[i];
+}
+
+// The same in the type that arithmetic happens in.
+template <class S>
+__device__ __forceinline__ void load_widened(const S* from, int64_t count, int access, acc_t<S> (&to)[kPack<S>]) {
+  const auto pack = load_elements(from, count, access);
+#pragma unroll
+  for (int i = 0; i < kPack<S>; ++i) to[i] = widen(pack.at[i]);
+}
+template <class S>
+__device__ __forceinline__ void store_narrowed(S* to, int64_t count, int access, const acc_t<S> (&from)[kPack<S>]) {
+  Pack<S, kPack<S>> pack;
+#pragma unroll
+  for (int i = 0; i < kPack<S>; ++i) pack.at[i] = narrow<S>(from[i]);
+  store_elements(to, count, access, pack);
 }
 
 }  // namespace fastcv::FASTCV_GPU

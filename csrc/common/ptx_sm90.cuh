@@ -8,9 +8,12 @@
 //   publish_shared()               by every thread that wrote with plain stores what copies or products will read; then
 //                                  __syncthreads()
 //   TensorMap, TensorTile, encode  a tensor in global memory for the copies below; false where the driver cannot
-//   copy_tile_3d, copy_im2col_4d   a tile to shared memory, by one thread; rows of 128 bytes, swizzled; zeros outside
+//   copy_tile_3d, copy_tile_4d, copy_im2col_4d   a tile to shared memory, by one thread; rows of 128 bytes, swizzled;
+//                                  zeros outside
 //   operand(p)                     descriptor of a tile of such rows, 1024 bytes aligned; + 2 is 16 elements along k
 //   multiply_group<S, n>(d, a, b, accumulate)   D (64 x n, float) (+)= A (64 x 16) B (n x 16)', S bf16 or f16
+//   multiply_group<S, n>(d, fragment, b, accumulate)   the same with A in registers, a warp's 16 rows as ldmatrix loads
+//                                  them; nobody may write to the fragment until the product has been waited for
 //   group_begin(), group_commit(), group_wait<n>()   around products: before the first, after the last, until at most n
 //                                  groups are on their way
 // Row r, bytes c of a swizzled tile lie at swizzled(r * 128 + c): the 16-byte chunk's number is xored with r % 8.
@@ -32,7 +35,7 @@ struct TensorTile {
   int rank;
   uint64_t size[4], stride[3];  // stride[i]: bytes from one element to the next along dimension i + 1
   bool im2col;
-  uint32_t box[3];
+  uint32_t box[4];
   int lower[2], upper[2];
   uint32_t step[2], pixels;
 };
@@ -89,6 +92,34 @@ void copy_tile_3d(Shared<T> to, const TensorMap& map, int x, int y, int z, Share
                             2);
               std::memcpy(swizzled(first + row * 128 + 2 * (i - x)), &value, 2);
             }
+      },
+      where);
+}
+
+template <class T>
+void copy_tile_4d(Shared<T> to, const TensorMap& map, int x, int y, int z, int n, Shared<uint64_t> b,
+                  Where where = Where::current()) {
+  check_tile(to, where);
+  emulator::copy_bulk(
+      reinterpret_cast<std::byte*>(to.unchecked()), size_t{map.box[0]} * map.box[1] * map.box[2] * map.box[3] * 2,
+      reinterpret_cast<std::byte*>(b.unchecked()),
+      [=](std::byte* start) {
+        const size_t first = emulator::shared_offset(start);
+        const int64_t at[4] = {x, y, z, n};
+        const size_t elements = size_t{map.box[0]} * map.box[1] * map.box[2] * map.box[3];
+        for (size_t i = 0; i < elements; ++i) {
+          size_t rest = i;
+          int64_t from = 0;
+          bool inside = true;
+          for (int d = 0; d < 4; rest /= map.box[d], ++d) {
+            const int64_t place = at[d] + static_cast<int64_t>(rest % map.box[d]);
+            inside = inside && place >= 0 && place < static_cast<int64_t>(map.size[d]);
+            from += place * (d == 0 ? 2 : static_cast<int64_t>(map.stride[d - 1]));
+          }
+          uint16_t value = 0;
+          if (inside) std::memcpy(&value, static_cast<const char*>(map.base) + from, 2);
+          std::memcpy(swizzled(first + i / map.box[0] * 128 + i % map.box[0] * 2), &value, 2);
+        }
       },
       where);
 }
@@ -184,6 +215,53 @@ void multiply_group(float (&d)[n / 2], uint64_t a, uint64_t b, bool accumulate, 
   });
 }
 
+// As above, of rows that the warp's lanes bring: lane l has elements 2 (l % 4), + 1 of row l / 4 (at[1]: 8 rows on,
+// at[2] and at[3]: 8 elements on). The product is made when it is waited for, and is an error if the fragment has
+// changed.
+template <class S, int n>
+void multiply_group(float (&d)[n / 2], const Fragment4& a, uint64_t b, bool accumulate,
+                    Where where = Where::current()) {
+  struct Mine {
+    const Fragment4* brought;
+    double rows[2][16];
+  } mine{&a, {}};
+  emulator::meet(
+      0xffffffffu, &mine,
+      [](void** all, uint32_t) {
+        for (int l = 0; l < 32; ++l)
+          for (int k = 0; k < 16; ++k)
+            for (int half = 0; half < 2; ++half) {
+              const Fragment4& from = *static_cast<Mine*>(all[l / 4 * 4 + k % 8 / 2])->brought;
+              const uint32_t pair = from.at[half + k / 8 * 2];
+              static_cast<Mine*>(all[l])->rows[half][k] = widen(S{static_cast<uint16_t>(pair >> k % 2 * 16)});
+            }
+      },
+      false, "wgmma", where);
+  emulator::queue_work([=, d = &d[0], now = &a, issued = a] {
+    if (std::memcmp(now, &issued, sizeof issued) != 0)
+      emulator::fail("registers of a matrix product that were written before it was waited for", where);
+    const size_t start = (b & 0x3fff) << 4, apart = (b >> 32 & 0x3fff) << 4;
+    const auto column = [=](int c) { return start + c / 8 * apart + c % 8 * 128; };
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int c = 0; lane == 0 && c < n; ++c)
+      for (int chunk = 0; chunk < 2; ++chunk)
+        emulator::touch(swizzled(column(c) + 16 * chunk), 16, emulator::Access::read, where);
+    for (int c = 0; c < n / 4; ++c) {
+      const size_t at = column(c / 2 * 8 + lane % 4 * 2 + c % 2);
+      for (int half = 0; half < 2; ++half) {
+        float& to = d[c / 2 * 4 + half * 2 + c % 2];
+        double sum = accumulate ? to : 0;
+        for (int k = 0; k < 16; ++k) {
+          S y;
+          std::memcpy(&y, swizzled(at + 2 * k), 2);
+          sum += mine.rows[half][k] * static_cast<double>(widen(y));
+        }
+        to = static_cast<float>(sum);
+      }
+    }
+  });
+}
+
 #else
 
 using TensorMap = CUtensorMap;
@@ -266,6 +344,14 @@ __device__ __forceinline__ void copy_tile_3d(T* to, const TensorMap& map, int x,
       : "memory");
 }
 template <class T>
+__device__ __forceinline__ void copy_tile_4d(T* to, const TensorMap& map, int x, int y, int z, int n, uint64_t* b) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(n), "r"(shared_address(b))
+      : "memory");
+}
+template <class T>
 __device__ __forceinline__ void copy_im2col_4d(T* to, const TensorMap& map, int c, int w, int h, int n, int off_w,
                                                int off_h, uint64_t* b) {
   asm volatile(
@@ -324,6 +410,38 @@ __device__ __forceinline__ void multiply_group<f16, 128>(float (&d)[64], uint64_
         "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
+template <class S, int n>
+__device__ __forceinline__ void multiply_group(float (&d)[n / 2], const Fragment4& a, uint64_t b, bool accumulate);
+template <>
+__device__ __forceinline__ void multiply_group<bf16, 64>(float (&d)[32], const Fragment4& a, uint64_t b,
+                                                         bool accumulate) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %37, 0;"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+      "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, "
+      "%35}, %36, p, 1, 1, 0;}"
+
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+template <>
+__device__ __forceinline__ void multiply_group<f16, 64>(float (&d)[32], const Fragment4& a, uint64_t b,
+                                                        bool accumulate) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %37, 0;"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "
+      "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, "
+      "%35}, %36, p, 1, 1, 0;}"
+
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
 
 #else  // what an older target gets to compile; kernels return before they come here
 
@@ -337,6 +455,8 @@ __device__ __forceinline__ void sync_threads(int, int) {}
 template <class T>
 __device__ __forceinline__ void copy_tile_3d(T*, const TensorMap&, int, int, int, uint64_t*) {}
 template <class T>
+__device__ __forceinline__ void copy_tile_4d(T*, const TensorMap&, int, int, int, int, uint64_t*) {}
+template <class T>
 __device__ __forceinline__ void copy_im2col_4d(T*, const TensorMap&, int, int, int, int, int, int, uint64_t*) {}
 template <class T>
 __device__ __forceinline__ uint64_t operand(const T*) {
@@ -348,6 +468,8 @@ template <int pending>
 __device__ __forceinline__ void group_wait() {}
 template <class S, int n>
 __device__ __forceinline__ void multiply_group(float (&)[n / 2], uint64_t, uint64_t, bool) {}
+template <class S, int n>
+__device__ __forceinline__ void multiply_group(float (&)[n / 2], const Fragment4&, uint64_t, bool) {}
 
 #endif
 #endif

@@ -21,8 +21,8 @@
 
 namespace fastcv {
 
-enum class Activation : int32_t { none, relu, relu6, silu, hardswish, gelu };
-inline constexpr int kActivations = 6;
+enum class Activation : int32_t { none, relu, relu6, silu, hardswish, gelu, leaky_relu };
+inline constexpr int kActivations = 7;
 
 // What float32 may be computed with; other dtypes ignore it. highest: float32 arithmetic, in any algorithm that meets
 // the accuracy rule, denormals taken for zeros; ieee: the products and sums of the formula above themselves, denormals
@@ -35,17 +35,27 @@ inline constexpr const char* kPrecisionWords[] = {"highest", "high", "medium", "
 // calls, of any number of images of any size. `fill` writes them there and computes nothing.
 enum class Packing : int32_t { none, fill, ready };
 
+// Mean and biased variance of every output channel, [k], of y as it is stored: wanted beside y, without a residual or
+// an activation. Only some CUDA kernels make them, and then say so.
+struct ConvStatistics {
+  double* mean;
+  double* var;
+  bool made = false;
+};
+
 struct ConvParams {
   const void* x;
   const void* w;
   const void* bias;      // [k] or nullptr
   const void* residual;  // like y, or nullptr
   void* y;
-  void* packed;     // with Packing::none nullptr, else what the variant's `kept` asks for
-  int64_t n, c, k;  // images, channels of x, channels of y (of all groups)
+  void* packed;                // with Packing::none nullptr, else what the variant's `kept` asks for
+  ConvStatistics* statistics;  // or nullptr
+  int64_t n, c, k;             // images, channels of x, channels of y (of all groups)
   int64_t groups;
   int64_t in[3], out[3], kernel[3];  // spatial sizes of x, of y, of w
   int64_t stride[3], dilation[3], pad[3];
+  double slope;  // of leaky_relu where it is not above zero
   DType dtype;
   Activation activation;
   Precision precision;
@@ -131,14 +141,18 @@ FASTCV_CONV_TILE_KERNELS(amx, )
 FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of the tiles, in builds for tests
 #undef FASTCV_CONV_TILE_KERNELS
 
-#define FASTCV_CONV_KERNELS(gpu)                                                                   \
-  namespace gpu {                                                                                  \
-  FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream); \
-  FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);   \
-  FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);       \
-  FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);    \
+#define FASTCV_CONV_KERNELS(gpu)                                                                        \
+  namespace gpu {                                                                                       \
+  FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);             \
+  FASTCV_IF_LINKED int conv_igemm_pairs(const ConvParams&, void* workspace, CUstream_st* stream);       \
+  FASTCV_IF_LINKED int conv_igemm_phases_sm90(const ConvParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_igemm_splitk(const ConvParams&, void* workspace, CUstream_st* stream);      \
+  FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream);      \
+  FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int conv_halo_sm90(const ConvParams&, void* workspace, CUstream_st* stream);         \
+  FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);            \
+  FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);             \
+  FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);         \
   }
 FASTCV_CONV_KERNELS(cuda)
 FASTCV_CONV_KERNELS(emulated)

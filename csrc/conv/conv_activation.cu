@@ -66,6 +66,9 @@ __global__ void __launch_bounds__(kThreads) activation_kernel(const ConvActivati
         if (order == 1) f += distribution;
         break;
       }
+      case Activation::leaky_relu:
+        f *= x > 0 ? T(1) : static_cast<T>(p.slope);
+        break;
     }
     const T grad = p.grad == nullptr ? T(1) : static_cast<T>(widen(static_cast<const S*>(p.grad)[i]));
     static_cast<S*>(p.y)[i] = narrow<S>(zero ? T(0) : p.grad == nullptr ? f : grad * f);

@@ -2,8 +2,8 @@
 //
 // Contract: x, grad and y are dense in one order of elements, `size` of them; grad may be nullptr, which stands for
 // ones; y overlaps neither. f32 f64 bf16 f16 (16-bit types compute in float). Where a derivative of relu, relu6 or
-// hardswish vanishes y is 0 whatever grad is, as in torch; at the bends it is torch's one-sided choice. order is 0 to
-// kActivationOrders.
+// hardswish vanishes, and from the second on leaky_relu's, y is 0 whatever grad is, as in torch; at the bends it is
+// torch's one-sided choice. order is 0 to kActivationOrders.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -19,6 +19,7 @@ struct ConvActivationParams {
   const void* grad;
   void* y;
   int64_t size;
+  double slope;  // of leaky_relu where it is not above zero
   int order;
   Activation activation;
   DType dtype;

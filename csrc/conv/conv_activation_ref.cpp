@@ -17,9 +17,10 @@ double polynomial(const double* c, double s) {
 }
 
 // The derivative at x; `zero` says that it vanishes there by definition.
-double derivative(Activation activation, int order, double x, bool* zero) {
+double derivative(const ConvActivationParams& p, double x, bool* zero) {
+  const int order = p.order;
   *zero = false;
-  switch (activation) {
+  switch (p.activation) {
     case Activation::none:
       *zero = order > 1;
       return order == 0 ? x : 1;
@@ -51,6 +52,9 @@ double derivative(Activation activation, int order, double x, bool* zero) {
       gelu_derivative(order, c);
       return polynomial(c, x) * kNormalDensity * std::exp(-x * x / 2) + (order == 1 ? distribution : 0);
     }
+    case Activation::leaky_relu:
+      *zero = order > 1;
+      return (order == 0 ? x : 1) * (x > 0 ? 1 : p.slope);
   }
   __builtin_unreachable();
 }
@@ -59,7 +63,7 @@ template <class S>
 void run(const ConvActivationParams& p) {
   for (int64_t i = 0; i < p.size; ++i) {
     bool zero;
-    const double f = derivative(p.activation, p.order, widen(static_cast<const S*>(p.x)[i]), &zero);
+    const double f = derivative(p, widen(static_cast<const S*>(p.x)[i]), &zero);
     const double grad = p.grad == nullptr ? 1 : widen(static_cast<const S*>(p.grad)[i]);
     narrow(zero ? 0 : p.grad == nullptr ? f : grad * f, static_cast<S*>(p.y) + i);
   }

@@ -37,8 +37,9 @@ void run(const ConvActivationParams& p, int64_t begin, int64_t end) {
   const auto all = [](bool yes) { return Mask<T>(int_of<T>(yes ? -1 : 0)); };
   if (order == 0) {
     const Activation activation = p.activation;
+    const double slope = p.slope;
     return apply<S>(p, begin, end, [&](V x, V& f, Mask<T>& zero) {
-      f = activate(x, activation);
+      f = activate(x, activation, slope);
       zero = all(false);
     });
   }
@@ -91,6 +92,13 @@ void run(const ConvActivationParams& p, int64_t begin, int64_t end) {
         f = sum * (V(static_cast<T>(kNormalDensity)) * exp(V(T(-0.5)) * x * x));
         if (order == 1) f = f + normal_distribution(x);
         zero = all(false);
+      });
+    }
+    case Activation::leaky_relu: {
+      const V slope(static_cast<T>(p.slope));
+      return apply<S>(p, begin, end, [&](V x, V& f, Mask<T>& zero) {
+        f = select<T>(x > V(T(0)), V(T(1)), slope);
+        zero = all(order > 1);
       });
     }
   }

@@ -8,7 +8,7 @@ namespace {
 
 using namespace door;
 
-Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t activation, int64_t order) {
+Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t activation, int64_t order, double slope) {
   check(input.dim() >= 3 && input.dim() <= 5, "conv_activation: expected a batched input of 3 to 5 dimensions, got ",
         show(input));
   check(activation >= 0 && activation < kActivations, "conv_activation: unknown activation ", activation);
@@ -34,6 +34,7 @@ Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t ac
   p.size = y.numel();
   p.order = static_cast<int>(order);
   p.activation = static_cast<Activation>(activation);
+  p.slope = slope;
   if (p.size > 0) run_variant(conv_activation_table, p, y);
   return y;
 }
@@ -41,7 +42,7 @@ Tensor conv_activation_impl(const Tensor& input, OptionalTensor grad, int64_t ac
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
-  m.def("conv_activation(Tensor input, Tensor? grad, int activation, int order) -> Tensor");
+  m.def("conv_activation(Tensor input, Tensor? grad, int activation, int order, float slope=0.01) -> Tensor");
 }
 FASTCV_IMPL(m) { m.impl("conv_activation", TORCH_BOX(&conv_activation_impl)); }
 

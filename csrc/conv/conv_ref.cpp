@@ -12,8 +12,8 @@ namespace {
 
 constexpr double kRootHalf = 0.70710678118654752440;
 
-double activate(double v, Activation activation) {
-  switch (activation) {
+double activate(double v, const ConvParams& p) {
+  switch (p.activation) {
     case Activation::none:
       return v;
     case Activation::relu:
@@ -26,6 +26,8 @@ double activate(double v, Activation activation) {
       return v <= -3 ? 0 : v >= 3 ? v : v * (v + 3) / 6;
     case Activation::gelu:
       return v * std::erfc(-v * kRootHalf) / 2;
+    case Activation::leaky_relu:
+      return v <= 0 ? v * p.slope : v;
   }
   __builtin_unreachable();
 }
@@ -79,7 +81,7 @@ void run(const ConvParams& p) {
         }
         const int64_t to = index(n, k, pixel, p.k, out_pixels);
         if (p.residual != nullptr) sum += at<S>(p.residual, to);
-        narrow(activate(sum, p.activation), static_cast<S*>(p.y) + to);
+        narrow(activate(sum, p), static_cast<S*>(p.y) + to);
       }
 }
 

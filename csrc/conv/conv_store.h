@@ -40,7 +40,7 @@ template <class T>
 }
 
 template <class T>
-FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
+FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation, double slope) {
   const Vec<T> zero(T(0));
   switch (activation) {
     case Activation::none:
@@ -53,6 +53,8 @@ FASTCV_INLINE Vec<T> activate(Vec<T> v, Activation activation) {
     case Activation::hardswish:
     case Activation::gelu:
       return activate_smoothly(v, activation);
+    case Activation::leaky_relu:
+      return select<T>(v <= zero, v * Vec<T>(static_cast<T>(slope)), v);
   }
   __builtin_unreachable();
 }
@@ -64,10 +66,10 @@ FASTCV_INLINE void store_final(const ConvParams& p, int64_t at, Vec<acc_t<S>> v,
   const S* residual = static_cast<const S*>(p.residual);
   if (n == Vec<acc_t<S>>::width) {
     if (residual != nullptr) v = v + load(residual + at);
-    store(y, activate(v, p.activation));
+    store(y, activate(v, p.activation, p.slope));
   } else {
     if (residual != nullptr) v = v + load_n(residual + at, n);
-    store_n(y, activate(v, p.activation), n);
+    store_n(y, activate(v, p.activation, p.slope), n);
   }
 }
 
@@ -94,7 +96,7 @@ FASTCV_INLINE void store_final_strided(const ConvParams& p, int64_t at, int64_t 
     for (int i = 0; i < n; ++i) sums[i] += load_one(residual + at + i * step);
     v = detail::load_raw(sums);
   }
-  detail::store_raw(sums, activate(v, p.activation));
+  detail::store_raw(sums, activate(v, p.activation, p.slope));
   for (int i = 0; i < n; ++i) store_one(static_cast<S*>(p.y) + at + i * step, sums[i]);
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/door.h"
+#include "norm/statistics_door.h"
 
 namespace fastcv {
 namespace {
@@ -55,8 +56,8 @@ void check_geometry(const char* op, int64_t nd, const Ints& stride, const Ints& 
 
 // Checks what both directions share and fills params but for y; rows and columns of the weight say which is which.
 void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation,
-             int64_t precision, bool transposed) {
+             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, int64_t precision,
+             bool transposed) {
   ConvParams& p = call.params;
   const int64_t nd = x.dim() - 2;
   check(nd >= 1 && nd <= 3, op, ": expected a batched input of 3 to 5 dimensions, got ", show(x));
@@ -72,7 +73,6 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
   };
   same_dtype("weight", weight);
   check(groups > 0, op, ": groups must be positive, got ", groups);
-  check(activation >= 0 && activation < kActivations, op, ": unknown activation ", activation);
   check(precision >= 0 && precision < kPrecisions, op, ": unknown precision ", precision);
   check(weight.size(0) > 0 && weight.size(0) % groups == 0, op,
         ": expected weight.shape[0] to be a positive multiple of groups=", groups, ", got weight ", show(weight));
@@ -101,7 +101,6 @@ void prepare(const char* op, Call& call, const Tensor& x, const Tensor& weight, 
     check(p.kernel[dim] > 0 && p.kernel[dim] < kSizeLimit, op, ": kernel sizes must be positive, got weight ",
           show(weight));
   }
-  p.activation = static_cast<Activation>(activation);
   p.precision = static_cast<Precision>(precision);
   p.transposed = transposed;
   p.channels_last = output_channels_last(x, weight);
@@ -168,10 +167,13 @@ void use_packed(const char* op, const VariantTable<ConvParams>& table, ConvParam
   p.packing = Packing::ready;
 }
 
-// Allocates y for the sizes in params and runs a row of the table.
+// Allocates y for the sizes in params and runs a row of the table, which ends with the residual and the activation.
 Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call, int64_t nd,
-              const OptionalTensor& residual, const OptionalTensor& packed) {
+              const OptionalTensor& residual, int64_t activation, double slope, const OptionalTensor& packed) {
   ConvParams& p = call.params;
+  check(activation >= 0 && activation < kActivations, op, ": unknown activation ", activation);
+  p.activation = static_cast<Activation>(activation);
+  p.slope = slope;
   Ints y_sizes{p.n, p.k};
   for (int64_t dim = 3 - nd; dim < 3; ++dim) y_sizes.push_back(p.out[dim]);
   Tensor y = empty(y_sizes, call.x.scalar_type(), call.x, p.channels_last);
@@ -190,8 +192,8 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
 }
 
 void prepare_conv(Call& call, const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
-                  const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation, int64_t precision) {
-  prepare("conv", call, input, weight, bias, stride, padding, dilation, groups, activation, precision, false);
+                  const Ints& padding, const Ints& dilation, int64_t groups, int64_t precision) {
+  prepare("conv", call, input, weight, bias, stride, padding, dilation, groups, precision, false);
   ConvParams& p = call.params;
   const int64_t nd = input.dim() - 2;
   for (int64_t i = 0; i < nd; ++i) {
@@ -207,7 +209,7 @@ void prepare_conv(Call& call, const Tensor& input, const Tensor& weight, const O
 void prepare_dgrad(Call& call, const Tensor& grad_output, const Tensor& weight, const OptionalTensor& bias,
                    const Ints& input_size, const Ints& stride, const Ints& padding, const Ints& dilation,
                    int64_t groups, int64_t precision) {
-  prepare("conv_dgrad", call, grad_output, weight, bias, stride, padding, dilation, groups, 0, precision, true);
+  prepare("conv_dgrad", call, grad_output, weight, bias, stride, padding, dilation, groups, precision, true);
   const int64_t nd = grad_output.dim() - 2;
   check(static_cast<int64_t>(input_size.size()) == nd, "conv_dgrad: expected ", nd, " values of input_size, got ",
         show(input_size));
@@ -219,24 +221,40 @@ void prepare_dgrad(Call& call, const Tensor& grad_output, const Tensor& weight, 
 
 Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias, Ints stride, Ints padding,
                  Ints dilation, int64_t groups, OptionalTensor residual, int64_t activation, int64_t precision,
-                 OptionalTensor packed) {
+                 OptionalTensor packed, double slope) {
   Call call;
-  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, activation, precision);
-  return finish("conv", conv_table, call, input.dim() - 2, residual, packed);
+  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, precision);
+  return finish("conv", conv_table, call, input.dim() - 2, residual, activation, slope, packed);
+}
+
+// y, and in double the mean and the biased variance of each of its channels: made by the convolution's kernel where
+// that can, else by a pass of batch norm's over y.
+std::tuple<Tensor, Tensor, Tensor> conv_statistics_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias,
+                                                        Ints stride, Ints padding, Ints dilation, int64_t groups,
+                                                        int64_t precision) {
+  Call call;
+  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, precision);
+  ConvParams& p = call.params;
+  Tensor mean = empty({p.k}, ScalarType::Double, input), var = empty({p.k}, ScalarType::Double, input);
+  ConvStatistics statistics{static_cast<double*>(mean.data_ptr()), static_cast<double*>(var.data_ptr())};
+  p.statistics = &statistics;
+  Tensor y = finish("conv_statistics", conv_table, call, input.dim() - 2, {}, 0, 0, {});
+  if (!statistics.made && p.k > 0) std::tie(mean, var) = batch_norm_statistics(y);
+  return {y, mean, var};
 }
 
 Tensor conv_dgrad_impl(const Tensor& grad_output, const Tensor& weight, OptionalTensor bias, Ints input_size,
                        Ints stride, Ints padding, Ints dilation, int64_t groups, int64_t precision,
-                       OptionalTensor packed) {
+                       OptionalTensor packed, OptionalTensor residual, int64_t activation, double slope) {
   Call call;
   prepare_dgrad(call, grad_output, weight, bias, input_size, stride, padding, dilation, groups, precision);
-  return finish("conv_dgrad", conv_dgrad_table, call, grad_output.dim() - 2, {}, packed);
+  return finish("conv_dgrad", conv_dgrad_table, call, grad_output.dim() - 2, residual, activation, slope, packed);
 }
 
 Tensor conv_pack_impl(const Tensor& input, const Tensor& weight, Ints stride, Ints padding, Ints dilation,
                       int64_t groups, int64_t precision) {
   Call call;
-  prepare_conv(call, input, weight, {}, stride, padding, dilation, groups, 0, precision);
+  prepare_conv(call, input, weight, {}, stride, padding, dilation, groups, precision);
   return pack(conv_table, call);
 }
 
@@ -252,10 +270,14 @@ Tensor conv_dgrad_pack_impl(const Tensor& grad_output, const Tensor& weight, Int
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-      "Tensor? residual, int activation, int precision, Tensor? packed=None) -> Tensor");
+      "Tensor? residual, int activation, int precision, Tensor? packed=None, float slope=0.01) -> Tensor");
   m.def(
       "conv_dgrad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, int[] stride, int[] padding, "
-      "int[] dilation, int groups, int precision, Tensor? packed=None) -> Tensor");
+      "int[] dilation, int groups, int precision, Tensor? packed=None, Tensor? residual=None, int activation=0, "
+      "float slope=0.01) -> Tensor");
+  m.def(
+      "conv_statistics(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "int groups, int precision) -> (Tensor, Tensor, Tensor)");
   // Weights that one kernel has arranged for itself: to be passed on as `packed` with the same weight.
   m.def(
       "conv_pack(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, int precision) "
@@ -266,6 +288,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
 }
 FASTCV_IMPL(m) {
   m.impl("conv", TORCH_BOX(&conv_impl));
+  m.impl("conv_statistics", TORCH_BOX(&conv_statistics_impl));
   m.impl("conv_dgrad", TORCH_BOX(&conv_dgrad_impl));
   m.impl("conv_pack", TORCH_BOX(&conv_pack_impl));
   m.impl("conv_dgrad_pack", TORCH_BOX(&conv_dgrad_pack_impl));

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -91,7 +92,7 @@ class Random {
   uint64_t state_;
 };
 
-uint64_t g_seed = 1;
+uint64_t g_seed = 1, g_most_blocks = 0;
 double g_product_loss = 0;
 thread_local std::string t_error;
 
@@ -124,10 +125,12 @@ class Machine {
     dynamic_bytes_ = dynamic_bytes;
     cluster_ = cluster;
     if (shadow_.size() < cluster * kSharedBytes) shadow_.resize(cluster * kSharedBytes);
-    // Blocks start anywhere and go round: each order has every block once, without a permutation to hold.
-    const uint64_t clusters = blocks / cluster;
-    const uint64_t first = (uint64_t{random_.below(0x7fffffff)} << 31 | random_.below(0x7fffffff)) % clusters;
-    for (uint64_t i = 0; i < clusters && !failed_; ++i) {
+    // Blocks start anywhere and go round: each order has every block once, without a permutation to hold. Of a launch
+    // with more than are wanted, those from the last one on.
+    const uint64_t clusters = blocks / cluster, wanted = g_most_blocks == 0 ? clusters : g_most_blocks;
+    const uint64_t anywhere = (uint64_t{random_.below(0x7fffffff)} << 31 | random_.below(0x7fffffff)) % clusters;
+    const uint64_t first = clusters > wanted ? clusters - 1 : anywhere;
+    for (uint64_t i = 0; i < std::min(clusters, wanted) && !failed_; ++i) {
       const uint64_t b = (first + i) % clusters * cluster;
       run_cluster({static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                    static_cast<unsigned>(b / grid.x / grid.y)},
@@ -176,10 +179,10 @@ class Machine {
     if ((mask >> lane & 1) == 0) fail((std::string(what) + ": the calling lane is not in the mask").c_str(), where);
     auto& meetings = meetings_[warp];
     Meeting* here = nullptr;
-    for (auto& m : meetings)
-      if (m.mask & mask) here = &m;
+    for (auto& m : meetings)  // one of other lanes, some of which are to come here later, is no hindrance
+      if (m.mask == mask) here = &m;
     if (here == nullptr) here = &meetings.emplace_back(Meeting{mask, 0, where});
-    if (here->mask != mask || here->where.line() != where.line())
+    if (here->where.line() != where.line())
       fail((std::string(what) + ": lanes of the mask are at another collective, " + at(here->where)).c_str(), where);
     here->arrived |= 1u << lane;
     current().brought = mine;
@@ -251,7 +254,12 @@ class Machine {
     }
   }
 
-  void copy_later(Copy copy) { current().open.push_back(copy); }
+  // It may land at any time from now on, and be read once it was waited for: until then the place holds poison.
+  void copy_later(Copy copy) {
+    touch(copy.to, copy.bytes, Access::write, copy.where);
+    std::memset(copy.to, kPoison, copy.bytes);
+    current().open.push_back(copy);
+  }
   void commit_copies() { current().groups.push_back(std::exchange(current().open, {})); }
   void wait_copies(int pending) {
     auto& groups = current().groups;
@@ -465,6 +473,7 @@ int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::functi
 }
 const char* last_error() { return t_error.c_str(); }
 void seed(uint64_t value) { g_seed = value; }
+void most_blocks(uint64_t count) { g_most_blocks = count; }
 void set_product_loss(double loss) { g_product_loss = loss; }
 double product_loss() { return g_product_loss; }
 

@@ -38,6 +38,9 @@ int launch(Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, const std::functi
 [[gnu::weak]] const char* last_error();  // weak: a build without the emulator asks whether it is there
 // The seed of every later launch's thread and block order.
 [[gnu::weak]] void seed(uint64_t value);
+// Runs no more than `count` blocks (or clusters) of every later launch, the last one and then the first ones; 0: all.
+// What the others would have written is missing: for looking at the far end of tensors too large to go through.
+[[gnu::weak]] void most_blocks(uint64_t count);
 
 // What every sum of a later mma.sync of floats is off by, relative to its largest addend and up or down by its place:
 // how tensor cores round is not documented, so a kernel that relies on a bound is tried at that bound. 0 at first.

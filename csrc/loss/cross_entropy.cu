@@ -12,14 +12,14 @@ namespace {
 
 template <class S, int lanes, int held, int n>
 __global__ void __launch_bounds__(kThreads)
-    warp_kernel(const CrossEntropyParams p, double* losses, const SampleCount sample_count, bool wide) {
+    warp_kernel(const CrossEntropyParams p, double* losses, const SampleCount sample_count, int access) {
   using T = acc_t<S>;
   FASTCV_SHARED(double, sums, kThreads / kWarp);
   const T scale = p.grad == nullptr ? T(1) : mean_scale<T>(p, sample_count, sums);
   for (int64_t r = global_thread() / lanes; r < p.outer; r += global_threads() / lanes) {
     const int64_t at = r * p.classes;
     Lanes<S, lanes, held, n> keeper{static_cast<const S*>(p.x) + at, static_cast<S*>(p.grad) + at,
-                                    static_cast<int>(p.classes), wide};
+                                    static_cast<int>(p.classes), access};
     one_sample<S>(p, keeper, r, at, scale, losses);
   }
 }
@@ -56,15 +56,15 @@ int with_sums(const CrossEntropyParams& p, void* workspace, CUstream_st* stream,
 
 int cross_entropy_warp(const CrossEntropyParams& p, void* workspace, CUstream_st* stream) {
   return with_sums(p, workspace, stream, [&]<class S>(double* losses, const SampleCount& sample_count) {
-    const auto go = [&](auto kernel, int lanes, bool wide) {
-      return launch(kernel, grid_for(p.outer, kThreads / lanes), kThreads, 0, stream, p, losses, sample_count, wide);
+    const auto go = [&](auto kernel, int lanes, int access) {
+      return launch(kernel, grid_for(p.outer, kThreads / lanes), kThreads, 0, stream, p, losses, sample_count, access);
     };
     constexpr int n = kPack<S>;
-    const bool wide = aligned({p.x, p.grad});
-    if (p.classes <= 16) return go(warp_kernel<S, 4, 4, 1>, 4, true);
-    if (p.classes % n != 0) return go(warp_kernel<S, kWarp, 8, 1>, kWarp, true);
-    return p.classes <= 256 ? go(warp_kernel<S, kWarp, 8, n>, kWarp, wide)
-                            : go(warp_kernel<S, kWarp, 32, n>, kWarp, wide);
+    const int access = access_bytes({p.x, p.grad});
+    if (p.classes <= 16) return go(warp_kernel<S, 4, 4, 1>, 4, 0);
+    if (p.classes % n != 0) return go(warp_kernel<S, kWarp, 8, 1>, kWarp, 0);
+    return p.classes <= 256 ? go(warp_kernel<S, kWarp, 8, n>, kWarp, access)
+                            : go(warp_kernel<S, kWarp, 32, n>, kWarp, access);
   });
 }
 
@@ -89,12 +89,12 @@ int cross_entropy_cluster(const CrossEntropyParams& p, void* workspace, CUstream
     const bool packs = p.classes % n == 0;
     const auto blocks = static_cast<unsigned>(slices.blocks);
     const size_t bytes = static_cast<size_t>(slices.length) * sizeof(S);
-    const auto go = [&](auto kernel, bool wide) {
+    const auto go = [&](auto kernel, int access) {
       return launch_clusters(kernel, grid_for(p.outer, 1) * blocks, blocks, kRowThreads, bytes, stream, p, blocks,
-                             slices.length, losses, sample_count, wide);
+                             slices.length, losses, sample_count, access);
     };
-    return packs ? go(cross_entropy_cluster_kernel<S, n>, aligned({p.x, p.grad}))
-                 : go(cross_entropy_cluster_kernel<S, 1>, true);
+    return packs ? go(cross_entropy_cluster_kernel<S, n>, access_bytes({p.x, p.grad}))
+                 : go(cross_entropy_cluster_kernel<S, 1>, 0);
   });
 }
 

@@ -18,27 +18,24 @@ __device__ __forceinline__ void my_packs(int64_t classes, int rank, int ranks, F
 #pragma unroll unroll
   for (int64_t c = static_cast<int64_t>(rank) * n; c < classes; c += static_cast<int64_t>(ranks) * n) f(c);
 }
+// n elements: a pack, or one.
 template <class S, int n>
-__device__ __forceinline__ Pack<S, n> load_scores(const S* from, bool wide) {
-  if (wide) return load_pack<Pack<S, n>>(from);
-  Pack<S, n> pack;
-#pragma unroll
-  for (int i = 0; i < n; ++i) pack.at[i] = from[i];
-  return pack;
+__device__ __forceinline__ Pack<S, n> load_scores(const S* from, int access) {
+  if constexpr (n == 1) return {{*from}};
+  else return load_elements(from, n, access);
 }
 template <class S, int n>
-__device__ __forceinline__ void store_scores(S* to, const Pack<S, n>& pack, bool wide) {
-  if (wide) return store_pack(to, pack);
-#pragma unroll
-  for (int i = 0; i < n; ++i) to[i] = pack.at[i];
+__device__ __forceinline__ void store_scores(S* to, const Pack<S, n>& pack, int access) {
+  if constexpr (n == 1) *to = pack.at[0];
+  else store_elements(to, n, access, pack);
 }
 
 template <class S, int n>
-__device__ __forceinline__ void store_zeros(S* to, bool wide) {
+__device__ __forceinline__ void store_zeros(S* to, int access) {
   Pack<S, n> pack;
 #pragma unroll
   for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(acc_t<S>(0));
-  store_scores(to, pack, wide);
+  store_scores(to, pack, access);
 }
 
 // Scores in the registers of `lanes` lanes, up to `held` each.
@@ -49,7 +46,7 @@ struct Lanes {
   const S* x;
   S* grad;
   int classes;
-  bool wide;
+  int access;
   T scores[held] = {};
 
   __device__ int lane() const { return static_cast<int>(threadIdx.x) % lanes; }
@@ -58,7 +55,7 @@ struct Lanes {
 #pragma unroll
     for (int slot = 0; slot < held; slot += n) {
       if (class_of(slot) >= classes) continue;
-      const auto pack = load_scores<S, n>(x + class_of(slot), wide);
+      const auto pack = load_scores<S, n>(x + class_of(slot), access);
 #pragma unroll
       for (int i = 0; i < n; ++i) scores[slot + i] = widen(pack.at[i]);
     }
@@ -93,13 +90,13 @@ struct Lanes {
       Pack<S, n> pack;
 #pragma unroll
       for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(f(class_of(slot) + i, scores[slot + i]));
-      store_scores(grad + class_of(slot), pack, wide);
+      store_scores(grad + class_of(slot), pack, access);
     }
   }
   __device__ __forceinline__ void zero() const {
 #pragma unroll
     for (int slot = 0; slot < held; slot += n)
-      if (class_of(slot) < classes) store_zeros<S, n>(grad + class_of(slot), wide);
+      if (class_of(slot) < classes) store_zeros<S, n>(grad + class_of(slot), access);
   }
   __device__ bool first() const { return lane() == 0; }
 };
@@ -112,14 +109,14 @@ struct Staged {
   const S* x;
   S* grad;
   int64_t classes;
-  bool wide;
+  int access;
   Shared<S> stage;
   Shared<T> scratch;
   T most = -INFINITY;
 
   __device__ __forceinline__ void load() {
     my_packs<n, 4>(classes, threadIdx.x, threads, [&](int64_t c) {
-      const auto pack = load_scores<S, n>(x + c, wide);
+      const auto pack = load_scores<S, n>(x + c, access);
       store_shared(stage + c, pack);
 #pragma unroll
       for (int i = 0; i < n; ++i) {
@@ -149,11 +146,11 @@ struct Staged {
       auto pack = load_shared<Pack<S, n>>(stage + c);
 #pragma unroll
       for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(f(c + i, widen(pack.at[i])));
-      store_scores(grad + c, pack, wide);
+      store_scores(grad + c, pack, access);
     });
   }
   __device__ __forceinline__ void zero() const {
-    my_packs<n, 1>(classes, threadIdx.x, threads, [&](int64_t c) { store_zeros<S, n>(grad + c, wide); });
+    my_packs<n, 1>(classes, threadIdx.x, threads, [&](int64_t c) { store_zeros<S, n>(grad + c, access); });
   }
   __device__ bool first() const { return threadIdx.x == 0; }
 };
@@ -193,7 +190,7 @@ struct Spread {
   S* grad;
   int64_t begin, end;
   unsigned blocks;
-  bool wide;
+  int access;
   Shared<S> stage;
   Shared<T> scratch, told;
   int turn = 0;
@@ -207,7 +204,7 @@ struct Spread {
   __device__ __forceinline__ void load() {
     most = -INFINITY;
     mine<4>([&](int64_t c, int64_t i) {
-      const auto pack = load_scores<S, n>(x + c, wide);
+      const auto pack = load_scores<S, n>(x + c, access);
       store_shared(stage + i, pack);
 #pragma unroll
       for (int k = 0; k < n; ++k) {
@@ -259,11 +256,11 @@ struct Spread {
       auto pack = load_shared<Pack<S, n>>(stage + i);
 #pragma unroll
       for (int k = 0; k < n; ++k) pack.at[k] = narrow<S>(f(c + k, widen(pack.at[k])));
-      store_scores(grad + c, pack, wide);
+      store_scores(grad + c, pack, access);
     });
   }
   __device__ __forceinline__ void zero() const {
-    mine<1>([&](int64_t c, int64_t) { store_zeros<S, n>(grad + c, wide); });
+    mine<1>([&](int64_t c, int64_t) { store_zeros<S, n>(grad + c, access); });
   }
   __device__ bool first() const { return begin == 0 && threadIdx.x == 0; }
 };
@@ -276,7 +273,7 @@ struct Online {
   const S* x;
   S* grad;
   int64_t classes;
-  bool wide;
+  int access;
   Shared<T> scratch;
 
   __device__ __forceinline__ void load() {}
@@ -284,7 +281,7 @@ struct Online {
   template <class F>
   __device__ __forceinline__ void each(F&& f) const {
     my_packs<n, sizeof(T) == 8 ? 1 : 2>(classes, threadIdx.x, threads, [&](int64_t c) {
-      const auto pack = load_scores<S, n>(x + c, wide);
+      const auto pack = load_scores<S, n>(x + c, access);
 #pragma unroll
       for (int i = 0; i < n; ++i) f(c + i, widen(pack.at[i]));
     });
@@ -298,14 +295,14 @@ struct Online {
   template <class F>
   __device__ __forceinline__ void write(F&& f) const {
     my_packs<n, sizeof(T) == 8 ? 1 : 2>(classes, threadIdx.x, threads, [&](int64_t c) {
-      auto pack = load_scores<S, n>(x + c, wide);
+      auto pack = load_scores<S, n>(x + c, access);
 #pragma unroll
       for (int i = 0; i < n; ++i) pack.at[i] = narrow<S>(f(c + i, widen(pack.at[i])));
-      store_scores(grad + c, pack, wide);
+      store_scores(grad + c, pack, access);
     });
   }
   __device__ __forceinline__ void zero() const {
-    my_packs<n, 1>(classes, threadIdx.x, threads, [&](int64_t c) { store_zeros<S, n>(grad + c, wide); });
+    my_packs<n, 1>(classes, threadIdx.x, threads, [&](int64_t c) { store_zeros<S, n>(grad + c, access); });
   }
   __device__ bool first() const { return threadIdx.x == 0; }
 };
@@ -420,7 +417,7 @@ __device__ __forceinline__ void one_sample(const CrossEntropyParams& p, Keeper& 
 constexpr int kRowThreads = 512;
 template <class S, class Q, int n, bool staged>
 __global__ void __launch_bounds__(kRowThreads)
-    cross_entropy_block_kernel(const CrossEntropyParams p, double* losses, const SampleCount sample_count, bool wide) {
+    cross_entropy_block_kernel(const CrossEntropyParams p, double* losses, const SampleCount sample_count, int access) {
   using T = acc_t<S>;
   FASTCV_DYNAMIC_SHARED(S, stage);
   FASTCV_SHARED(T, scratch, kRowThreads / kWarp);
@@ -431,10 +428,10 @@ __global__ void __launch_bounds__(kRowThreads)
     const S* x = static_cast<const S*>(p.x) + at;
     S* grad = static_cast<S*>(p.grad) + at;
     if constexpr (staged) {
-      Staged<S, n, kRowThreads> keeper{x, grad, p.classes, wide, stage, scratch};
+      Staged<S, n, kRowThreads> keeper{x, grad, p.classes, access, stage, scratch};
       one_sample<Q>(p, keeper, r, at, scale, losses);
     } else {
-      Online<S, n, kRowThreads> keeper{x, grad, p.classes, wide, scratch};
+      Online<S, n, kRowThreads> keeper{x, grad, p.classes, access, scratch};
       one_sample<Q>(p, keeper, r, at, scale, losses);
     }
   }
@@ -444,7 +441,7 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class S, int n>
 __global__ void __launch_bounds__(kRowThreads)
     cross_entropy_cluster_kernel(const CrossEntropyParams p, unsigned blocks, int64_t length, double* losses,
-                                 const SampleCount sample_count, bool wide) {
+                                 const SampleCount sample_count, int access) {
   using T = acc_t<S>;
   FASTCV_DYNAMIC_SHARED(S, stage);
   FASTCV_SHARED(T, scratch, kRowThreads / kWarp);
@@ -453,7 +450,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const T scale = p.grad == nullptr ? T(1) : mean_scale<T>(p, sample_count, sums);
   const int64_t begin = cluster_rank() * length < p.classes ? cluster_rank() * length : p.classes;
   const int64_t end = begin + length < p.classes ? begin + length : p.classes;
-  Spread<S, n, kRowThreads> keeper{nullptr, nullptr, begin, end, blocks, wide, stage, scratch, told};
+  Spread<S, n, kRowThreads> keeper{nullptr, nullptr, begin, end, blocks, access, stage, scratch, told};
   for (int64_t r = blockIdx.x / blocks; r < p.outer; r += gridDim.x / blocks) {
     keeper.x = static_cast<const S*>(p.x) + r * p.classes;
     keeper.grad = static_cast<S*>(p.grad) + r * p.classes;
@@ -465,13 +462,13 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class S, class Q, bool staged>
 int cross_entropy_blocks(const CrossEntropyParams& p, double* losses, const SampleCount& sample_count,
                          CUstream_st* stream) {
-  const bool wide = aligned({p.x, p.grad});
+  const int access = access_bytes({p.x, p.grad});
   const size_t bytes = staged ? static_cast<size_t>(p.classes) * sizeof(S) : 0;
   if (p.classes % kPack<S> == 0)
     return launch(cross_entropy_block_kernel<S, Q, kPack<S>, staged>, grid_for(p.outer, 1), kRowThreads, bytes, stream,
-                  p, losses, sample_count, wide);
+                  p, losses, sample_count, access);
   return launch(cross_entropy_block_kernel<S, Q, 1, staged>, grid_for(p.outer, 1), kRowThreads, bytes, stream, p,
-                losses, sample_count, true);
+                losses, sample_count, 0);
 }
 
 // The loss of all samples from those of each.

@@ -1,10 +1,7 @@
-// What the CUDA kernels of the loss family share: sums over all samples or elements in a fixed order, elements in packs
-// of 16 bytes, and class indices.
+// What the CUDA kernels of the loss family share: sums over all samples or elements in a fixed order, and class
+// indices.
 #pragma once
-#include <initializer_list>
-
-#include "common/numbers.cuh"
-#include "common/ptx.cuh"
+#include "common/packs.cuh"
 #include "common/reduce.cuh"
 #include "loss/cross_entropy.h"
 #include "loss/loss_sums.h"
@@ -13,59 +10,16 @@ namespace fastcv::FASTCV_GPU {
 
 constexpr int kThreads = 256;
 
-// Elements in packs -------------------------------------------------------------------------------------------------
-
-// Elements of S in 16 bytes.
 template <class S>
-constexpr int kPack = 16 / static_cast<int>(sizeof(S));
-
-// Whether packs may be loaded from and stored to all of these (null counts as aligned).
-inline bool aligned(std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers)
-    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
-  return true;
-}
-
-// The first `count` of a pack's elements, the rest 0. `wide`: `from` is aligned.
-template <class S>
-__device__ __forceinline__ void load_up_to(const S* from, int64_t count, bool wide, acc_t<S> (&to)[kPack<S>]) {
-  if (wide && count >= kPack<S>) {
-    const auto pack = load_pack<Pack<S, kPack<S>>>(from);
-#pragma unroll
-    for (int i = 0; i < kPack<S>; ++i) to[i] = widen(pack.at[i]);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kPack<S>; ++i) to[i] = i < count ? widen(from[i]) : acc_t<S>(0);
-}
-template <class S>
-__device__ __forceinline__ void store_up_to(S* to, int64_t count, bool wide, const acc_t<S> (&from)[kPack<S>]) {
-  if (wide && count >= kPack<S>) {
-    Pack<S, kPack<S>> pack;
-#pragma unroll
-    for (int i = 0; i < kPack<S>; ++i) pack.at[i] = narrow<S>(from[i]);
-    store_pack(to, pack);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kPack<S>; ++i)
-    if (i < count) to[i] = narrow<S>(from[i]);
-}
-template <class S>
-int64_t packs(int64_t n) {
-  return (n + kPack<S> - 1) / kPack<S>;
-}
-
-template <class S>
-__global__ void __launch_bounds__(kThreads) clear_kernel(S* y, int64_t n, bool wide) {
+__global__ void __launch_bounds__(kThreads) clear_kernel(S* y, int64_t n, int access) {
   const acc_t<S> zeros[kPack<S>] = {};
   for (int64_t at = global_thread() * kPack<S>; at < n; at += global_threads() * kPack<S>)
-    store_up_to(y + at, n - at, wide, zeros);
+    store_narrowed(y + at, n - at, access, zeros);
 }
 template <class S>
 int clear(S* y, int64_t n, CUstream_st* stream) {
   if (n == 0) return cudaSuccess;
-  return launch(clear_kernel<S>, grid_for(packs<S>(n), kThreads), kThreads, 0, stream, y, n, aligned({y}));
+  return launch(clear_kernel<S>, grid_for(packs<S>(n), kThreads), kThreads, 0, stream, y, n, access_bytes({y}));
 }
 
 // Sums --------------------------------------------------------------------------------------------------------------

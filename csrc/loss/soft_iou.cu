@@ -9,7 +9,7 @@ namespace {
 // partial[group][segment] = (I, U) of the segment.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    segments_kernel(const SoftIouParams p, int64_t segments, int64_t length, double* partial, bool wide) {
+    segments_kernel(const SoftIouParams p, int64_t segments, int64_t length, double* partial, int access) {
   using T = acc_t<S>;
   constexpr int n = kPack<S>;
   FASTCV_SHARED(double, scratch, kThreads / kWarp);
@@ -20,8 +20,8 @@ __global__ void __launch_bounds__(kThreads)
     double both = 0, either = 0;
     for (int64_t at = begin + threadIdx.x * n; at < end; at += kThreads * n) {
       T v[n], t[n], product = 0, sum = 0;
-      load_up_to(x + at, end - at, wide, v);
-      load_up_to(target + at, end - at, wide, t);
+      load_widened(x + at, end - at, access, v);
+      load_widened(target + at, end - at, access, t);
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         product += v[i] * t[i];
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(const SoftIouParams p, int64_t segments, int64_t length, bool wide) {
+    backward_kernel(const SoftIouParams p, int64_t segments, int64_t length, int access) {
   using T = acc_t<S>;
   constexpr int n = kPack<S>;
   for (int64_t job = blockIdx.x; job < p.groups * segments; job += gridDim.x) {
@@ -74,10 +74,10 @@ __global__ void __launch_bounds__(kThreads)
       S* grad = static_cast<S*>(to) + group * p.n;
       for (int64_t at = begin + threadIdx.x * n; at < end; at += kThreads * n) {
         T v[n];
-        load_up_to(other + at, end - at, wide, v);
+        load_widened(other + at, end - at, access, v);
 #pragma unroll
         for (int i = 0; i < n; ++i) v[i] = at_zero - slope * v[i];
-        store_up_to(grad + at, end - at, wide, v);
+        store_narrowed(grad + at, end - at, access, v);
       }
     };
     write(p.target, p.grad_x);
@@ -85,10 +85,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Packs are aligned in every group.
+// In every group.
 template <class S>
-bool all_wide(const SoftIouParams& p) {
-  return aligned({p.x, p.target, p.grad_x, p.grad_target}) && (p.groups == 1 || p.n % kPack<S> == 0);
+int access_of(const SoftIouParams& p) {
+  return access_bytes({p.x, p.target, p.grad_x, p.grad_target}, {p.groups > 1 ? p.n : 0}, sizeof(S));
 }
 
 }  // namespace
@@ -100,7 +100,7 @@ int soft_iou(const SoftIouParams& p, void* workspace, CUstream_st* stream) {
   return by_dtype(p.dtype, [&]<class S>() {
     if (p.n > 0)
       if (const int error = launch(segments_kernel<S>, grid_for(p.groups * s.count(), 1), kThreads, 0, stream, p,
-                                   s.count(), s.length(), partial, all_wide<S>(p)))
+                                   s.count(), s.length(), partial, access_of<S>(p)))
         return error;
     return launch(groups_kernel<S>, grid_for(p.groups, kThreads), kThreads, 0, stream, p, s.count(),
                   static_cast<const double*>(partial));
@@ -112,7 +112,7 @@ int soft_iou_backward(const SoftIouParams& p, void*, CUstream_st* stream) {
   const SumChunks s(p.n);
   return by_dtype(p.dtype, [&]<class S>() {
     return launch(backward_kernel<S>, grid_for(p.groups * s.count(), 1), kThreads, 0, stream, p, s.count(), s.length(),
-                  all_wide<S>(p));
+                  access_of<S>(p));
   });
 }
 

@@ -1,6 +1,7 @@
 // The door of batch norm: schemas, checks, outputs. No arithmetic on elements.
 #include "norm/batch_norm.h"
 #include "norm/norm_door.h"
+#include "norm/statistics_door.h"
 
 namespace fastcv {
 namespace {
@@ -95,26 +96,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gra
   return {dx, dweight, dbias, dresidual};
 }
 
-std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
-  const char* op = "batch_norm_statistics";
-  const Shape shape = shape_of(op, input);
-  const bool channels_last = layout_of(input);
-  Tensor mean = empty({shape.c}, ScalarType::Double, input), var = empty({shape.c}, ScalarType::Double, input);
-  const Tensor x = as_dense(input, channels_last);
-  BatchNormParams p{};
-  p.x = x.data_ptr();
-  p.dtype = float_dtype(op, input);
-  p.n = shape.n, p.c = shape.c, p.s = shape.s;
-  p.channels_last = channels_last || p.s == 1;
-  p.training = true;
-  p.eps = 1;
-  p.act = activation_of(op, 1, 0);
-  p.save_mean = static_cast<double*>(mean.data_ptr());
-  p.save_var = static_cast<double*>(var.data_ptr());
-  run_variant(batch_norm_table, p, input);
-  return {mean, var};
-}
-
 Tensor batch_norm_input_grad(const Tensor& grad, const Tensor& input, const Tensor& mean, const Tensor& var,
                              const OptionalTensor& weight, const Tensor& sums, int64_t count, double eps) {
   const char* op = "batch_norm_input_grad";
@@ -176,7 +157,39 @@ void batch_norm_update(Tensor running_mean, Tensor running_var, const Tensor& me
   if (!is_dense(running_var, false)) torch::stable::copy_(running_var, v);
 }
 
+// Both at once: a call of an op costs microseconds.
+std::tuple<Tensor, Tensor, Tensor> batch_norm_train_update(const Tensor& input, const OptionalTensor& residual,
+                                                           Tensor running_mean, Tensor running_var,
+                                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                                           double momentum, double eps, double slope, double cap) {
+  auto result = batch_norm_train(input, residual, weight, bias, eps, slope, cap);
+  if (input.numel() > 0)
+    batch_norm_update(running_mean, running_var, std::get<1>(result), std::get<2>(result),
+                      input.numel() / input.size(1), momentum);
+  return result;
+}
+
 }  // namespace
+
+std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input) {
+  const char* op = "batch_norm_statistics";
+  const Shape shape = shape_of(op, input);
+  const bool channels_last = layout_of(input);
+  Tensor mean = empty({shape.c}, ScalarType::Double, input), var = empty({shape.c}, ScalarType::Double, input);
+  const Tensor x = as_dense(input, channels_last);
+  BatchNormParams p{};
+  p.x = x.data_ptr();
+  p.dtype = float_dtype(op, input);
+  p.n = shape.n, p.c = shape.c, p.s = shape.s;
+  p.channels_last = channels_last || p.s == 1;
+  p.training = true;
+  p.eps = 1;
+  p.act = activation_of(op, 1, 0);
+  p.save_mean = static_cast<double*>(mean.data_ptr());
+  p.save_var = static_cast<double*>(var.data_ptr());
+  run_variant(batch_norm_table, p, input);
+  return {mean, var};
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
@@ -196,6 +209,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
       "float momentum) -> ()");
+  m.def(
+      "batch_norm_train_update_(Tensor input, Tensor? residual, Tensor(a!) running_mean, Tensor(b!) running_var, "
+      "Tensor? weight, Tensor? bias, float momentum, float eps, float slope, float cap) -> (Tensor, Tensor, Tensor)");
 }
 FASTCV_IMPL(m) {
   m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
@@ -204,6 +220,7 @@ FASTCV_IMPL(m) {
   m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics));
   m.impl("batch_norm_input_grad", TORCH_BOX(&batch_norm_input_grad));
   m.impl("batch_norm_update_", TORCH_BOX(&batch_norm_update));
+  m.impl("batch_norm_train_update_", TORCH_BOX(&batch_norm_train_update));
 }
 
 }  // namespace fastcv

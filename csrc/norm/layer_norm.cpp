@@ -41,15 +41,20 @@ size_t gpu_backward_workspace(const LayerNormBackwardParams& p) {
   return static_cast<size_t>(p.m) * 2 * sizeof(double) + (rows > columns ? rows : columns);
 }
 
-const char* warp_why_not(const LayerNormParams& p) {
+size_t gpu_columns_workspace(const LayerNormBackwardParams& p) { return column_sets(p).bytes(); }
+
+template <class Params>
+const char* warp_why_not(const Params& p) {
   return p.l > 0 && p.l <= kLayerNormWarpPacks * norm_pack(p.dtype) ? nullptr : "keeps rows of at most 4096 bytes";
 }
 
 constexpr GpuVariant<LayerNormParams> kGpuRows[] = {
-    {"warp_sm80", "sm80", &warp_why_not, nullptr, FASTCV_LAUNCHERS(layer_norm_warp)},
+    {"warp_sm80", "sm80", &warp_why_not<LayerNormParams>, nullptr, FASTCV_LAUNCHERS(layer_norm_warp)},
     {"two_pass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(layer_norm)},
 };
 constexpr GpuVariant<LayerNormBackwardParams> kBackwardGpuRows[] = {
+    {"warp_sm80", "sm80", &warp_why_not<LayerNormBackwardParams>, &gpu_columns_workspace,
+     FASTCV_LAUNCHERS(layer_norm_backward_warp)},
     {"two_pass_sm80", "sm80", nullptr, &gpu_backward_workspace, FASTCV_LAUNCHERS(layer_norm_backward)},
 };
 

@@ -1,8 +1,8 @@
 // Layer norm on CUDA: rows are the sets of norm_sums.cuh, and for dweight and dbias columns are; one pass over the
 // matrix (norm_sweeps.cuh). Rows that fit a warp's registers are read once.
 //
-// Bytes, of each tensor once: forward 2 reads + 1 write, 1 + 1 by warps, backward 6 + 1. Prediction for an H200: 85 %
-// of its copy bandwidth (4.3 TB/s) on tensors beyond its L2 (60 MB).
+// Bytes, of each tensor once: forward 2 reads + 1 write, 1 + 1 by warps, backward 6 + 1, 4 + 1 by warps. Prediction for
+// an H200: 85 % of its copy bandwidth (4.3 TB/s) on tensors beyond its L2 (60 MB).
 #include "norm/layer_norm.h"
 
 #include "norm/norm_sums.cuh"
@@ -192,22 +192,94 @@ __global__ void __launch_bounds__(kThreads, 2) warp_kernel(const LayerNormParams
   }
 }
 
+// The gradient of x, from one look at both rows: a warp keeps them, and adds its lanes' sums up in double.
+template <class S, int packs, int rows>
+__global__ void __launch_bounds__(kThreads, 2) backward_warp_kernel(const LayerNormBackwardParams p, int access) {
+  using T = acc_t<S>;
+  constexpr int n = kPack<S>;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t first = global_thread() / kWarp * rows;
+  const S* const in[2] = {static_cast<const S*>(p.grad), static_cast<const S*>(p.x)};
+  Pack<S, n> kept[rows][packs][2];
+#pragma unroll
+  for (int r = 0; r < rows; ++r)
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      const int column = (k * kWarp + lane) * n;
+      if (first + r < p.m && column < p.l) load_all(in, (first + r) * p.l + column, p.l - column, access, kept[r][k]);
+    }
+#pragma unroll
+  for (int r = 0; r < rows; ++r) {
+    const int64_t row = first + r;
+    if (row >= p.m) return;  // the whole warp
+    Spread<T> spread;
+    spread.set(p.mean[row], p.var[row], p.eps);
+    // f(pack, column, weights) for each pack of this lane that is there.
+    const auto each = [&](auto&& f) {
+#pragma unroll
+      for (int k = 0; k < packs; ++k) {
+        const int column = (k * kWarp + lane) * n;
+        if (column >= p.l) continue;
+        T w[n];
+        get_run(p.weight, column, p.l - 1, T(1), w);
+        f(k, column, w);
+      }
+    };
+    T a = 0, b = 0;
+    each([&](int k, int column, const T(&w)[n]) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        if (column + i >= p.l) continue;
+        const T g = static_cast<T>(widen(kept[r][k][0].at[i])) * w[i];
+        a += g;
+        b += g * spread.normal(widen(kept[r][k][1].at[i]));
+      }
+    });
+    const double l = static_cast<double>(p.l);
+    const T mean_g = static_cast<T>(reduce_warp(static_cast<double>(a), Sum()) / l);
+    const T mean_gx = static_cast<T>(reduce_warp(static_cast<double>(b), Sum()) / l);
+    each([&](int k, int column, const T(&w)[n]) {
+      Pack<S, n> made;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const T g = static_cast<T>(widen(kept[r][k][0].at[i])) * w[i];
+        made.at[i] = narrow<S>(spread.invstd * (g - mean_g - spread.normal(widen(kept[r][k][1].at[i])) * mean_gx));
+      }
+      store_elements(static_cast<S*>(p.dx) + row * p.l + column, p.l - column, access, made);
+    });
+  }
+}
+
+// run<packs, rows>(blocks) with so many packs a lane and rows a warp that rows of l elements fit.
+template <class S, class Run>
+int by_length(int64_t m, int64_t l, Run&& run) {
+  const auto go = [&]<int packs, int rows>() {
+    return run.template operator()<packs, rows>(
+        static_cast<unsigned>((m * kWarp + kThreads * rows - 1) / (kThreads * rows)));
+  };
+  if (m == 0) return cudaSuccess;
+  const int64_t lanes = packs<S>(l);
+  if (lanes <= kWarp) return go.template operator()<1, 4>();
+  if (lanes <= 2 * kWarp) return go.template operator()<2, 2>();
+  if (lanes <= 4 * kWarp) return go.template operator()<4, 1>();
+  return go.template operator()<8, 1>();
+}
+
+template <class S>
+int parameter_gradients(const LayerNormBackwardParams& p, double* partial, CUstream_st* stream) {
+  if (p.dweight.data == nullptr && p.dbias.data == nullptr) return cudaSuccess;
+  const ColumnTerms<S> terms{{static_cast<const S*>(p.grad), static_cast<const S*>(p.x)}, p.mean, p.var, p.eps};
+  return reduce_sets<S>(column_sets(p), terms, ColumnFinish{p.dweight, p.dbias}, partial, stream);
+}
+
 }  // namespace
 
 int layer_norm_warp(const LayerNormParams& p, void*, CUstream_st* stream) {
   return by_dtype(p.dtype, [&]<class S>() {
-    const auto run = [&]<int packs, int rows>() {
-      const int access = access_bytes({p.x, p.y}, {p.l}, sizeof(S));
-      return launch(warp_kernel<S, packs, rows>,
-                    static_cast<unsigned>((p.m * kWarp + kThreads * rows - 1) / (kThreads * rows)), kThreads, 0, stream,
-                    p, access);
-    };
-    const int64_t lanes = (p.l + kPack<S> - 1) / kPack<S>;
-    if (p.m == 0) return static_cast<int>(cudaSuccess);
-    if (lanes <= kWarp) return run.template operator()<1, 4>();
-    if (lanes <= 2 * kWarp) return run.template operator()<2, 2>();
-    if (lanes <= 4 * kWarp) return run.template operator()<4, 1>();
-    return run.template operator()<8, 1>();
+    const int access = access_bytes({p.x, p.y}, {p.l}, sizeof(S));
+    return by_length<S>(p.m, p.l, [&]<int packs, int rows>(unsigned blocks) {
+      return launch(warp_kernel<S, packs, rows>, blocks, kThreads, 0, stream, p, access);
+    });
   });
 }
 
@@ -221,16 +293,25 @@ int layer_norm(const LayerNormParams& p, void* workspace, CUstream_st* stream) {
   });
 }
 
+// Workspace: the partial sums of columns.
+int layer_norm_backward_warp(const LayerNormBackwardParams& p, void* workspace, CUstream_st* stream) {
+  return by_dtype(p.dtype, [&]<class S>() {
+    const int error = parameter_gradients<S>(p, static_cast<double*>(workspace), stream);
+    if (error != 0 || p.dx == nullptr) return error;
+    const int access = access_bytes({p.grad, p.x, p.dx}, {p.l}, sizeof(S));
+    return by_length<S>(p.m, p.l, [&]<int packs, int rows>(unsigned blocks) {
+      return launch(backward_warp_kernel<S, packs, rows>, blocks, kThreads, 0, stream, p, access);
+    });
+  });
+}
+
 // Workspace: means of every row, and the partial sums of rows or of columns.
 int layer_norm_backward(const LayerNormBackwardParams& p, void* workspace, CUstream_st* stream) {
   double* means = static_cast<double*>(workspace);
   double* partial = means + 2 * p.m;
   return by_dtype(p.dtype, [&]<class S>() {
     const S *grad = static_cast<const S*>(p.grad), *x = static_cast<const S*>(p.x);
-    int error = cudaSuccess;
-    if (p.dweight.data != nullptr || p.dbias.data != nullptr)
-      error = reduce_sets<S>(column_sets(p), ColumnTerms<S>{{grad, x}, p.mean, p.var, p.eps},
-                             ColumnFinish{p.dweight, p.dbias}, partial, stream);
+    int error = parameter_gradients<S>(p, partial, stream);
     if (error != 0 || p.dx == nullptr || p.m * p.l == 0) return error;
     error = reduce_sets<S>(row_sets(p), RowTerms<S>{{x, grad}, p.weight, p.mean},
                            RowFinish{means, p.var, p.eps, static_cast<double>(p.l)}, partial, stream);

@@ -63,6 +63,7 @@ void layer_norm_backward(const LayerNormBackwardParams&, const Exec&);
   FASTCV_IF_LINKED int layer_norm(const LayerNormParams&, void* workspace, CUstream_st* stream);                  \
   FASTCV_IF_LINKED int layer_norm_warp(const LayerNormParams&, void* workspace, CUstream_st* stream);             \
   FASTCV_IF_LINKED int layer_norm_backward(const LayerNormBackwardParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int layer_norm_backward_warp(const LayerNormBackwardParams&, void* workspace, CUstream_st*);   \
   }
 FASTCV_NORM_KERNELS(cuda)
 FASTCV_NORM_KERNELS(emulated)

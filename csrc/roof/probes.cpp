@@ -9,7 +9,15 @@ const char* why_not_chain(const StepChainParams& p) {
 const char* why_not_chain_wgmma(const StepChainParams& p) {
   return p.steps % 4 == 0 ? why_not_chain(p) : "needs a multiple of 4 steps";
 }
-constexpr Variant<StepChainParams> kChainRows[] = {{"ref", Isa::portable, nullptr, nullptr, &step_chain_ref}};
+const char* slower_model(const StepChainParams&) { return "is a program that does what the tiles would"; }
+constexpr Variant<StepChainParams> kChainRows[] = {
+#if defined(__x86_64__)
+    {"tiles_bf16_amx", Isa::amx, &why_not_chain, nullptr, &amx::chain_tiles_bf16},
+    {"dots_bf16_avx512bf16", Isa::avx512bf16, &why_not_chain, nullptr, &avx512bf16::chain_dots_bf16},
+    {"tiles_bf16_amxmodel_avx512", Isa::avx512, &why_not_chain, nullptr, &amxmodel::chain_tiles_bf16, &slower_model},
+#endif
+    {"ref", Isa::portable, nullptr, nullptr, &step_chain_ref},
+};
 constexpr GpuVariant<StepChainParams> kChainGpuRows[] = {
     {"add_sm80", "sm80", &why_not_chain, nullptr, FASTCV_LAUNCHERS(chain_add)},
     {"multiply_add_sm80", "sm80", &why_not_chain, nullptr, FASTCV_LAUNCHERS(chain_multiply_add)},
@@ -34,8 +42,11 @@ constexpr Variant<TileProductParams> kProductRows[] = {{"ref", Isa::portable, nu
 constexpr GpuVariant<TileProductParams> kProductGpuRows[] = {
     {"ldmatrix_sm80", "sm80", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_ldmatrix)},
     {"transposed_sm80", "sm80", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_transposed)},
+    {"stmatrix_sm90", "sm90", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_stmatrix)},
     {"tf32_sm80", "sm80", &why_not_tf32, nullptr, FASTCV_LAUNCHERS(tile_product_tf32)},
     {"wgmma_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma)},
+    {"wgmma_registers_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma_registers)},
+    {"wgmma_transposed_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma_transposed)},
 };
 
 constexpr Variant<TmaTileParams> kTmaRows[] = {{"ref", Isa::portable, nullptr, nullptr, &tma_tile_ref}};

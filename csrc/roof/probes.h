@@ -2,7 +2,7 @@
 // run on a GPU compare every instruction with the plain loops of the ref row. Integers make all sums exact.
 //
 //   step_chain    y[i] = x[i] + steps, by `steps` times adding one in registers. A row per instruction: the ceiling of
-//                 each. n elements in f32; CUDA rows need a multiple of kChainTile.
+//                 each. n elements in f32; rows of vectors and matrices need a multiple of kChainTile.
 //   cache_read    y[r] = steps * (sum of x), for each of `readers` blocks that all read the whole of x, which a cache
 //                 holds: the ceiling of that cache. n elements in f32; CUDA rows need a multiple of kReadStep.
 //   tile_product  d (64 x 128, f32) = a (64 x 64) b' (b is 128 x 64), a and b row-major in one dtype. A row per way in
@@ -54,28 +54,41 @@ extern const VariantTable<TileProductParams> tile_product_table;
 extern const VariantTable<TmaTileParams> tma_tile_table;
 
 void step_chain_ref(const StepChainParams&, const Exec&);
+namespace avx512bf16 {
+void chain_dots_bf16(const StepChainParams&, const Exec&);
+}
+namespace amx {
+void chain_tiles_bf16(const StepChainParams&, const Exec&);
+}
+namespace amxmodel {  // on a software model of the tiles, in builds for tests
+FASTCV_IF_LINKED void chain_tiles_bf16(const StepChainParams&, const Exec&);
+}
 void cache_read_ref(const CacheReadParams&, const Exec&);
 void tile_product_ref(const TileProductParams&, const Exec&);
 void tma_tile_ref(const TmaTileParams&, const Exec&);
 
-#define FASTCV_PROBES                                                                          \
-  FASTCV_IF_LINKED int chain_add(const StepChainParams&, void*, CUstream_st*);                 \
-  FASTCV_IF_LINKED int chain_multiply_add(const StepChainParams&, void*, CUstream_st*);        \
-  FASTCV_IF_LINKED int chain_mma_bf16(const StepChainParams&, void*, CUstream_st*);            \
-  FASTCV_IF_LINKED int chain_mma_tf32(const StepChainParams&, void*, CUstream_st*);            \
-  FASTCV_IF_LINKED int chain_wgmma_bf16(const StepChainParams&, void*, CUstream_st*);          \
-  FASTCV_IF_LINKED int cache_read(const CacheReadParams&, void*, CUstream_st*);                \
-  FASTCV_IF_LINKED int tile_product_ldmatrix(const TileProductParams&, void*, CUstream_st*);   \
-  FASTCV_IF_LINKED int tile_product_transposed(const TileProductParams&, void*, CUstream_st*); \
-  FASTCV_IF_LINKED int tile_product_tf32(const TileProductParams&, void*, CUstream_st*);       \
-  FASTCV_IF_LINKED int tile_product_wgmma(const TileProductParams&, void*, CUstream_st*);      \
+#define FASTCV_PROBES                                                                               \
+  FASTCV_IF_LINKED int chain_add(const StepChainParams&, void*, CUstream_st*);                      \
+  FASTCV_IF_LINKED int chain_multiply_add(const StepChainParams&, void*, CUstream_st*);             \
+  FASTCV_IF_LINKED int chain_mma_bf16(const StepChainParams&, void*, CUstream_st*);                 \
+  FASTCV_IF_LINKED int chain_mma_tf32(const StepChainParams&, void*, CUstream_st*);                 \
+  FASTCV_IF_LINKED int chain_wgmma_bf16(const StepChainParams&, void*, CUstream_st*);               \
+  FASTCV_IF_LINKED int cache_read(const CacheReadParams&, void*, CUstream_st*);                     \
+  FASTCV_IF_LINKED int tile_product_ldmatrix(const TileProductParams&, void*, CUstream_st*);        \
+  FASTCV_IF_LINKED int tile_product_transposed(const TileProductParams&, void*, CUstream_st*);      \
+  FASTCV_IF_LINKED int tile_product_stmatrix(const TileProductParams&, void*, CUstream_st*);        \
+  FASTCV_IF_LINKED int tile_product_tf32(const TileProductParams&, void*, CUstream_st*);            \
+  FASTCV_IF_LINKED int tile_product_wgmma(const TileProductParams&, void*, CUstream_st*);           \
+  FASTCV_IF_LINKED int tile_product_wgmma_registers(const TileProductParams&, void*, CUstream_st*); \
   FASTCV_IF_LINKED int tma_tile(const TmaTileParams&, void*, CUstream_st*);
 namespace cuda {
 FASTCV_PROBES
-}
+FASTCV_IF_LINKED int tile_product_wgmma_transposed(const TileProductParams&, void*, CUstream_st*);
+}  // namespace cuda
 namespace emulated {
 FASTCV_PROBES
-}
+FASTCV_IF_LINKED int tile_product_wgmma_transposed(const TileProductParams&, void*, CUstream_st*);
+}  // namespace emulated
 #undef FASTCV_PROBES
 
 }  // namespace fastcv

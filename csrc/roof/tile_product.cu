@@ -1,5 +1,5 @@
 // tile_product by mma.sync: four warps of 16 rows each, whose fragments come from shared memory by ldmatrix, as they
-// lie or transposed, or, in tf32, from memory by hand.
+// lie, transposed, or after stmatrix has put them elsewhere; or, in tf32, from memory by hand.
 #include "roof/probes.h"
 
 #include "common/ptx.cuh"
@@ -66,6 +66,32 @@ __global__ void __launch_bounds__(kThreads) tf32_kernel(const float* a, const fl
   }
 }
 
+// Rows of a by stmatrix from registers into a swizzled tile, from where ldmatrix takes them.
+template <class S>
+__global__ void __launch_bounds__(kThreads) stmatrix_kernel(const S* a, const S* b, float* d) {
+  FASTCV_SHARED(S, tile, kRows * kDepth);
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row0 = threadIdx.x / 32 * 16;
+  const int row = row0 + lane % 8 + lane / 8 % 2 * 8;
+  const auto place = [&](int k) { return tile + (row * kDepth + ((k + lane / 16 * 8) ^ row % 8 * 8)); };
+  const auto pair = [](const S* from) { return from[0].bits | uint32_t{from[1].bits} << 16; };
+  for (int k = 0; k < kDepth; k += 16) {
+    Fragment4 f;
+    for (int i = 0; i < 4; ++i) f.at[i] = pair(a + (row0 + g + i % 2 * 8) * kDepth + k + 2 * t + i / 2 * 8);
+    store_matrix_x4(place(k), f);
+  }
+  __syncwarp();
+  for (int column0 = 0; column0 < kColumns; column0 += 8) {
+    float sums[4] = {};
+    for (int k = 0; k < kDepth; k += 16) {
+      const Fragment4 fa = load_matrix_x4(place(k));
+      const S* from = b + (column0 + g) * kDepth + k + 2 * t;
+      const uint32_t fb[2] = {pair(from), pair(from + 8)};
+      multiply_add<S>(sums, fa.at, fb);
+    }
+    store_tile(d, row0, column0, sums);
+  }
+}
+
 template <class S, bool transposed>
 int run(const TileProductParams& p, CUstream_st* stream) {
   return launch(ldmatrix_kernel<S, transposed>, 1, kThreads, 0, stream, static_cast<const S*>(p.a),
@@ -79,6 +105,12 @@ int tile_product_ldmatrix(const TileProductParams& p, void*, CUstream_st* stream
 }
 int tile_product_transposed(const TileProductParams& p, void*, CUstream_st* stream) {
   return p.dtype == DType::bf16 ? run<bf16, true>(p, stream) : run<f16, true>(p, stream);
+}
+int tile_product_stmatrix(const TileProductParams& p, void*, CUstream_st* stream) {
+  const auto go = [&]<class S>(void (*kernel)(const S*, const S*, float*)) {
+    return launch(kernel, 1, kThreads, 0, stream, static_cast<const S*>(p.a), static_cast<const S*>(p.b), p.d);
+  };
+  return p.dtype == DType::bf16 ? go(stmatrix_kernel<bf16>) : go(stmatrix_kernel<f16>);
 }
 int tile_product_tf32(const TileProductParams& p, void*, CUstream_st* stream) {
   return launch(tf32_kernel, 1, kThreads, 0, stream, static_cast<const float*>(p.a), static_cast<const float*>(p.b),

@@ -17,12 +17,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .. import _ext
-from . import machine, peers, plan, roofs, store, tables, verdicts
-from .contenders import load_file
+from . import guard, machine, peers, plan, probes, roofs, store, tables, verdicts
+from .contenders import load_file, registered_ops
 from .model_command import model
 from .rows import OK, UNRELIABLE, Row
 
 console = Console()
+MOST_THREADS = 8  # to a CPU: OpenMP does not survive any number
 
 
 class _Group(TyperGroup):
@@ -80,7 +81,18 @@ def counts(text: str, what: str = "threads") -> tuple[int, ...]:
     parts = [p.strip() for p in text.split(",")]
     if not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise ValueError(f"--{what} {text!r}: expected numbers from 1, separated by commas")
-    return tuple(dict.fromkeys(int(p) for p in parts))
+    numbers = tuple(dict.fromkeys(int(p) for p in parts))
+    cpus = os.cpu_count() or 1
+    if what == "threads" and max(numbers) > MOST_THREADS * cpus:
+        raise ValueError(f"--threads {max(numbers)}: this machine has {cpus} CPUs")
+    return numbers
+
+
+def _single(value: str, known: list[str], what: str) -> str:
+    chosen = plan.choice(value, known, what)
+    if len(chosen) > 1:
+        raise ValueError(f"--{what} {value}: a ladder has one {what}")
+    return chosen[0]
 
 
 def _share(text: str, what: str) -> float:
@@ -139,11 +151,20 @@ def run(
             return
         if with_file:
             load_file(with_file)
+            for op in registered_ops():
+                plan.known_op(op)
         wanted = plan.choice(vs, peers.PEERS, "vs") if vs != "none" else ()
         for reason in filter(None, map(peers.missing, wanted)):
             console.print(reason, highlight=False, soft_wrap=True)
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"--device {device}: expected cpu or cuda")
         if device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: torch sees no GPU")
+        if graph and device == "cpu":
+            raise ValueError("--graph is of a GPU: --device cuda")
+        outputs = {"--json": json_file, "--html": html, "--plot": plot, "--markdown": markdown}
+        if profile and any(outputs.values()):
+            raise ValueError(f"--profile times nothing: there are no results for {' and '.join(k for k, v in outputs.items() if v)}")
         options = plan.Options(
             vs=tuple(p for p in wanted if not peers.missing(p)),
             layouts=tuple(dict.fromkeys(plan.LAYOUT_NAMES[p] for p in plan.choice(layout, list(plan.LAYOUT_NAMES), "layout"))),
@@ -165,7 +186,7 @@ def run(
         if html or plot:
             importlib.import_module(".pictures", __package__)  # without matplotlib it says so now, not after hours
         if plot:
-            Path(plot).mkdir(parents=True, exist_ok=True)
+            writable_folder(plot)
         facts = machine.describe(device)
         results = store.Results(json_file or None, facts, resume, " ".join(sys.argv[1:]))
         console.print(machine.sentence(facts), highlight=False, soft_wrap=True)
@@ -177,6 +198,12 @@ def run(
                 end("\n".join([job.title, *("  " + line for line in tables.race_lines(rows))]))
 
             plan.run(jobs, options, results, done, lambda job: begin(job.title))
+        for name in [p for p in options.vs if p not in {r.who for r in measured}]:
+            console.print(
+                f"{name} took part in no race: it runs forward passes of float32 in nchw, of ops that it has",
+                highlight=False,
+                soft_wrap=True,
+            )
         _finish(facts, measured, html, plot, markdown)
         wrong = tables.broken(measured)
     if wrong:
@@ -195,7 +222,25 @@ def writable(name: str) -> None:
         raise OSError(f"{path} cannot be written: {why}")
 
 
+def writable_folder(name: str) -> Path:
+    """The folder, made where it is missing. Raises OSError in one sentence."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"nothing can be written into {folder}")
+    return folder
+
+
 def _finish(facts: dict[str, Any], rows: list[Row], html: str, plot: str, markdown: str) -> None:
+    if console.is_terminal:
+        heads, *lines = tables.overview(rows)
+        table = Table(*heads, show_edge=False, title="best layouts", title_justify="left")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
     summaries = tables.against_torch(rows)
     sound = [r for r in summaries if r["status"] == OK]
     if sound:
@@ -265,10 +310,19 @@ def roofs_command(
                 raise ValueError(f"--device {device}: torch sees no GPU")
             found = roofs.measure_gpu(device, seconds)
         else:
-            with progress(len(roofs.DTYPES) + len(roofs.SIZES), "roofs") as (_, end):
-                found = roofs.measure_all(
-                    seconds, lambda name, value: end(f"{name}: {value / 1e9:.1f} G{'B' if 'copy' in name else 'FLOP'}/s")
-                )
+            roofs.place()
+            watch = guard.Guard()
+            watch.start()
+            with progress(len(probes.CPU_CHAINS) + len(roofs.DTYPES) + len(roofs.SIZES), "roofs") as (_, end):
+
+                def line(name: str, value: float | str) -> None:
+                    unit = "B" if "copy" in name else "FLOP"
+                    end(f"{name}: {value if isinstance(value, str) else f'{value / 1e9:.1f} G{unit}/s'}")
+
+                found = roofs.measure_all(seconds, line)
+            if reason := guard.disturbed(watch.noise()):
+                console.print(f"too low, perhaps: {reason}; repeat on a quiet machine", highlight=False, soft_wrap=True)
+                found = roofs.higher(found, roofs.stored())
             console.print(f"kept in {roofs.store(found)} for {roofs.machine_key()}", markup=False, highlight=False, soft_wrap=True)
             return
     for kind, values in found.items():
@@ -313,7 +367,8 @@ def overhead_command(
 @app.command("ladder")
 def ladder_command(
     op: str = typer.Argument(help="A function such as conv2d."),
-    case_name: str = typer.Option("", "--case", help="The timed case to climb, by its name; the first of the op if not given."),
+    sweep: str = typer.Option("", help="Take the case from a network's layers or a JSON file, as for a race; else from the timed cases."),
+    case_name: str = typer.Option("", "--case", help="The case to climb, by its name; the first of the op if not given."),
     dtype: str = typer.Option("f32", help="f32, f64, bf16, f16."),
     layout: str = typer.Option("nhwc", help="nchw or nhwc."),
     seconds: float = typer.Option(2.0, min=0.0, help="About this long in all."),
@@ -325,17 +380,23 @@ def ladder_command(
         from ..testing import cases_of
         from . import ladder
 
-        timed = cases_of(plan.known_op(op), bench=True)
+        plan.known_op(op)
+        timed = [c for c in plan.sweep_cases(sweep, 1) if c.op == op] if sweep else cases_of(op, bench=True)
+        if not timed:
+            raise ValueError(f"{sweep} has no {op}" if sweep else f"{op} has no timed case to climb: name a --sweep, or a file with shapes")
         cases = [c for c in timed if case_name in ("", c.name)]
         if not cases:
-            raise ValueError(f"{op} has no timed case {case_name!r}; there are {', '.join(c.name for c in timed)}")
-        kind = roofs.DTYPES[plan.choice(dtype, list(roofs.DTYPES), "dtype")[0]]
-        wanted = plan.LAYOUT_NAMES[plan.choice(layout, list(plan.LAYOUT_NAMES), "layout")[0]]
+            raise ValueError(f"{op} has no case {case_name!r}; there are {', '.join(c.name for c in timed)}")
+        kind = roofs.DTYPES[_single(dtype, list(roofs.DTYPES), "dtype")]
+        wanted = plan.LAYOUT_NAMES[_single(layout, list(plan.LAYOUT_NAMES), "layout")]
         if kind not in cases[0].dtypes:
             raise ValueError(f"{cases[0].id} is not defined for {dtype}")
         facts = machine.describe()
-        rungs = ladder.climb(cases[0], kind, wanted if wanted in cases[0].layouts else "contiguous", seconds)
+        folder = writable_folder(output)
+        writable(str(folder / f"ladder-{op}.html"))
+        importlib.import_module(".pictures", __package__)
         console.print(f"{cases[0].id} {dtype}. {machine.sentence(facts)}", highlight=False, soft_wrap=True)
+        rungs = ladder.climb(cases[0], kind, wanted if wanted in cases[0].layouts else "contiguous", seconds)
         for rung in rungs:
             text = rung.why_not if rung.row is None else tables.race_lines([rung.row])[0] if rung.row.timed else rung.row.reason
             console.print(
@@ -344,7 +405,7 @@ def ladder_command(
                 highlight=False,
                 soft_wrap=True,
             )
-        for path in ladder.write(Path(output), cases[0], rungs, facts):
+        for path in ladder.write(folder, cases[0], rungs, facts):
             console.print(str(path), highlight=False, soft_wrap=True)
 
 

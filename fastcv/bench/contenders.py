@@ -64,6 +64,10 @@ def registered(op: str) -> list[Contender]:
     return list(_registered.get(op, ()))
 
 
+def registered_ops() -> list[str]:
+    return list(_registered)
+
+
 def load_file(path: str | Path) -> None:
     """Runs a Python file for its ``@contender`` functions. Raises ValueError, one sentence, if it cannot be run or has none."""
     path = Path(path)
@@ -75,7 +79,7 @@ def load_file(path: str | Path) -> None:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
     if sum(map(len, _registered.values())) == before:
         raise ValueError(f"{path} registers no contender: decorate a function with @fastcv.bench.contender('conv2d')")

@@ -6,6 +6,7 @@ may beat it (Winograd does). The possible time is below what any known algorithm
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ _BUS = 1.5
 # One instruction sums the differences of 64 bytes where a multiply-add, two operations, takes 16 float32, and three operations are
 # counted for a coordinate: 64 * 3 / (16 * 2).
 _BYTES = 6.0
+# So many products of bfloat16 parts stand for one of these (csrc/conv/conv_amx.h).
+_PARTS = {torch.float32: 6, torch.float16: 3}
 _CLOCK = 1.15  # how far above its measured roof a machine may run for a moment
 
 
@@ -54,7 +57,8 @@ class Cost:
         """Seconds below which nobody can have done the work; 0 where nothing is known."""
         arithmetic = 0.0
         if self.flops and not self.exotic and self.dtype.is_floating_point:
-            arithmetic = self.flops / self.shortcut / roofs.arithmetic(self.dtype)
+            peak = max(roofs.arithmetic(self.dtype), roofs.arithmetic(torch.bfloat16) / _PARTS.get(self.dtype, math.inf))
+            arithmetic = self.flops / self.shortcut / peak
         if cache == "cold":  # results may stay in a cache
             memory = self.read / (_BUS * roofs.copy(roofs.SIZES[-1]))
         else:

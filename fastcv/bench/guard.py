@@ -7,10 +7,11 @@ NVML where nvidia-ml-py is installed. Nothing is set, nothing is reset.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import active_count
+from time import perf_counter, process_time, sleep  # by value: a contender may replace the module's own
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ except ImportError:  # not a Unix
 
 @dataclass(frozen=True)
 class Limits:
-    """Shares from which there is no verdict. switched: calls with an involuntary context switch. pressure: time in which some
+    """Shares from which there is no verdict. switched: calls that were ``interrupted``. pressure: time in which some
     runnable task waited for a CPU. stolen: CPU time that the hypervisor gave to others. spread: (p90 - p10) / median.
     slowed: drop of the slowest core's clock below the fastest seen. foreign: GPU processes of others.
+
+    Where they come from: docs/bench.md, the noise guard.
     """
 
     switched: float = 0.25
-    pressure: float = 0.25
+    pressure: float = 0.15
     stolen: float = 0.05
     spread: float = 0.6
     slowed: float = 0.15
@@ -39,6 +42,9 @@ class Limits:
 
 
 LIMITS = Limits()
+# Involuntary context switches per second: the system's own work on a quiet machine causes a few, another process, at a turn every
+# few milliseconds, hundreds.
+TOLERATED = 20.0
 
 
 @dataclass
@@ -127,9 +133,29 @@ def gpu_state(nvml: Any = None) -> dict[str, Any]:
     return state
 
 
+def driver(nvml: Any = None) -> str:
+    """The version of NVIDIA's driver; "" without NVML."""
+    try:
+        if nvml is None:
+            import pynvml as nvml
+        nvml.nvmlInit()
+    except (ImportError, getattr(nvml, "NVMLError", OSError)):
+        return ""
+    try:
+        version = nvml.nvmlSystemGetDriverVersion()
+    finally:
+        nvml.nvmlShutdown()
+    return version.decode() if isinstance(version, bytes) else version
+
+
 def _preempted() -> int:
     """Of the calling thread: that workers are woken on its core, and wait for it, is the machine's own way of working."""
     return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nivcsw
+
+
+def interrupted(switched: int, seconds: float) -> bool:
+    """True if a call of ``seconds`` had more involuntary context switches than the system itself causes."""
+    return switched > TOLERATED * seconds
 
 
 class Guard:
@@ -139,7 +165,7 @@ class Guard:
         self._gpu = gpu
 
     def start(self) -> None:
-        self._since = (time.perf_counter(), _pressure(), _stolen(), _throttles())
+        self._since = (perf_counter(), _pressure(), _stolen(), _throttles())
         self._mhz = _clocks()
 
     def before(self) -> None:
@@ -156,7 +182,7 @@ class Guard:
 
     def noise(self) -> Noise:
         start, pressure, stolen, throttles = self._since
-        elapsed = max(1e-9, time.perf_counter() - start)
+        elapsed = max(1e-9, perf_counter() - start)
         noise = Noise(cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         if hasattr(os, "getloadavg"):
             noise.load = os.getloadavg()[0]
@@ -175,11 +201,9 @@ class Guard:
         return noise
 
 
-def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Limits = LIMITS) -> str:
-    """Why these samples allow no verdict, in one clause; "" if they do."""
-    where = f" (load {noise.load:.1f} on {noise.cpus} CPUs)" if noise.load is not None else ""
-    if switched / len(samples) > limits.switched:
-        return f"{switched / len(samples):.0%} of the calls had involuntary context switches{where}"
+def disturbed(noise: Noise, limits: Limits = LIMITS) -> str:
+    """What of the machine's own counters is above the limits, in one clause; "" if nothing is."""
+    where = _where(noise)
     if noise.pressure is not None and noise.pressure > limits.pressure:
         return f"tasks waited for a CPU {noise.pressure:.0%} of the time{where}"
     if noise.stolen is not None and noise.stolen > limits.stolen:
@@ -193,16 +217,43 @@ def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Li
             return f"GPU {name} was held back (throttle reasons {state['throttle']:#x}, {state['celsius']} °C, {state['watts']:.0f} W)"
         if state["others"] > limits.foreign:
             return f"{state['others']} other processes on GPU {name}"
+    return ""
+
+
+def _where(noise: Noise) -> str:
+    return f" (load {noise.load:.1f} on {noise.cpus} CPUs)" if noise.load is not None else ""
+
+
+def unreliable(noise: Noise, samples: Sequence[float], switched: int, limits: Limits = LIMITS) -> str:
+    """Why these samples allow no verdict, in one clause; "" if they do."""
+    if switched / len(samples) > limits.switched:
+        return f"{switched / len(samples):.0%} of the calls had involuntary context switches{_where(noise)}"
+    if reason := disturbed(noise, limits):
+        return reason
     middle = quantile(samples, 0.5)
     spread = (quantile(samples, 0.9) - quantile(samples, 0.1)) / middle if middle > 0 else 0.0
     if spread > limits.spread:
-        return f"unsteady: the middle 80% of the times spread over {spread:.0%} of the median{where}"
+        return f"unsteady: the middle 80% of the times spread over {spread:.0%} of the median{_where(noise)}"
     return ""
+
+
+def busy(patience: float = 0.25) -> bool:
+    """True if this process uses a fifth of a CPU or more while nobody calls anything; it gets so long to come to rest, as pools of
+    threads do.
+    """
+    end = perf_counter() + patience
+    while True:
+        start, cpu = perf_counter(), process_time()
+        sleep(2e-3 if active_count() == 1 else 2e-2)  # on a shared machine a thread may have to wait for its turn
+        if process_time() - cpu < 0.2 * (perf_counter() - start):
+            return False
+        if perf_counter() > end:
+            return True
 
 
 def crowded(wall: float, cpu: float) -> str:
     """Of calls that took ``wall`` seconds and this process ``cpu`` seconds meanwhile: more than torch's threads have, or ""."""
     threads = torch.get_num_threads()
-    if wall > 0.05 and cpu > (threads + 0.3) * wall * 1.1:
+    if wall > 0.01 and cpu > (threads + 0.3) * wall * 1.1:
         return f"used {cpu / wall:.1f} CPUs, torch's number of threads is {threads}"
     return ""

@@ -37,6 +37,8 @@ def plain_tensors(result: Any) -> str:
     for t in leaves:
         if type(t) not in (Tensor, torch.nn.Parameter):
             return f"returned a {type(t).__name__}, which may still have to be computed, not a torch.Tensor"
+        if t.is_neg() or t.is_conj():
+            return "returned a tensor that is still to be negated or conjugated where it is read"
         if t.device.type == "meta":
             return "returned a tensor without values"
     return ""

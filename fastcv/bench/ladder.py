@@ -24,6 +24,8 @@ from .race import measure
 from .rows import OK, Row
 from .timers import CpuTimer
 
+PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # under a label that a line may cross
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -60,10 +62,8 @@ def climb(case: Case, dtype: torch.dtype, layout: str, seconds: float = 1.0, rou
     function = getattr(functional, case.op)
     entered, refused = [], []
     for name, isa in variants(op):
-        if "amxmodel" in name:
-            refused.append(
-                Rung(name, isa, None, "AMX's tiles as a program in software: it tests the kernel and is no measure of its speed")
-            )
+        if software := _software(name, isa):
+            refused.append(Rung(name, isa, None, f"{software}: it tests the kernel and is no measure of its speed"))
             continue
         args, kwargs = case.arguments(dtype, layout)
         try:
@@ -82,8 +82,17 @@ def climb(case: Case, dtype: torch.dtype, layout: str, seconds: float = 1.0, rou
     return [*rungs, *refused]
 
 
+def _software(name: str, isa: str) -> str:
+    """What a variant is that a CPU runs as a program of the hardware it was written for; "" for all others."""
+    if "amxmodel" in name:
+        return "AMX's tiles as a program in software"
+    return "a CUDA kernel, which a CPU runs on an emulator at most" if isa.startswith("sm") else ""
+
+
 def _short(text: str) -> str:
-    return re.sub(r"\s+", " ", text.partition("\n")[0]).strip()[:160]
+    """The reason alone of "conv: variant ... cannot run this call: needs ..."."""
+    line = re.sub(r"\s+", " ", text.partition("\n")[0]).strip()
+    return (line.partition("cannot run this call: ")[2] or line)[:160]
 
 
 def explanation(variant: str, isa: str) -> list[str]:
@@ -114,15 +123,17 @@ def picture(rungs: Sequence[Rung]) -> Any:
     isas = list(dict.fromkeys(r.isa for r in shown))
     colours = [pictures.COLOURS[isas.index(r.isa) % 8] for r in shown]
     axes.barh(range(len(shown)), values, color=colours, height=0.62, alpha=0.9)
+    for isa in reversed(isas):  # best first, as the rungs stand
+        axes.barh(0, 0, color=pictures.COLOURS[isas.index(isa) % 8], alpha=0.9, label=isa)
     for i, rung in enumerate(shown):
         if rung.row is not None:
             label = f"{_percent(rung.row)}  {tables.time_text(rung.row.median)}"
-            axes.annotate(label, (values[i], i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(label, (values[i], i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8, bbox=PAPER)
     axes.axvline(100, color="#222222", lw=1)
     torchs = next((r.row for r in rungs if r.variant == "torch" and r.row is not None and r.row.timed), None)
     if torchs is not None:
         axes.axvline(torchs.percent, color="#d55e00", lw=1.2, ls="--", label=f"torch: {tables.time_text(torchs.median)}")
-        pictures._legend(axes, loc="lower right")
+    pictures._legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_yticks(range(len(shown)), [r.variant for r in shown], fontsize=9)
     axes.set(
         xscale="log",

@@ -18,7 +18,7 @@ from .._tuned import layer_words
 from ..testing import Case
 from ..testing.cases._case import randn
 from .roofs import DTYPES
-from .values import MODES, Pass, first, tensors
+from .values import MODES, Pass, Prepared, first, tensors
 
 PRECISIONS = ("highest", "high", "medium", "ieee")  # csrc/conv/conv.h: enum Precision
 
@@ -143,7 +143,7 @@ def distinct(layers: Sequence[Layer]) -> list[Layer]:
 # ---- a race for a layer ------------------------------------------------------------------------------------------------
 
 
-class Call:
+class Call(Prepared):
     """fastcv's raw op on a layer; with ``pack`` the weights are arranged before the clock starts."""
 
     def __init__(self, run: Callable[..., Tensor], pack: Callable[..., Tensor] | None) -> None:
@@ -153,7 +153,7 @@ class Call:
         return self._run(a, b)
 
     def prepare(self, a: Tensor, b: Tensor) -> Callable[[], Tensor]:
-        """What is not timed; returns what is (values.Pass)."""
+        """What is not timed; returns what is."""
         if self._pack is None:
             return lambda: self._run(a, b)
         packed = self._pack(a, b)

@@ -14,6 +14,7 @@ import torch
 
 from .. import _ext
 from .._version import __version__
+from .guard import driver
 
 
 @cache
@@ -44,15 +45,28 @@ def wait_passively() -> None:
 
 
 @cache
+def caches() -> dict[int, int]:
+    """Bytes of the first CPU's data caches by level; {} where the system does not say."""
+    sizes: dict[int, int] = {}
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, number, text = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        except OSError:
+            continue
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 0)
+        if kind != "Instruction" and number.isdigit() and unit and text[:-1].isdigit():
+            sizes[int(number)] = int(text[:-1]) * unit
+    return dict(sorted(sizes.items()))
+
+
 def last_level_cache() -> int:
     """Bytes of the largest cache of the first CPU; 32 MiB where the system does not say."""
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 0)
-        if unit and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * unit)
-    return max(sizes, default=32 << 20)
+    return max(caches().values(), default=32 << 20)
+
+
+def level(size: int) -> str:
+    """The first level that holds so many bytes: "L2", or "memory"; "" where the system does not say."""
+    return next((f"L{number}" for number, held in caches().items() if size <= held), "memory" if caches() else "")
 
 
 def source_state() -> tuple[str, bool]:
@@ -96,7 +110,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
     if device != "cpu":
         properties = torch.cuda.get_device_properties(device)
-        facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        facts |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda, "driver": driver()}
     return facts
 
 

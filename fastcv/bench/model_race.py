@@ -11,10 +11,10 @@ import copy
 import gc
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from ..testing import max_error
 from . import engines, roofs
 from .contenders import LAYOUTS
 from .engines import Exported, one_line
-from .guard import LIMITS, Guard, Noise, crowded, unreliable
+from .guard import LIMITS, Guard, Noise, crowded, interrupted, unreliable
 from .judge import ROUNDING, same_bits
 from .memory import peak
 from .race import kernels_of, poison
@@ -40,9 +40,6 @@ FORMATS = dict(zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), stri
 # Rounding of deep networks differs severalfold between right implementations, torch's own layouts among them; a wrong layer is off by
 # orders of magnitude.
 ALLOWED = 10.0
-# Involuntary context switches per second: the system's own work on a quiet machine causes a few in a call this long; another
-# process, at a turn every few milliseconds, hundreds.
-TOLERATED = 20.0
 
 
 @dataclass(frozen=True)
@@ -313,7 +310,7 @@ class _Race:
         threads = torch.get_num_threads()
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             runner.stop(FAILED, f"{type(error).__name__}: {one_line(error)}" if not isinstance(error, ValueError) else one_line(error))
         if torch.get_num_threads() != threads:
             runner.stop(WRONG, f"changed torch's number of threads from {threads} to {torch.get_num_threads()}")
@@ -353,10 +350,10 @@ class _Race:
         self.guard.start()
         gc.collect()
         gc.disable()
-        end, count = time.perf_counter() + seconds, 0
+        end, count = perf_counter() + seconds, 0
         try:
             while (running := [r for r in self.runners if r.running]) and (
-                count < rounds[0] or (count < rounds[1] and time.perf_counter() < end)
+                count < rounds[0] or (count < rounds[1] and perf_counter() < end)
             ):
                 for runner in self.number.sample(running, len(running)):
                     self._timed(runner, count % 2)
@@ -369,9 +366,9 @@ class _Race:
         with self._watch(runner):
             runner.image.copy_(self.images[key])
             self.guard.before()
-            start = time.perf_counter()
+            start = perf_counter()
             output = runner.call()
-            seconds = time.perf_counter() - start
+            seconds = perf_counter() - start
             switched, cpu = self.guard.after()
             error = self.judge.timed(runner, key, output)
             runner.error = max(runner.error or 0.0, error)
@@ -379,7 +376,7 @@ class _Race:
             if reason := self.judge.verdict(error, self.judge.own_timed):
                 runner.stop(WRONG, reason)
             runner.times.append(seconds)
-            runner.switched += switched > TOLERATED * seconds
+            runner.switched += interrupted(switched, seconds)
             runner.cpu += cpu
             self._poison(runner, output)
 

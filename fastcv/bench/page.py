@@ -25,9 +25,9 @@ warm. GFLOP/s counts two operations per multiply-add of the direct algorithm, GB
 time that the nearer roof of this machine allows (multiply-adds in registers, or a copy of as many bytes; from memory if cold) as a
 share of the time it took. More than 100% is possible where an algorithm needs fewer operations than are counted (Winograd). What
 beats every known algorithm is IMPOSSIBLE.</p>
-<p>Errors are the largest and the mean over all outputs, relative to the largest output; torch's are those of its plain function in
-the same dtype. “Same bits”: two calls on the same values give the same bits. UNRELIABLE rows have times and no verdict: the machine
-did something else.</p>
+<p>Errors are the largest and the mean over all outputs, relative to the largest output, the largest also in units in its last place
+(ulp); torch's are those of its plain function in the same dtype. “Same bits”: two calls on the same values give the same bits.
+UNRELIABLE rows have times and no verdict: the machine did something else.</p>
 """
 
 
@@ -70,7 +70,8 @@ def rows_table(rows: Sequence[Row]) -> str:
             why = f'<td class="text bad" colspan="{len(shown) - 2}">{escape(cells[2])}</td>'
             parts.append(f'<tr><td>{escape(cells[0])}</td><td class="left">{escape(cells[1])}</td>{why}</tr>')
             continue
-        tds = {i: f"<td{' class=left' if tables.COLUMNS[i] in left[1:] else ''}>{escape(cells[i])}</td>" for i in shown}
+        kinds = {"cache": ' class="left"', "kernel": ' class="left kernel"'}
+        tds = {i: f"<td{kinds.get(tables.COLUMNS[i], '')}>{escape(cells[i])}</td>" for i in shown}
         if row.status != OK:
             tds[len(cells) - 2] = f'<td class="{_CLASS[row.status]}" title="{escape(row.reason)}">{row.status}</td>'
         parts.append("<tr>" + "".join(tds.values()) + "</tr>")
@@ -126,11 +127,11 @@ the output of every timed call is verified against the model in float64. The med
 rounds that depend on each other as fewer. Inference is without gradients, and every contender may prepare the weights beforehand:
 fastcv.optimize folds and arranges them, torch.compile freezes them, ONNX Runtime and OpenVINO get the model as a file with the
 weights inside. Training is a forward and a backward pass; the optimiser's update is the same code for everybody and no part of it.</p>
-<p>“Of roof” is the time that multiply-adds in registers (16-bit types: torch's matrix product) allow for the operations of the
-direct algorithm, as a share of the time it took; Winograd's convolutions need fewer. Errors are relative to the largest output, in
-training the distance of all gradients to the exact ones relative to their norm; torch's is that of its worse layout in the same
-dtype. Peak and workspace are memory asked of torch's allocator, which the engines do not use. UNRELIABLE rows have times and no
-verdict: the machine did something else.</p>
+<p>“Of roof” is the time that multiply-adds in registers (16-bit types: or torch's matrix product, whichever is faster) allow for the
+operations of the direct algorithm, as a share of the time it took; Winograd's convolutions need fewer. Errors are relative to the
+largest output, in training the distance of all gradients to the exact ones relative to their norm; torch's is that of its worse layout
+in the same dtype. Peak and workspace are memory asked of torch's allocator, which the engines do not use. UNRELIABLE rows have times
+and no verdict: the machine did something else.</p>
 """
 
 

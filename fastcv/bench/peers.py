@@ -36,11 +36,13 @@ def missing(peer: str) -> str:
 
 
 def contenders(case: Case, dtype: torch.dtype, mode: str, layouts: Sequence[str], vs: Sequence[str]) -> list[Contender]:
-    """fastcv, the named peers that can run this, and what is registered for the op, in the layouts that the case makes sense in."""
+    """fastcv, the named peers that can run this, and what is registered for the op, in those of the layouts that the case makes sense in;
+    where none of them does (rows of numbers have no channels), in the case's own.
+    """
     # Layouts are of tensors of four and five dimensions; without one the second is the first again.
     spatial = any(t.dim() in (4, 5) for t in tensors(case.arguments(torch.float32)))
     sensible = case.layouts if spatial else case.layouts[:1]
-    both = [layout for layout in layouts if layout in sensible]
+    both = [layout for layout in layouts if layout in sensible] or list(sensible)
     ours = getattr(functional, case.op)
     made = [Contender(f"fastcv {layout}", ours, layout, who="fastcv") for layout in both]
     for peer in vs:

@@ -65,6 +65,9 @@ def roofline(rows: Sequence[Row]) -> Figure | None:
     intensity = [r.flops / r.bytes for r in shown]
     left, right = min(intensity) / 2, max(intensity) * 2
     if all(r.device == "cpu" for r in shown):
+        # Where the roofs bend is always in the picture.
+        bends = [roofs.arithmetic(roofs.DTYPES[r.dtype]) / roofs.copy(size) for r in shown for size in (roofs.SIZES[1], roofs.SIZES[-1])]
+        left, right = min(left, min(bends) / 2), max(right, max(bends) * 2)
         for style, dtype in zip(("-", "--", ":", "-."), dict.fromkeys(r.dtype for r in shown), strict=False):
             top = roofs.arithmetic(roofs.DTYPES[dtype]) / 1e9
             for name, size in (("memory", roofs.SIZES[-1]), ("cache", roofs.SIZES[1])):
@@ -202,9 +205,8 @@ def errors(rows: Sequence[Row]) -> Figure | None:
     axes.axhline(1, color="#222222", lw=1)
     axes.axvline(1, color="#222222", lw=1)
     axes.axhline(2, color="#b3261e", lw=1, ls="--", label="twice torch's error: the rule")
-    axes.set(
-        xscale="log", yscale="log", xlabel="torch's best time / this time", ylabel="error / torch's error", title="Error against speed"
-    )
+    axes.set(xscale="log", yscale="log", title="Error against speed: to the right is faster, below is more exact")
+    axes.set(xlabel="torch's best time / this time", ylabel="error / torch's error")
     _logarithmic(axes.xaxis)
     _logarithmic(axes.yaxis)
     _legend(axes)

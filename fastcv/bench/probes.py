@@ -1,4 +1,4 @@
-"""What a GPU's instructions and its second-level cache do at most, by the probes of csrc/roof.
+"""What a GPU's instructions and its second-level cache do at most, and a CPU's products of 16-bit numbers, by the probes of csrc/roof.
 
 A chain adds one to numbers in registers, again and again, each by one instruction: its operands never change, so what it reaches is above
 what a product of random numbers may draw power for. The ops have one row per instruction; a CPU runs the plain loops, or with a build of
@@ -23,6 +23,8 @@ CHAINS = {
     "mma.sync bf16": ("mma_bf16_sm80", 32),
     "wgmma bf16": ("wgmma_bf16_sm90a", 32),
 }
+# A CPU's for bfloat16, which also carry float16 and float32 in parts.
+CPU_CHAINS = {"AMX tiles": ("tiles_bf16_amx", 64), "AVX-512 dot products": ("dots_bf16_avx512bf16", 4)}
 
 
 @_ext.fake("step_chain")
@@ -57,9 +59,28 @@ def _(
 
 def chain(name: str, device: str, multiprocessors: int, small: bool = False) -> tuple[Callable[[], torch.Tensor], int]:
     """(a call of a chain of CHAINS, the operations of one call). small: for the emulator."""
-    row, each = CHAINS[name]
-    x = torch.ones(CHAIN_TILE * (1 if small else 12 * multiprocessors), device=device)
-    op, steps = _ext.op("step_chain"), 4 if small else 1024
+    return _steps(*CHAINS[name], torch.ones(CHAIN_TILE * (1 if small else 12 * multiprocessors), device=device), 4 if small else 1024)
+
+
+def cpu_chain(name: str, threads: int) -> tuple[Callable[[], torch.Tensor], int]:
+    """(a call of a chain of CPU_CHAINS on that many threads, the operations of one call)."""
+    return _steps(*CPU_CHAINS[name], torch.ones(CHAIN_TILE * threads), 4096)
+
+
+def lacks(name: str) -> str:
+    """Why this CPU, or this build, has no chain of CPU_CHAINS; "" if it has."""
+    needs = dict(_ext.module().variants("step_chain")).get(CPU_CHAINS[name][0])
+    if needs is None:
+        return "not in this build"
+    try:
+        with use(step_chain=CPU_CHAINS[name][0]):
+            return ""
+    except ValueError:
+        return f"not on this CPU (it has {_ext.cpu_isa()})"
+
+
+def _steps(row: str, each: int, x: torch.Tensor, steps: int) -> tuple[Callable[[], torch.Tensor], int]:
+    op = _ext.op("step_chain")
 
     def call() -> torch.Tensor:
         with use(step_chain=row):

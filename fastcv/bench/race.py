@@ -16,9 +16,9 @@ import contextlib
 import gc
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter  # by value: a contender may replace the module's own
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from ..testing import Case
 from . import roofs
 from .contenders import Contender
 from .cost import Cost, cost
-from .guard import LIMITS, Guard, Limits, crowded, unreliable
+from .guard import LIMITS, Guard, Limits, busy, crowded, interrupted, unreliable
 from .judge import Judge, Verdict, plain_tensors, same_bits
 from .memory import peak
 from .rows import FAILED, IMPOSSIBLE, UNRELIABLE, WRONG, Row, Sample
@@ -59,21 +59,21 @@ def interleave(
     repeat = {}
     for name, call in contenders.items():
         call()
-        start = time.perf_counter()
+        start = perf_counter()
         call()
-        repeat[name] = max(1, math.ceil(floor / max(time.perf_counter() - start, 1e-9)))
+        repeat[name] = max(1, math.ceil(floor / max(perf_counter() - start, 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(seed).shuffle
-    end = time.perf_counter() + seconds
-    while len(times[order[0]]) < rounds[0] or (time.perf_counter() < end and len(times[order[0]]) < rounds[1]):
+    end = perf_counter() + seconds
+    while len(times[order[0]]) < rounds[0] or (perf_counter() < end and len(times[order[0]]) < rounds[1]):
         shuffle(order)
         for name in order:
             call, n = contenders[name], repeat[name]
-            start = time.perf_counter()
+            start = perf_counter()
             for _ in range(n):
                 call()
-            times[name].append((time.perf_counter() - start) / n)
+            times[name].append((perf_counter() - start) / n)
     return {name: Sample(tuple(values)) for name, values in times.items()}
 
 
@@ -118,6 +118,14 @@ def measure(
     return [race.row(runner, state, limits) for state in cache for runner in race.runners]
 
 
+_PRECISIONS: dict[str, Any] = {  # older versions of torch have no such switches
+    "oneDNN's convolutions": getattr(torch.backends.mkldnn, "conv", None),
+    "oneDNN's products": getattr(torch.backends.mkldnn, "matmul", None),
+    "cuDNN's convolutions": getattr(torch.backends.cudnn, "conv", None),
+    "CUDA's products": torch.backends.cuda.matmul,
+}
+
+
 def _settings() -> dict[str, Any]:
     """What a call must leave as it was."""
     return {
@@ -126,7 +134,19 @@ def _settings() -> dict[str, Any]:
         "gradient mode": torch.is_grad_enabled(),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
         "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        **{f"fp32 precision of {where}": getattr(part, "fp32_precision", "") for where, part in _PRECISIONS.items()},
     }
+
+
+def _restore(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(settings["number of threads"])
+    torch.set_default_dtype(settings["default dtype"])
+    torch.set_grad_enabled(settings["gradient mode"])
+    torch.set_float32_matmul_precision(settings["float32 matmul precision"])
+    torch.use_deterministic_algorithms(settings["deterministic mode"])
+    for where, part in _PRECISIONS.items():
+        if settings[f"fp32 precision of {where}"]:
+            part.fp32_precision = settings[f"fp32 precision of {where}"]
 
 
 def poison(result: Any, spare: set[int]) -> None:
@@ -142,6 +162,11 @@ def poison(result: Any, spare: set[int]) -> None:
 
 def _addresses(arguments: Any) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in tensors(arguments)}
+
+
+def _within(result: Any, addresses: set[int]) -> bool:
+    """True if a part of the result lies in one of these storages."""
+    return any(t.layout == torch.strided and t.untyped_storage().data_ptr() in addresses for t in tensors(result))
 
 
 class _Buffer:
@@ -207,6 +232,8 @@ class _Race:
         self.judge = Judge(case, self.values, mode, layouts)
         self.cost: Cost = cost(case, dtype, mode)
         self.noise: dict[str, Any] = {}
+        self.at_rest = True
+        self.left: dict[str, bool] = {}  # by state: a contender, who knows which, has left something running
         self.own: tuple[float, float] = (math.nan, math.nan)
 
     def running(self) -> list[_Runner]:
@@ -219,21 +246,18 @@ class _Race:
         try:
             with runner.contender.around():
                 yield
-        except Exception as error:  # whatever a contender raises is its own failure, in one line
+        except (Exception, SystemExit) as error:  # whatever a contender raises is its own failure, in one line
             runner.stop(FAILED, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         after = _settings()
         changed = [name for name in before if after[name] != before[name]]
         if changed:
             runner.stop(WRONG, f"changed torch's {changed[0]} from {before[changed[0]]} to {after[changed[0]]}")
-            torch.set_num_threads(before["number of threads"])
-            torch.set_default_dtype(before["default dtype"])
-            torch.set_grad_enabled(before["gradient mode"])
-            torch.set_float32_matmul_precision(before["float32 matmul precision"])
-            torch.use_deterministic_algorithms(before["deterministic mode"])
+            _restore(before)
 
     def audit(self) -> None:
         """Before the race, untimed: is it right, does it repeat bit for bit, which kernel runs, what memory does it take."""
         key = self.values.key(self.number)
+        self.at_rest = not busy()  # else whoever calls is himself at work, or OMP_WAIT_POLICY=active
         for runner in self.runners:
             with self._watch(runner):
                 buffers = [_Buffer(runner, self.values) for _ in range(2)]
@@ -259,6 +283,9 @@ class _Race:
                     if self.mode != "bwd":  # its memory was taken by a forward pass that is not timed
                         self.values.fill(buffers[1].arguments, key)
                         runner.peak, runner.workspace = peak(buffers[1].bound(), self.timer.device)
+            if self.at_rest and busy():
+                runner.stop(WRONG, "left something running that keeps a CPU busy after it has returned")
+                self.at_rest = False
         self.own = self.judge.own_error(key)
 
     def _judge(self, runner: _Runner, key: int, outputs: list[Tensor], state: list[Tensor]) -> None:
@@ -281,24 +308,25 @@ class _Race:
         one_round = _Hot(self) if state == "hot" else _Cold(self)
         secret = {0, self.number.randrange(1, max(2, rounds[0]))}
         self.guard.start()
-        start, checking, count = time.perf_counter(), 0.0, 0
+        start, checking, count = perf_counter(), 0.0, 0
         gc.collect()
         gc.disable()
         try:
             while running := self.running():
                 done = min(len(r.times[state]) for r in running)
-                elapsed = time.perf_counter() - start
+                elapsed = perf_counter() - start
                 if done >= rounds[1] or (done >= rounds[0] and elapsed > seconds):
                     break
                 check = count in secret or (checking < CHECKING * elapsed and self.number.random() < 0.1)
-                begin = time.perf_counter()
+                begin = perf_counter()
                 one_round(state, check)
                 if check:
-                    checking += time.perf_counter() - begin
+                    checking += perf_counter() - begin
                 count += 1
         finally:
             gc.enable()
         self.noise[state] = self.guard.noise()
+        self.left[state] = self.at_rest and busy()
 
     def timed(self, runner: _Runner, buffer: _Buffer, state: str, key: int | None) -> Any:
         """One timed call on filled arguments. With a key it is to be verified, later: returns what ``settle`` needs."""
@@ -315,11 +343,12 @@ class _Race:
                 state_now = [t.clone() for t in tensors(buffer.arguments)]
                 pending = (key, result, probes, copies, state_now, buffer)
             runner.typical = seconds
-            if self.shared and switched and runner.skipped < PATIENCE * (len(runner.times[state]) + 1):
+            stopped = interrupted(switched, seconds)
+            if self.shared and stopped and runner.skipped < PATIENCE * (len(runner.times[state]) + 1):
                 runner.skipped += 1
             else:
                 runner.times[state].append(seconds)
-                runner.switched[state] += switched > 0
+                runner.switched[state] += stopped
                 runner.cpu[state] += cpu
             if late := plain_tensors(result) or self.timer.late(seconds):
                 runner.stop(WRONG, late)
@@ -337,6 +366,13 @@ class _Race:
             if not all(same_bits(_few(t), p) and same_bits(t.detach(), c) for t, p, c in zip(now, probes, copies, strict=True)):
                 runner.stop(WRONG, "was still writing its results after it had returned")
                 return
+            if not _within(result, buffer.addresses):  # the caller's to keep: a later call has no business in it
+                self.values.fill(buffer.arguments, self.values.key(self.number))
+                later = buffer.bound()()
+                if not all(same_bits(t.detach(), c) for t, c in zip(now, copies, strict=True)):
+                    runner.stop(WRONG, "wrote its results into memory that it had returned before")
+                    return
+                poison(later, buffer.addresses)
             self._judge(runner, key, copies, state)
             poison(result, buffer.addresses)
 
@@ -376,6 +412,8 @@ class _Race:
         row.roof = self.cost.attainable(state) if row.device == "cpu" else 0.0
         if impossible:
             row.status, row.reason = IMPOSSIBLE, impossible
+        elif self.left[state]:
+            row.status, row.reason = UNRELIABLE, "a contender left something running that keeps a CPU busy while others are timed"
         elif reason := unreliable(noise, times, runner.switched[state], limits) or self._crowded(times, runner.cpu[state]):
             row.status, row.reason = UNRELIABLE, reason
         return row

@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from .. import _ext
 from . import probes
-from .machine import processor
+from .machine import level, processor
 
 SCHEMA = 1
 _SECONDS = 0.15  # for each roof
@@ -37,11 +37,11 @@ def _best(call: Callable[[], object], seconds: float, wait: Callable[[], object]
     """The shortest time of one call, in seconds. wait: returns when the call's work is done."""
     call()
     wait()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
+    best, end = float("inf"), perf_counter() + seconds
+    while (start := perf_counter()) < end:
         call()
         wait()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, perf_counter() - start)
     return best
 
 
@@ -52,7 +52,13 @@ def _measure_arithmetic(dtype: torch.dtype, threads: int, seconds: float) -> flo
         return 2 * x.numel() * steps / _best(lambda: chain(x, steps), seconds)
     a, b = (torch.rand(1024, 1024).to(dtype) for _ in range(2))
     matrices = 2 * 1024**3 / _best(lambda: torch.mm(a, b), seconds)
-    return max(matrices, _roof(torch.float32, threads))
+    chains = [_measure_chain(name, threads, seconds) for name in probes.CPU_CHAINS if dtype == torch.bfloat16 and not probes.lacks(name)]
+    return max(matrices, _roof(torch.float32, threads), *chains)
+
+
+def _measure_chain(name: str, threads: int, seconds: float) -> float:
+    call, operations = probes.cpu_chain(name, threads)
+    return operations / _best(call, seconds)
 
 
 def _measure_copy(size: int, seconds: float) -> float:
@@ -87,8 +93,9 @@ def look_again() -> None:
 
 
 def arithmetic(dtype: torch.dtype) -> float:
-    """FLOP/s with torch's current number of threads: float32 and float64 by multiply-adds in registers (csrc/roof); 16-bit
-    types, whose matrix units register code does not reach, by torch's product of 1024 x 1024 matrices if that is faster.
+    """FLOP/s with torch's current number of threads: float32 and float64 by multiply-adds in registers (csrc/roof); bfloat16 by the
+    products of its own in registers (AMX tiles, AVX-512 dot products) or torch's product of 1024 x 1024 matrices, whichever is
+    faster; float16 by that product or in float32.
     """
     return _roof(dtype, torch.get_num_threads())
 
@@ -134,10 +141,19 @@ def stored() -> dict[str, Any]:
     return _kept().get("machines", {}).get(machine_key(), {}) if _ext.is_built() else {}
 
 
-def measure_all(seconds: float = 1.0, progress: Callable[[str, float], None] = lambda name, value: None) -> dict[str, Any]:
-    """Every roof of the CPU, about ``seconds`` each: {"flops": by dtype, "copy": by size in bytes}. Not yet stored."""
+def measure_all(
+    seconds: float = 1.0, progress: Callable[[str, float | str], None] = lambda name, value: None
+) -> dict[str, dict[str, float]]:
+    """Every roof of the CPU, about ``seconds`` each: {"chain": 16-bit products in registers by instruction, "flops": by dtype, "copy": by
+    size in bytes}. Not yet stored. progress: gets what was measured, or why it was not.
+    """
     threads = torch.get_num_threads()
-    roofs: dict[str, Any] = {"flops": {}, "copy": {}}
+    roofs: dict[str, dict[str, float]] = {"chain": {}, "flops": {}, "copy": {}}
+    for name in probes.CPU_CHAINS:
+        missing = probes.lacks(name)
+        if not missing:
+            roofs["chain"][name] = _measure_chain(name, threads, seconds)
+        progress(f"{name} in bf16", missing or roofs["chain"][name])
     for name, dtype in DTYPES.items():
         roofs["flops"][name] = max(
             _measure_arithmetic(dtype, threads, seconds), roofs["flops"].get("f32", 0.0) if dtype.itemsize == 2 else 0.0
@@ -145,8 +161,16 @@ def measure_all(seconds: float = 1.0, progress: Callable[[str, float], None] = l
         progress(f"multiply-adds in {name}", roofs["flops"][name])
     for size in SIZES:
         roofs["copy"][str(size)] = _measure_copy(size, seconds)
-        progress(f"copy of {size >> 10} KiB", roofs["copy"][str(size)])
+        where = level(size)
+        progress(f"copy of {size >> 10} KiB{where and f' ({where})'}", roofs["copy"][str(size)])
     return roofs
+
+
+def higher(roofs: dict[str, dict[str, float]], before: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Of every roof the higher of two measurements."""
+    return {
+        kind: {name: max(value, before.get(kind, {}).get(name, 0.0)) for name, value in values.items()} for kind, values in roofs.items()
+    }
 
 
 def measure_gpu(device: str = "cuda", seconds: float = 1.0) -> dict[str, Any]:
@@ -173,10 +197,21 @@ def measure_gpu(device: str = "cuda", seconds: float = 1.0) -> dict[str, Any]:
     return roofs
 
 
-def store(roofs: dict[str, Any]) -> Path:
-    """Writes this machine's entry; the file is replaced whole. Raises OSError where it cannot be written."""
+def place() -> Path:
+    """The file, in a folder that exists. Raises OSError, one sentence, where it could not be written."""
     file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{file} cannot be written: {error.strerror}") from None
+    if not os.access(file.parent, os.W_OK):
+        raise OSError(f"{file} cannot be written: no permission")
+    return file
+
+
+def store(roofs: dict[str, Any]) -> Path:
+    """Writes this machine's entry; the file is replaced whole. Raises as ``place``."""
+    file = place()
     machines = _kept().get("machines", {}) | {machine_key(): roofs}
     fresh = file.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps({"schema": SCHEMA, "machines": machines}, indent=1))

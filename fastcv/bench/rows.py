@@ -9,6 +9,9 @@ from typing import Any
 
 from .statistics import median_interval, quantile
 
+# A unit in the last place of numbers from 1 up.
+EPS = {"f32": 2.0**-23, "f64": 2.0**-52, "bf16": 2.0**-7, "f16": 2.0**-10}
+
 OK, UNRELIABLE, IMPOSSIBLE, WRONG, FAILED = "OK", "UNRELIABLE", "IMPOSSIBLE", "WRONG", "FAILED"
 
 
@@ -104,6 +107,11 @@ class Row(_Times):
     def percent(self) -> float:
         """Of the attainable roof; above 100 where an algorithm needs fewer operations than are counted."""
         return 100 * self.roof / self.median
+
+    @property
+    def ulps(self) -> float | None:
+        """The largest error in units in the last place of the largest output."""
+        return None if self.error is None else self.error / EPS[self.dtype]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, the times in nanoseconds, and the statistics that a reader may want without this module."""

@@ -38,7 +38,7 @@ def speedup(rows: Sequence[Row], row: Row, who: str = "torch") -> float | None:
 
 COLUMNS = (
     *("contender", "cache", "median", "95% interval", "min", "p10-p90", "n", "GFLOP/s", "GB/s", "of roof"),
-    *("max error", "torch's", "mean error", "torch's", "workspace", "peak", "same bits", "torch/this", "kernel"),
+    *("max error", "ulp", "torch's", "mean error", "torch's", "workspace", "peak", "same bits", "torch/this", "kernel"),
 )
 
 
@@ -60,7 +60,9 @@ def cells(rows: Sequence[Row], row: Row) -> list[str]:
         f"{row.gflops:.1f}" if row.flops else "",
         f"{row.gbytes:.1f}" if row.bytes else "",
         f"{row.percent:.0f}%" if row.roof else "",
-        *(f"{e:.1e}" if e is not None else "" for e in (row.error, row.peer_error, row.mean_error, row.peer_mean_error)),
+        f"{row.error:.1e}" if row.error is not None else "",
+        f"{row.ulps:.1f}" if row.ulps is not None else "",
+        *(f"{e:.1e}" if e is not None else "" for e in (row.peer_error, row.mean_error, row.peer_mean_error)),
         size_text(row.workspace),
         size_text(row.peak),
         {True: "yes", False: "no", None: ""}[row.repeatable],
@@ -89,6 +91,27 @@ def race_lines(rows: Sequence[Row]) -> list[str]:
             *([f"{row.status}: {row.reason}"] if row.status != OK else []),
         ]
         lines.append(f"{start} {'  '.join(p for p in parts if p)}")
+    return lines
+
+
+def overview(rows: Sequence[Row]) -> list[list[str]]:
+    """A line per race and state of the caches, after a line of titles: everybody's best layout, and torch's time over fastcv's."""
+    whos = list(dict.fromkeys(r.who for r in rows))
+    lines = [["case", "dtype", "pass", "threads", "cache", *whos, "torch/fastcv", "of roof"]]
+    for case, dtype, mode, threads, cache in dict.fromkeys((r.case, r.dtype, r.mode, r.threads, r.cache) for r in rows):
+        here = [r for r in rows if (r.case, r.dtype, r.mode, r.threads, r.cache) == (case, dtype, mode, threads, cache)]
+        best = {who: best_peer(here, here[0], who) for who in whos}
+        ours = best.get("fastcv")
+        ratio = speedup(here, ours) if ours is not None and ours.status == OK else None
+        lost = {who: next((r.status for r in here if r.who == who), "") for who in whos}
+        lines.append(
+            [
+                *(case, dtype, mode, str(threads), cache),
+                *(time_text(row.median) if row is not None else lost[who] for who, row in best.items()),
+                f"{ratio:.2f}" if ratio is not None else ours.status if ours is not None and ours.status != OK else "",
+                f"{ours.percent:.0f}%" if ours is not None and ours.roof else "",
+            ]
+        )
     return lines
 
 

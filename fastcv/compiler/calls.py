@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from ..nn.fold import fold_tensors
 from ..optimizer.kernels import LINEAR, under_transform
 from ..optimizer.linear import linear
 from ..optimizer.packed_weights import PackedWeights
-from ..optimizer.watch import Watch
+from ..optimizer.watch import watch_of
+
+if TYPE_CHECKING:
+    from .._C import Watch
 
 
 def _numbers(values: Sequence[Any]) -> list[Any]:
@@ -40,6 +43,12 @@ def batch_norm_act(*args: Any) -> Tensor:
     return functional.batch_norm_act(*rest, activation, slope)
 
 
+def conv_fused(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any], *end: Any) -> Tensor:
+    """The convolution ``op`` with its arguments after the bias as geometry; end: packs, residual, activation and slope."""
+    run = convolutions.transposed if op.startswith("conv_transpose") else convolutions.convolve
+    return run(int(op[-2]), op, x, weight, bias, *geometry, *end)
+
+
 class _Kept:
     """What is made of one weight."""
 
@@ -51,16 +60,17 @@ class _Kept:
 class PackedConv(nn.Module):
     """One convolution of the graph, or one linear layer: activation(op(x) + residual).
 
-    op: a convolution or transposed convolution of fastcv.functional, with its arguments after the bias as geometry; or "linear".
-    Only conv2d takes a residual, only conv2d and linear an activation. The weight as the kernel arranges it is kept between calls
+    op: a convolution or transposed convolution of fastcv.functional, with its arguments after the bias as geometry; or "linear",
+    which takes no residual. slope: of leaky_relu. The weight as the kernel arranges it is kept between calls
     (packed_weights.py), for each weight: torch.compile runs one graph for all models of the same code and shapes.
     """
 
-    def __init__(self, op: str, geometry: Sequence[Any], activation: str | None) -> None:
+    def __init__(self, op: str, geometry: Sequence[Any], activation: str | None, slope: float) -> None:
         super().__init__()
         self.op = op
         self.geometry = tuple(geometry)
         self.activation = activation
+        self.slope = slope
         self._kept = WeakIdKeyDictionary()
         self._latest: tuple[Callable[[], Tensor | None], _Kept] | None = None
 
@@ -80,11 +90,8 @@ class PackedConv(nn.Module):
     def _run(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         used = None if under_transform() else packs
         if self.op == LINEAR:
-            return linear(x, weight, bias, self.activation, used)
-        if self.op == "conv2d":
-            return convolutions.convolve_fused(x, weight, bias, *self.geometry, residual, self.activation, used)
-        run = convolutions.transposed if self.op.startswith("conv_transpose") else convolutions.convolve
-        return run(int(self.op[-2]), self.op, x, weight, bias, *self.geometry, used)
+            return linear(x, weight, bias, self.activation, used, self.slope)
+        return conv_fused(self.op, x, weight, bias, self.geometry, used, residual, self.activation, self.slope)
 
 
 class FoldedConv(PackedConv):
@@ -114,5 +121,5 @@ class FoldedConv(PackedConv):
         groups = self.geometry[3] if self.op.startswith("conv_transpose") else None
         folded = fold_tensors(*tensors, eps, groups)
         if all(t is None or (t.device.type == "cpu" and not t.is_inference()) for t in tensors):  # others' changes do not show
-            kept.folded = (eps, Watch(tensors), folded)
+            kept.folded = (eps, watch_of(tensors), folded)
         return folded

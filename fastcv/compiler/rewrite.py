@@ -52,7 +52,7 @@ _ACTIVATIONS: dict[Any, str] = {
     F.leaky_relu_: "leaky_relu",
     F.gelu: "gelu",
 }
-_OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu")
+_OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu", "leaky_relu")
 _OF_NORM = ("relu", "relu6", "leaky_relu")
 
 
@@ -147,29 +147,27 @@ class Rewriter:
         if use is not None and self._is_norm_of(use, node) and self.cached and not _norm(use)["training"] and self._plain(use):
             norm = _norm(use)
             nodes.append(use)
-        residual = activation = None
+        residual, activation, slope = None, None, 0.0
         takes_product = op == LINEAR and self._takes_product(node)
-        if op == "conv2d":
-            residual, activation, _ = self._extend(nodes, _OF_CONV)
-        elif takes_product:
-            _, activation, _ = self._extend(nodes, _OF_CONV, addition=False)
+        if op != LINEAR or takes_product:
+            residual, activation, slope = self._extend(nodes, _OF_CONV, addition=op != LINEAR)
         conv = _bound(node, ("input", "weight", "bias", *after_bias), (None, *after_bias.values()))
         geometry = None if conv is None else tuple(conv[k] for k in after_bias)
-        if conv is None or any(isinstance(v, fx.Node) for v in pytree.tree_leaves(geometry)):  # a number that follows from a size
+        if conv is None or any(isinstance(v, fx.Node) for v in pytree.tree_leaves((geometry, slope))):  # a number that follows from a size
             return
         weight_stays = (op != LINEAR or takes_product) and self.cached and _is_parameter(conv["weight"])
         if norm is not None:
             tensors = (conv["weight"], conv["bias"], norm["weight"], norm["bias"], norm["running_mean"], norm["running_var"])
             args = (conv["input"], residual, *tensors, norm["eps"])
-            self._replace_by_module(nodes, "folded", calls.FoldedConv(op, geometry, activation), args)
+            self._replace_by_module(nodes, "folded", calls.FoldedConv(op, geometry, activation, slope), args)
         elif weight_stays:
-            name = op if len(nodes) == 1 or op == LINEAR else "conv2d_fused"
+            name = op if len(nodes) == 1 or op == LINEAR else f"{op}_fused"
             args = (conv["input"], conv["weight"], conv["bias"], residual)
-            self._replace_by_module(nodes, name, calls.PackedConv(op, geometry, activation), args)
+            self._replace_by_module(nodes, name, calls.PackedConv(op, geometry, activation, slope), args)
         elif len(nodes) > 1:
-            args = (conv["input"], conv["weight"], conv["bias"], *geometry, residual, activation)
-            self._replace(nodes, "call_function", functional.conv2d_fused, args)
-            self.done["conv2d_fused"] += 1
+            args = (op, conv["input"], conv["weight"], conv["bias"], geometry, None, residual, activation, slope)
+            self._replace(nodes, "call_function", calls.conv_fused, args)
+            self.done[f"{op}_fused"] += 1
 
     def _takes_product(self, node: fx.Node) -> bool:
         """True for a linear layer whose weight is a parameter, of a size that fastcv's kernel multiplies faster."""

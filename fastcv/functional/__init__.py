@@ -1,5 +1,6 @@
 """Functions with the names, arguments, defaults, errors and answers of ``torch.nn.functional``, on fastcv's kernels."""
 
+from . import _fallback as _fallback  # before the functions are taken over: it guards them
 from . import conv, loss, neighbors, norm, pool
 from .conv import *  # noqa: F403
 from .loss import *  # noqa: F403

@@ -16,6 +16,7 @@ Vector = Tensor | None
 train = _ext.op("batch_norm_train")
 evaluate = _ext.op("batch_norm_eval")
 _update = _ext.op("batch_norm_update_")
+train_update = _ext.op("batch_norm_train_update_")
 _backward = _ext.op("batch_norm_backward")
 
 DX, DWEIGHT, DBIAS, DRESIDUAL = 1, 2, 4, 8  # what batch_norm_backward is asked for
@@ -71,6 +72,12 @@ def _(
 @_ext.fake("batch_norm_update_")
 def _(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
     return None
+
+
+@_ext.fake("batch_norm_train_update_")
+def _(input: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    statistics = [input.new_empty(input.shape[1], dtype=torch.float64) for _ in range(2)]
+    return empty_like(input), *statistics
 
 
 # Batching: a mapped dimension becomes part of the channels, which are independent of each other -----------------------------------
@@ -200,12 +207,12 @@ def _double_backward(ctx: Any, v: Vector, vw: Vector, vb: Vector, vr: Vector) ->
 _backward_with_grad = differentiable("BatchNormBackward", _backward, _save_backward, _double_backward)
 
 
-def _gradients(ctx: Any, grad: Tensor, training: bool) -> tuple[Vector, ...]:
-    """Of input, residual, weight and bias, in this order."""
+def _gradients(ctx: Any, grad: Tensor, training: bool, weight_at: int) -> tuple[Vector, ...]:
+    """Of input, residual, weight and bias, in this order. weight_at: which of the arguments the weight is; the bias comes behind it."""
     input, output, mean, var, weight, bias = ctx.saved_tensors
     eps, slope, cap = ctx.scalars
     need = ctx.needs_input_grad
-    need_weight, need_bias = (need[2], need[3]) if training else (need[4], need[5])
+    need_weight, need_bias = need[weight_at : weight_at + 2]
     plain = slope == 1.0 and cap <= 0
     wanted = DX * need[0] | DWEIGHT * need_weight | DBIAS * need_bias | DRESIDUAL * (need[1] and not plain)
     args = (grad, input, output, mean, var, weight, bias, training, eps, slope, cap, wanted)
@@ -237,7 +244,23 @@ def _save_train(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
 def _backward_train(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 7
-    return *_gradients(ctx, grad, True), None, None, None
+    return *_gradients(ctx, grad, True, 2), None, None, None
+
+
+def _save_train_update(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
+    input, residual, _, _, weight, bias, scalars = args
+    y, mean, var = outputs
+    ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, _kept_output(y, residual, *scalars[2:]), mean, var, weight, bias)
+    ctx.scalars = scalars[1:]
+
+
+def _backward_train_update(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 7
+    dx, dresidual, dweight, dbias = _gradients(ctx, grad, True, 4)
+    return dx, dresidual, None, None, dweight, dbias, None
 
 
 def _save_eval(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
@@ -246,10 +269,33 @@ def _save_eval(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
     ctx.scalars = scalars
 
 
-def _backward_eval(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dx, dresidual, dweight, dbias = _gradients(ctx, grad, False)
+def _backward_eval(ctx: Any, grad: Tensor, training: bool = False) -> tuple[Any, ...]:
+    dx, dresidual, dweight, dbias = _gradients(ctx, grad, training, 4)
     return dx, dresidual, None, None, dweight, dbias, None, None, None
 
 
+def _backward_measured(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _backward_eval(ctx, grad, training=True)
+
+
+train_update_with_grad = differentiable(
+    "BatchNormTrain", lambda *args: train_update(*args[:6], *args[6]), _save_train_update, _backward_train_update
+)
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)
+# With the mean and biased variance that somebody else has taken of this very input: their gradients are part of the input's.
+measured_with_grad = differentiable("BatchNormTrain", evaluate, _save_eval, _backward_measured)
+
+_STATISTICS = "_fastcv_statistics"
+
+
+def leave_statistics(t: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Leaves with a tensor its channels' mean and biased variance, for the batch norm that reads it."""
+    if not t.is_inference():
+        setattr(t, _STATISTICS, (mean, var, t._version, t.data_ptr()))
+
+
+def statistics_left(t: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What leave_statistics left with this very tensor, if it has not been changed since."""
+    left = getattr(t, _STATISTICS, None)
+    return None if left is None or left[2:] != (t._version, t.data_ptr()) else left[:2]

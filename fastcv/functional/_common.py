@@ -39,6 +39,11 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def plain_sizes(t: Tensor) -> Sequence[int]:
+    """t.shape to compute arguments of raw ops from, which take numbers: under torch.jit.trace it holds tensors."""
+    return t.shape if torch._C._get_tracing_state() is None else [int(n) for n in t.shape]
+
+
 def empty_as(like: Tensor, sizes: Sequence[int], dtype: torch.dtype | None = None, channels_last: bool = False) -> Tensor:
     """For fake kernels: an empty tensor of these sizes, row-major or channels_last, as csrc/common/door.h lays it out."""
     result = like.new_empty(sizes, dtype=dtype)
@@ -49,7 +54,15 @@ def empty_as(like: Tensor, sizes: Sequence[int], dtype: torch.dtype | None = Non
 
 def is_channels_last(t: Tensor) -> bool:
     """torch's rule for the layout an output takes from this input (the same as door::is_channels_last)."""
-    return t.dim() in (4, 5) and suggest_memory_format(t) in (torch.channels_last, torch.channels_last_3d)
+    if t.dim() not in (4, 5):
+        return False
+    if torch._C._get_tracing_state() is not None:  # sizes are tensors there, and suggest_memory_format asks them as numbers
+        layout = torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+        return t.is_contiguous(memory_format=layout) and not t.is_contiguous()
+    across, along = t.stride(1), t.stride(-1)
+    if type(across) is int and type(along) is int and along < across:
+        return False  # what the rule says of row-major images, at a tenth of its cost; symbols would add a guard
+    return suggest_memory_format(t) in (torch.channels_last, torch.channels_last_3d)
 
 
 def autocast_dtype(t: Tensor) -> torch.dtype | None:

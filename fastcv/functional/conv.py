@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _ext
-from ._common import autocast_lower, differentiable, is_channels_last, needs_grad
+from ._common import autocast_lower, differentiable, is_channels_last, needs_grad, plain_sizes
 
 __all__ = ["conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
 Ints = int | Sequence[int]
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation, groups
 
 _conv_raw = _ext.op("conv")
 _dgrad_raw = _ext.op("conv_dgrad")
@@ -30,8 +32,9 @@ _bias_grad_raw = _ext.op("conv_bias_grad")
 _activation_raw = _ext.op("conv_activation")
 
 # csrc/conv/conv.h: enum Activation.
-_ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5}
-_BY_OUTPUT = (0, 1, 2)  # activations whose derivative at x is that at their value, so that x need not be kept
+_ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "leaky_relu": 6}
+_LEAKY_RELU = 6
+_SLOPE = 0.01  # torch's default
 _LEVELS = {"highest": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2, "ieee": 3}
 
 
@@ -75,6 +78,16 @@ def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
     return like.new_empty(sizes)
 
 
+def conv_sizes(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """The output's sizes; padding as nd ints, or as the nd before and the nd after."""
+    nd = len(stride)
+    after = padding[-nd:]
+    spatial = [
+        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
+    ]
+    return [input.shape[0], weight.shape[0] if input.shape[1] != 0 else 0, *spatial]
+
+
 @_ext.fake("conv")
 def _(
     input: Tensor,
@@ -88,14 +101,9 @@ def _(
     activation: int,
     precision: int,
     packed: Tensor | None = None,
+    slope: float = _SLOPE,
 ) -> Tensor:
-    nd = len(stride)
-    after = padding[-nd:]
-    spatial = [
-        (input.shape[2 + i] + padding[i] + after[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(nd)
-    ]
-    channels = weight.shape[0] if input.shape[1] != 0 else 0
-    return _empty(input, [input.shape[0], channels, *spatial], _output_channels_last(input, weight))
+    return _empty(input, conv_sizes(input, weight, stride, padding, dilation), _output_channels_last(input, weight))
 
 
 @_ext.fake("conv_dgrad")
@@ -110,6 +118,9 @@ def _(
     groups: int,
     precision: int,
     packed: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: int = 0,
+    slope: float = _SLOPE,
 ) -> Tensor:
     sizes = [grad_output.shape[0], weight.shape[1] * groups, *input_size]
     return _empty(grad_output, sizes, _output_channels_last(grad_output, weight))
@@ -146,7 +157,7 @@ def _(grad_output: Tensor) -> Tensor:
 
 
 @_ext.fake("conv_activation")
-def _(input: Tensor, grad: Tensor | None, activation: int, order: int) -> Tensor:
+def _(input: Tensor, grad: Tensor | None, activation: int, order: int, slope: float = _SLOPE) -> Tensor:
     return _empty(input, input.shape, is_channels_last(input))
 
 
@@ -174,14 +185,15 @@ def _in_rows(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 @_ext.vmap("conv")
 def _(info: Any, in_dims: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int, *rest: Any):
-    size, (residual, activation, precision), residual_dim = info.batch_size, rest[:3], in_dims[7]  # packed weights are a shortcut
+    size, residual = info.batch_size, rest[0]
+    end = (*rest[1:3], None, *rest[4:])  # packed weights are a shortcut
     if in_dims[1] is None and in_dims[2] is None:
-        residual = _in_batch(residual, residual_dim, size)
-        y = _conv_raw(_in_batch(x, in_dims[0], size), w, b, stride, padding, dilation, groups, residual, activation, precision)
+        residual = _in_batch(residual, in_dims[7], size)
+        y = _conv_raw(_in_batch(x, in_dims[0], size), w, b, stride, padding, dilation, groups, residual, *end)
         return y.unflatten(0, (size, -1)), 0
     x, w, b = _in_channels(x, in_dims[0], size), _in_rows(w, in_dims[1], size), _in_rows(b, in_dims[2], size)
-    residual = None if residual is None else _in_channels(residual, residual_dim, size)
-    y = _conv_raw(x, w, b, stride, padding, dilation, groups * size, residual, activation, precision)
+    residual = None if residual is None else _in_channels(residual, in_dims[7], size)
+    y = _conv_raw(x, w, b, stride, padding, dilation, groups * size, residual, *end)
     return y.unflatten(1, (size, -1)), 1
 
 
@@ -189,12 +201,14 @@ def _(info: Any, in_dims: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: A
 def _(
     info: Any, in_dims: Any, g: Tensor, w: Tensor, b: Tensor | None, input_size: Any, stride: Any, padding: Any, dilation: Any, *rest: Any
 ):
-    size, (groups, precision) = info.batch_size, rest[:2]
+    size, (groups, precision, _, residual), residual_dim = info.batch_size, (*rest, None, None)[:4], (*in_dims, None, None)[10]
     if in_dims[1] is None and in_dims[2] is None:
-        y = _dgrad_raw(_in_batch(g, in_dims[0], size), w, b, input_size, stride, padding, dilation, groups, precision)
+        end = (precision, None, _in_batch(residual, residual_dim, size), *rest[4:])
+        y = _dgrad_raw(_in_batch(g, in_dims[0], size), w, b, input_size, stride, padding, dilation, groups, *end)
         return y.unflatten(0, (size, -1)), 0
     g, w, b = _in_channels(g, in_dims[0], size), _in_rows(w, in_dims[1], size), _in_rows(b, in_dims[2], size)
-    y = _dgrad_raw(g, w, b, input_size, stride, padding, dilation, groups * size, precision)
+    end = (precision, None, None if residual is None else _in_channels(residual, residual_dim, size), *rest[4:])
+    y = _dgrad_raw(g, w, b, input_size, stride, padding, dilation, groups * size, *end)
     return y.unflatten(1, (size, -1)), 1
 
 
@@ -212,9 +226,9 @@ def _(info: Any, in_dims: tuple[int], g: Tensor) -> tuple[Tensor, int]:
 
 
 @_ext.vmap("conv_activation")
-def _(info: Any, in_dims: Any, x: Tensor, g: Tensor | None, activation: int, order: int) -> tuple[Tensor, int]:
+def _(info: Any, in_dims: Any, x: Tensor, g: Tensor | None, *how: Any) -> tuple[Tensor, int]:
     size = info.batch_size
-    y = _activation_raw(_in_batch(x, in_dims[0], size), _in_batch(g, in_dims[1], size), activation, order)
+    y = _activation_raw(_in_batch(x, in_dims[0], size), _in_batch(g, in_dims[1], size), *how)
     return y.unflatten(0, (size, -1)), 0
 
 
@@ -233,7 +247,7 @@ def _crop(t: Tensor, like: Tensor) -> Tensor:
 
 
 def _activation_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    x, g, ctx.activation, ctx.order = args
+    x, g, ctx.activation, ctx.order, ctx.slope = args
     ctx.has_grad = g is not None
     ctx.save_for_backward(*([x, g] if ctx.has_grad else [x]))
 
@@ -242,87 +256,134 @@ def _activation_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x = ctx.saved_tensors[0]
     dx = dg = None
     if ctx.needs_input_grad[0]:
-        both = _activation(grad, ctx.saved_tensors[1], 0, 0) if ctx.has_grad else grad  # grad * g
-        dx = _activation(x, both, ctx.activation, ctx.order + 1)
+        both = _activation(grad, ctx.saved_tensors[1], 0, 0, ctx.slope) if ctx.has_grad else grad  # grad * g
+        dx = _activation(x, both, ctx.activation, ctx.order + 1, ctx.slope)
     if ctx.needs_input_grad[1]:
-        dg = _activation(x, grad, ctx.activation, ctx.order)
-    return dx, dg, None, None
+        dg = _activation(x, grad, ctx.activation, ctx.order, ctx.slope)
+    return dx, dg, None, None, None
 
 
 _activation_with_grad = differentiable("ConvActivation", _activation_raw, _activation_save, _activation_backward)
 
 
-def _activation(x: Tensor, g: Tensor | None, activation: int, order: int) -> Tensor:
+def _activation(x: Tensor, g: Tensor | None, activation: int, order: int, slope: float) -> Tensor:
     """g * (the order-th derivative of the activation at x); without g, that derivative."""
     call = _activation_with_grad if needs_grad(x, g) else _activation_raw
-    return call(x, g, activation, order)
+    return call(x, g, activation, order, slope)
 
 
-def _conv_forward(
-    x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, activation: int, precision: int
-) -> Tensor:
-    return _conv_raw(x, w, b, *geometry, residual, activation, precision)
+# What follows a sum: the activation's code and the slope of leaky_relu below zero.
+End = tuple[int, float]
+_NO_END: End = (0, _SLOPE)
+
+
+def _by_output(end: End) -> bool:
+    """True where the derivative at x is that at the activation's value, so that x need not be kept."""
+    activation, slope = end
+    return activation <= 2 or (activation == _LEAKY_RELU and slope >= 0)
+
+
+def _conv_forward(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, how: tuple[Any, int, End]) -> Tensor:
+    (stride, padding, dilation, groups), precision, end = how
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, end[0], precision, None, end[1])
 
 
 def _conv_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, _, ctx.geometry, ctx.activation, ctx.precision = args
-    ctx.save_for_backward(*([x, w, output] if ctx.activation else [x, w]))
+    x, w, _, _, how = args
+    ctx.how = how
+    if how[2][0]:
+        ctx.save_for_backward(x, w, output)
+    else:
+        ctx.save_for_backward(x, w)
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, w = ctx.saved_tensors[:2]
+    x, w, *y = ctx.saved_tensors
+    geometry, precision, end = ctx.how
     dx = dw = db = None
-    if ctx.activation:
-        grad = _activation(ctx.saved_tensors[2], grad, ctx.activation, 1)
+    if y:
+        grad = _activation(*y, grad, end[0], 1, end[1])
     if ctx.needs_input_grad[0]:
-        dx = _dgrad(grad, w, None, x.shape[2:], ctx.geometry, ctx.precision)
+        dx = _dgrad(grad, w, None, x.shape[2:], geometry, precision)
     if ctx.needs_input_grad[1]:
-        dw = _wgrad(x, grad, w.shape[2:], ctx.geometry, ctx.precision)
+        dw = _wgrad(x, grad, w.shape[2:], geometry, precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None, None, None
+    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None
 
 
 _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backward)
 
 
-def _conv(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Any, precision: int, packs: Any = None) -> Tensor:
+def _conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    residual: Tensor | None,
+    geometry: Any,
+    precision: int,
+    packs: Any = None,
+    end: End = _NO_END,
+) -> Tensor:
     if needs_grad(x, w, b, residual):
-        return _conv_with_grad(x, w, b, residual, geometry, 0, precision)
+        if _by_output(end):
+            return _conv_with_grad(x, w, b, residual, (geometry, precision, end))
+        return _activation(_conv_with_grad(x, w, b, residual, (geometry, precision, _NO_END)), None, end[0], 0, end[1])
     packed = None if packs is None else packs.of_conv(x, w, geometry, precision)
     stride, padding, dilation, groups = geometry
-    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, 0, precision, packed)
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, end[0], precision, packed, end[1])
 
 
-def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int) -> Tensor:
-    return _dgrad_raw(g, w, b, size, *geometry, precision)
+def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, how: tuple[Any, Any, int, End]) -> Tensor:
+    size, (stride, padding, dilation, groups), precision, end = how
+    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, None, residual, end[0], end[1])
 
 
 def _dgrad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    g, w, _, _, ctx.geometry, ctx.precision = args
-    ctx.save_for_backward(g, w)
+    g, w, _, _, how = args
+    ctx.how = how
+    if how[3][0]:
+        ctx.save_for_backward(g, w, output)
+    else:
+        ctx.save_for_backward(g, w)
 
 
 def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    g, w = ctx.saved_tensors
+    g, w, *y = ctx.saved_tensors
+    _, geometry, precision, end = ctx.how
     dg = dw = db = None
+    if y:
+        grad = _activation(*y, grad, end[0], 1, end[1])
     if ctx.needs_input_grad[0]:
-        dg = _crop(_conv(grad, w, None, None, ctx.geometry, ctx.precision), g)
+        dg = _crop(_conv(grad, w, None, None, geometry, precision), g)
     if ctx.needs_input_grad[1]:
-        dw = _wgrad(grad, g, w.shape[2:], ctx.geometry, ctx.precision)
+        dw = _wgrad(grad, g, w.shape[2:], geometry, precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dg, dw, db, None, None, None
+    return dg, dw, db, grad if ctx.needs_input_grad[3] else None, None
 
 
 _dgrad_with_grad = differentiable("ConvDgrad", _dgrad_forward, _dgrad_save, _dgrad_backward)
 
 
-def _dgrad(g: Tensor, w: Tensor, b: Tensor | None, size: Any, geometry: Any, precision: int, packs: Any = None) -> Tensor:
-    if needs_grad(g, w, b):
-        return _dgrad_with_grad(g, w, b, size, geometry, precision)
+def _dgrad(
+    g: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    size: Any,
+    geometry: Any,
+    precision: int,
+    packs: Any = None,
+    residual: Tensor | None = None,
+    end: End = _NO_END,
+) -> Tensor:
+    if needs_grad(g, w, b, residual):
+        if _by_output(end):
+            return _dgrad_with_grad(g, w, b, residual, (size, geometry, precision, end))
+        return _activation(_dgrad_with_grad(g, w, b, residual, (size, geometry, precision, _NO_END)), None, end[0], 0, end[1])
     packed = None if packs is None else packs.of_dgrad(g, w, size, geometry, precision)
-    return _dgrad_raw(g, w, b, size, *geometry, precision, packed)
+    stride, padding, dilation, groups = geometry
+    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, packed, residual, end[0], end[1])
 
 
 def _wgrad_forward(x: Tensor, g: Tensor, kernel: Any, geometry: Any, precision: int) -> Tensor:
@@ -431,7 +492,8 @@ def _check(name: str, nd: int, input: Any, weight: Any, bias: Any, groups: Any) 
     return dims == nd + 2
 
 
-# ---- calls: the public functions, with `packs`, which may know the weights as a kernel arranges them (fastcv.optimizer) ---------
+# ---- calls: the public functions, with `packs`, which may know the weights as a kernel arranges them (fastcv.optimizer), and what may
+# follow the sums in the same kernel: + residual, an activation, of which leaky_relu has a slope --------------------------------------
 
 
 def convolve(
@@ -445,16 +507,40 @@ def convolve(
     dilation: Any,
     groups: int,
     packs: Any = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    slope: float = _SLOPE,
 ) -> Tensor:
-    """The convolution ``name`` of ``nd`` dimensions."""
+    """The convolution ``name`` of ``nd`` dimensions, and what follows it."""
     batched = _check(name, nd, input, weight, bias, groups)
-    if torch._C._is_any_autocast_enabled():
-        input, weight, bias = autocast_lower(input, weight, bias)
-    stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
-    geometry = (stride, _pads(padding, nd, weight, stride, dilation), dilation, groups)
+    geometry = geometry_of(nd, weight, stride, padding, dilation, groups)
     if batched:
-        return _conv(input, weight, bias, None, geometry, _precision(input), packs)
-    return _conv(input.unsqueeze(0), weight, bias, None, geometry, _precision(input), packs).squeeze(0)
+        return convolve_batch(input, weight, bias, geometry, packs, residual, activation, slope)
+    residual = None if residual is None else residual.unsqueeze(0)
+    return convolve_batch(input.unsqueeze(0), weight, bias, geometry, packs, residual, activation, slope).squeeze(0)
+
+
+def geometry_of(nd: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+    """The last four arguments of a convolution of ``nd`` dimensions as convolve_batch takes them."""
+    stride, dilation = _ints(stride, nd, "stride"), _ints(dilation, nd, "dilation")
+    return stride, _pads(padding, nd, weight, stride, dilation), dilation, groups
+
+
+def convolve_batch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packs: Any,
+    residual: Tensor | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """``convolve`` after the checks: a batch, and tensors of the dimensions that go with it."""
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
+    end = _NO_END if activation is None else (_ACTIVATIONS[activation], slope)
+    return _conv(input, weight, bias, residual, geometry, _precision(input), packs, end)
 
 
 def conv1d(
@@ -524,48 +610,23 @@ def conv2d_fused(
     groups: int = 1,
     residual: Tensor | None = None,
     activation: str | None = None,
+    negative_slope: float = _SLOPE,
 ) -> Tensor:
     """activation(conv2d(input, weight, bias, ...) + residual) in one pass over the output.
 
-    residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu", "hardswish" or
-    "gelu" (of approximate="none"). Shapes as conv2d; float32, float64, bfloat16, float16. Differentiable up to eight times; with a gradient
-    silu, hardswish and gelu are steps of their own. Raises ValueError for another activation, otherwise as conv2d. Source: csrc/conv.
+    residual: a tensor of the output's shape and dtype, or None. activation: None, "relu", "relu6", "silu", "hardswish", "gelu" (of
+    approximate="none") or "leaky_relu", for which negative_slope is. Shapes as conv2d; float32, float64, bfloat16, float16.
+    Differentiable up to eight times; with a gradient silu, hardswish, gelu and slopes below zero are steps of their own. Raises
+    ValueError for another activation, TypeError for a slope that is no number, otherwise as conv2d. Source: csrc/conv.
     """
-    return convolve_fused(input, weight, bias, stride, padding, dilation, groups, residual, activation)
-
-
-def convolve_fused(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    residual: Tensor | None,
-    activation: str | None,
-    packs: Any = None,
-) -> Tensor:
-    """conv2d_fused."""
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
-    batched = _check("conv2d_fused", 2, input, weight, bias, groups)
-    code = _ACTIVATIONS[activation]
-    if torch._C._is_any_autocast_enabled():
-        input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
-    stride, dilation = _ints(stride, 2, "stride"), _ints(dilation, 2, "dilation")
-    geometry = (stride, _pads(padding, 2, weight, stride, dilation), dilation, groups)
-    precision = _precision(input)
-    if not batched:
-        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    if needs_grad(input, weight, bias, residual):
-        y = _conv_with_grad(input, weight, bias, residual, geometry, code if code in _BY_OUTPUT else 0, precision)
-        if code not in _BY_OUTPUT:
-            y = _activation(y, None, code, 0)
-    else:
-        packed = None if packs is None else packs.of_conv(input, weight, geometry, precision)
-        y = _conv_raw(input, weight, bias, *geometry, residual, code, precision, packed)
-    return y if batched else y.squeeze(0)
+    if type(negative_slope) is not float:
+        if not isinstance(negative_slope, (Real, torch.SymFloat)):
+            raise TypeError(f"conv2d_fused: negative_slope must be a number, got {negative_slope!r}")
+        negative_slope = float(negative_slope)
+    how = (residual, activation, negative_slope)
+    return convolve(2, "conv2d_fused", input, weight, bias, stride, padding, dilation, groups, None, *how)
 
 
 def transposed(
@@ -580,28 +641,33 @@ def transposed(
     groups: int,
     dilation: Any,
     packs: Any = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    slope: float = _SLOPE,
 ) -> Tensor:
-    """The transposed convolution ``name`` of ``nd`` dimensions."""
+    """The transposed convolution ``name`` of ``nd`` dimensions, and what follows it."""
     batched = _check(name, nd, input, weight, bias, groups)
     if torch._C._is_any_autocast_enabled():
-        input, weight, bias = autocast_lower(input, weight, bias)
+        input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
     stride, padding = _ints(stride, nd, "stride"), _ints(padding, nd, "padding")
     output_padding, dilation = _ints(output_padding, nd, "output_padding"), _ints(dilation, nd, "dilation")
     if not batched:
-        input = input.unsqueeze(0)
-    size, kernel, output = input.shape, weight.shape, []
-    for i, s, p, d, extra in zip(range(2, nd + 2), stride, padding, dilation, output_padding, strict=True):
-        if extra != 0 and (extra < 0 or (extra >= s and extra >= d)):
-            raise RuntimeError(
-                f"output padding must be non-negative and smaller than either stride or dilation, but got "
-                f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
-            )
-        output.append((size[i] - 1) * s - 2 * p + d * (kernel[i] - 1) + extra + 1)
+        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    size, kernel = plain_sizes(input), plain_sizes(weight)
+    output = [(size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)]
+    if any(output_padding):
+        for extra, s, d in zip(output_padding, stride, dilation, strict=True):
+            if extra < 0 or (extra >= s and extra >= d):
+                raise RuntimeError(
+                    f"output padding must be non-negative and smaller than either stride or dilation, but got "
+                    f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
+                )
     if min(output) < 0 or kernel[1] == 0:
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )
-    y = _dgrad(input, weight, bias, output, (stride, padding, dilation, groups), _precision(input), packs)
+    end = _NO_END if activation is None else (_ACTIVATIONS[activation], slope)
+    y = _dgrad(input, weight, bias, output, (stride, padding, dilation, groups), _precision(input), packs, residual, end)
     return y if batched else y.squeeze(0)
 
 

@@ -17,6 +17,7 @@ __all__ = ["batch_norm", "batch_norm_act", "group_norm", "instance_norm", "layer
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 # What all of them check ----------------------------------------------------------------------------------------------------------
@@ -76,12 +77,13 @@ def _normalise(
     cap: float = 0.0,
 ) -> Tensor:
     dim = input.dim()
+    shape = input.shape
     if training:
         if dim == 0:
             raise IndexError(f"fastcv {op}: expected an input of at least 2 dimensions, got a scalar")
-        if input.shape[0] == 1 and prod(input.shape[2:]) == 1:
+        if shape[0] == 1 and prod(shape[2:]) == 1:
             raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {input.shape} (a last batch of one? use drop_last)"
+                f"Expected more than 1 value per channel when training, got input size {shape} (a last batch of one? use drop_last)"
             )
         if eps <= 0.0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
@@ -100,20 +102,36 @@ def _normalise(
         raise kind(f"fastcv {op}: expected an input of at least 2 dimensions, got {list(input.shape)}")
     if not isinstance(momentum, (float, int)):
         raise TypeError(f"fastcv {op}: argument 'momentum' must be float, not {type(momentum).__name__}")
-    if input.dtype not in _FLOATS:
+    dtype, channels = input.dtype, shape[1]
+    if dtype not in _FLOATS:
         _check_input(op, input)
-    if weight is not None or bias is not None or running_mean is not None:
+    for t in (weight, bias, running_mean, running_var):
+        if t is None or (type(t) in _PLAIN and t.dtype is dtype and t.dim() == 1 and t.numel() == channels):
+            continue
         _check_dtypes(op, input, ("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var))
-        channels = input.shape[1]
         weight, bias = _as_vector(op, "weight", weight, channels), _as_vector(op, "bias", bias, channels)
         running_mean = _as_vector(op, "running_mean", running_mean, channels)
         running_var = _as_vector(op, "running_var", running_var, channels)
+        break
     grad = needs_grad(input, weight, bias, residual)
     if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):
         raise RuntimeError(f"fastcv {op} is not differentiable with respect to running_mean and running_var: they cannot require grad")
     if not training:
         run = _batch_norm.evaluate_with_grad if grad else _batch_norm.evaluate
         return run(input, residual, running_mean, running_var, weight, bias, eps, slope, cap)
+    plainly = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    left = _batch_norm.statistics_left(input) if plainly else None
+    if left is not None:
+        normalise = _batch_norm.measured_with_grad if grad else _batch_norm.evaluate
+        output = normalise(input, residual, *left, weight, bias, eps, slope, cap)
+        if running_mean is not None:
+            _batch_norm.update(running_mean, running_var, *left, input.numel() // channels, momentum)
+        return output
+    if running_mean is not None and plainly:
+        if not grad:
+            return _batch_norm.train_update(input, residual, running_mean, running_var, weight, bias, momentum, eps, slope, cap)[0]
+        scalars = (momentum, eps, slope, cap)
+        return _batch_norm.train_update_with_grad(input, residual, running_mean, running_var, weight, bias, scalars)[0]
     run = _batch_norm.train_with_grad if grad else _batch_norm.train
     output, mean, var = run(input, residual, weight, bias, eps, slope, cap)
     if running_mean is not None and input.numel() > 0:

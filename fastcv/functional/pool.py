@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ._common import autocast_float32, differentiable, empty_as, is_channels_last, needs_grad
+from ._common import autocast_float32, differentiable, empty_as, is_channels_last, needs_grad, plain_sizes
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -72,7 +72,7 @@ def _output_size(input: Tensor, output_size: Any, function: str) -> Ints:
         raise ValueError(f"{function}: input of {input.dim()} dimensions should have at least {len(output_size) + 1}")
     if len(output_size) != 2:
         raise RuntimeError(f"{function}: output_size must be 2 values, got {tuple(output_size)}")
-    return _pair([d if v is None else v for v, d in zip(output_size, input.shape[-2:], strict=True)], function, "output_size")
+    return _pair([d if v is None else v for v, d in zip(output_size, plain_sizes(input)[-2:], strict=True)], function, "output_size")
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -239,12 +239,13 @@ def _input_layout(input: Tensor) -> tuple[Any, Any, bool]:
 
 
 def _save_avg(ctx: Any, args: tuple[Any, ...], _output: Any) -> None:
-    *ctx.size, ctx.channels_last = _input_layout(args[0])
-    ctx.geometry = args[1:]
+    input, geometry = args
+    ctx.how = (input.shape[-2:], geometry, is_channels_last(input))
 
 
 def _avg_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _grad_of_avg(grad, ctx.size, *ctx.geometry, ctx.channels_last), *(None,) * 6
+    size, geometry, channels_last = ctx.how
+    return _grad_of_avg(grad, size, *geometry, channels_last), None
 
 
 def _save_grad_of_avg(ctx: Any, args: tuple[Any, ...], _output: Any) -> None:
@@ -255,12 +256,12 @@ def _grad_of_avg_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _avg(grad, *ctx.geometry), *(None,) * 8
 
 
-_avg_with_grad = differentiable("AvgPool2d", _avg_pool2d, _save_avg, _avg_backward)
+_avg_with_grad = differentiable("AvgPool2d", lambda input, geometry: _avg_pool2d(input, *geometry), _save_avg, _avg_backward)
 _grad_of_avg_with_grad = differentiable("AvgPool2dBackward", _avg_pool2d_backward, _save_grad_of_avg, _grad_of_avg_backward)
 
 
 def _avg(input: Tensor, *geometry: Any) -> Tensor:
-    return _avg_with_grad(input, *geometry) if needs_grad(input) else _avg_pool2d(input, *geometry)
+    return _avg_with_grad(input, geometry) if needs_grad(input) else _avg_pool2d(input, *geometry)
 
 
 def _grad_of_avg(grad: Tensor, *geometry: Any) -> Tensor:
@@ -349,7 +350,8 @@ def _gather(input: Tensor, indices: Tensor) -> Tensor:
 # ---- max pooling: the forward pass for training notes where each maximum was -----------------------------------------------
 
 
-def _max_forward(input: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool, indices: bool) -> Any:
+def _max_forward(input: Tensor, geometry: tuple[Ints, Ints, Ints, Ints, bool], indices: bool) -> Any:
+    kernel, stride, padding, dilation, ceil_mode = geometry
     # One byte an output says where in its window the maximum lies, if nobody asked for indices.
     small = not indices and kernel[0] * kernel[1] <= 256
     op = _max_pool2d_with_offsets if small else _max_pool2d_with_indices
@@ -357,15 +359,17 @@ def _max_forward(input: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilat
 
 
 def _save_max(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
-    *ctx.size, ctx.channels_last = _input_layout(args[0])
-    ctx.geometry = args[1:-1]
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    input, geometry, _ = args
+    where = output[1]
+    ctx.how = (input.shape[-2:], geometry, is_channels_last(input))
+    ctx.mark_non_differentiable(where)
+    ctx.save_for_backward(where)
 
 
 def _max_backward(ctx: Any, grad: Tensor, _grad_of_where: Any) -> tuple[Any, ...]:
-    args = (grad, *ctx.saved_tensors, ctx.size, *ctx.geometry, ctx.channels_last)
-    return (_grad_of_max(*args) if needs_grad(grad) else _max_pool2d_backward(*args)), *(None,) * 6
+    size, geometry, channels_last = ctx.how
+    args = (grad, *ctx.saved_tensors, size, *geometry, channels_last)
+    return (_grad_of_max(*args) if needs_grad(grad) else _max_pool2d_backward(*args)), None, None
 
 
 def _save_grad_of_max(ctx: Any, args: tuple[Any, ...], _output: Any) -> None:
@@ -426,8 +430,7 @@ def max_pool2d(
     _check_input(input, "max_pool2d")
     _check_flag(ceil_mode, "max_pool2d", "ceil_mode")
     kernel = _pair(kernel_size, "max_pool2d", "kernel_size")
-    args = (
-        input,
+    geometry = (
         kernel,
         _stride(stride, kernel, "max_pool2d"),
         _pair(padding, "max_pool2d", "padding"),
@@ -435,9 +438,9 @@ def max_pool2d(
         ceil_mode,
     )
     if needs_grad(input):
-        values, where = _max_with_grad(*args, return_indices)
+        values, where = _max_with_grad(input, geometry, return_indices)
         return (values, where) if return_indices else values
-    return _max_pool2d_with_indices(*args) if return_indices else _max_pool2d(*args)
+    return _max_pool2d_with_indices(input, *geometry) if return_indices else _max_pool2d(input, *geometry)
 
 
 def adaptive_max_pool2d(
@@ -534,7 +537,7 @@ def max_unpool2d(
     pads = _pair(padding, "max_unpool2d", "padding")
     if input.dim() not in (3, 4):
         raise RuntimeError(f"max_unpool2d: expected a 3-D or 4-D input, got {list(input.shape)}")
-    default = [(n - 1) * s + k - 2 * p for n, s, k, p in zip(input.shape[-2:], strides, kernel, pads, strict=True)]
+    default = [(n - 1) * s + k - 2 * p for n, s, k, p in zip(plain_sizes(input)[-2:], strides, kernel, pads, strict=True)]
     size = default
     if output_size is not None:
         size = list(output_size)[2:] if len(output_size) == 4 else list(output_size)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ def register_model(
 
     weights: a file that ``load_weights`` reads into the model; weights_backbone: one that it reads into ``model.backbone``. Keys
     that belong to a head are not required of the latter, and a head for another number of classes keeps its initial values.
+    ``progress`` is taken because torchvision's builders take it; nothing is downloaded, so it changes nothing.
     Raises ValueError for a task that is none of TASKS and for a name that is taken.
     """
     if task not in TASKS:
@@ -61,8 +63,13 @@ def register_model(
     def register(function: Builder) -> Builder:
         @functools.wraps(function)
         def build(
-            *, weights: str | os.PathLike | None = None, weights_backbone: str | os.PathLike | None = None, **config: Any
+            *,
+            weights: str | os.PathLike | None = None,
+            weights_backbone: str | os.PathLike | None = None,
+            progress: bool = True,
+            **config: Any,
         ) -> nn.Module:
+            _check(config)
             model = function(**config)
             if weights_backbone is not None:
                 if not isinstance(getattr(model, "backbone", None), nn.Module):
@@ -81,24 +88,39 @@ def register_model(
     return register
 
 
-def list_models(include: str = "*", exclude: str = "", task: str | None = None) -> list[str]:
-    """The names that match the shell pattern ``include`` and not ``exclude``, of one task or all, sorted."""
+def _check(config: dict[str, Any]) -> None:
+    """Raises ValueError for values of the keywords that all models share which no model could take."""
+    for name, least in (("num_classes", 0), ("in_chans", 1)):
+        value = config.get(name, least)
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if "layers" in config and not hasattr(config["layers"], "Conv2d"):
+        raise ValueError(f"layers must be a namespace of modules, fastcv.nn or torch.nn, got {config['layers']!r}")
+
+
+def list_models(include: str | Iterable[str] = "*", exclude: str | Iterable[str] = (), task: str | None = None) -> list[str]:
+    """The names that match ``include`` and not ``exclude``, shell patterns or several of them, of one task or all, sorted."""
     if task is not None and task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    wanted, unwanted = ([patterns] if isinstance(patterns, str) else list(patterns) for patterns in (include, exclude))
+
+    def matches(name: str, patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
     return sorted(
-        name
-        for name, info in _INFO.items()
-        if fnmatch.fnmatchcase(name, include) and not fnmatch.fnmatchcase(name, exclude) and task in (None, info.task)
+        name for name, info in _INFO.items() if matches(name, wanted) and not matches(name, unwanted) and task in (None, info.task)
     )
 
 
 def model_info(name: str) -> ModelInfo:
-    """What is known of the model of that name. Raises ValueError for an unknown name, naming those that are near."""
-    if name not in _INFO:
-        near = difflib.get_close_matches(name, _INFO, n=3)
+    """What is known of the model of that name, in capitals or not. Raises ValueError for an unknown one, naming those that are near."""
+    lower = name.lower()
+    if lower not in _INFO:
+        within = [known for known in sorted(_INFO) if lower and lower in known]
+        near = list(dict.fromkeys([*within[:2], *difflib.get_close_matches(lower, _INFO, n=3)]))[:3]
         hint = f"did you mean {' or '.join(near)}?" if near else "fastcv.models.list_models() lists the names"
         raise ValueError(f"there is no model {name!r}; {hint}")
-    return _INFO[name]
+    return _INFO[lower]
 
 
 def get_model(name: str, **config: Any) -> nn.Module:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cli import build_model, parse_size
+from ..train.checkpoint import write
 from . import get_model, list_models, model_info
 from .summary import Layer, Summary, summarise
 
@@ -80,10 +79,7 @@ def _save(summary: Summary, path: Path) -> None:
         seen = ("", "") if layer.sees is None else tuple("all" if math.isinf(size) else f"{size:g}" for size in layer.sees)
         shape = "x".join(map(str, layer.shape))
         writer.writerow((layer.name, layer.kind, shape, *seen, layer.memory, layer.parameters, layer.multiply_adds))
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.write(text.getvalue())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write(path, text.getvalue().encode())
 
 
 def _summary_of(model: str, size: str) -> Summary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,23 @@ class WeightsReport:
         return "\n".join(lines)
 
 
+class UnreadableError(ValueError):
+    """torch.load's reason, in a few words and without its advice to run the code in the file."""
+
+
+def read_tensors(file: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, read without running code. Raises UnreadableError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it then refuses
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise nearly anything
+        whole = str(error)
+        lines = (whole.partition("WeightsUnpickler error:")[2] or whole).strip().splitlines()
+        unspoken = isinstance(error, (EOFError, KeyError)) or not lines
+        raise UnreadableError("it is empty, cut off or of another kind" if unspoken else lines[0].strip().split(". ")[0]) from error
+
+
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of one that ``torch.save`` wrote (read with weights_only=True).
 
@@ -56,7 +73,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     file = Path(path)
     if not file.is_file():
-        raise WeightsError(f"there is no weights file {str(path)!r}")
+        raise WeightsError(f"there is no weights file {str(path)!r} (nothing is downloaded: give the path of a file)")
     if file.suffix == ".safetensors":
         try:
             from safetensors import SafetensorError
@@ -69,10 +86,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
             raise WeightsError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
     else:
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise WeightsError(f"{str(path)!r} is not a file of tensors that torch.load(weights_only=True) reads: {reason}") from error
+            content = read_tensors(file)
+        except UnreadableError as error:
+            raise WeightsError(f"{str(path)!r} is not a file of tensors that torch.load(weights_only=True) reads: {error}") from error
     for entry in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]

@@ -1,9 +1,9 @@
 """Fused chains at run time: which modules and steps one has, when it may hold its value back, and how it is computed.
 
-A convolution chain is conv [+ batch norm] [+ residual] [+ activation] on conv2d_fused with folded weights, for inference:
-it steps aside while its batch norm trains and where a gradient is needed. (Transposed, 1-d and 3-d convolutions: + batch
-norm; linear layers: [+ batch norm] [+ activation], or + batch norm on torch's product.) A batch norm chain is batch norm
-[+ residual] + activation on batch_norm_act, also with gradients.
+A convolution chain is conv [+ batch norm] [+ residual] [+ activation] in one kernel with folded weights, for inference, the
+convolution transposed or not: it steps aside while its batch norm trains and where a gradient is needed. (Linear layers: [+ batch
+norm] [+ activation], or + batch norm on torch's product.) A batch norm chain is batch norm [+ residual] + activation on
+batch_norm_act, also with gradients.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._gpu import serves
 from ..functional import conv as convolutions
 from ..functional._common import autocast_dtype, needs_grad
 from . import recompute
 from .fold_cache import FoldCache
-from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_linear, is_managed, kind_of, op_of, under_transform
+from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_managed, kind_of, op_of, under_transform
 from .linear import linear
 from .packed_weights import PackedWeights
 from .pending import Pending
 from .region import Region, current_frame
 
-_OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu")
+_OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu", "leaky_relu")
+_CONVOLUTIONS = tuple(f"conv{kind}{nd}d" for kind in ("", "_transpose") for nd in (1, 2, 3))
 ACTIVATIONS = {
-    "conv2d": _OF_CONV,
-    LINEAR: _OF_CONV,
+    **dict.fromkeys((*_CONVOLUTIONS, LINEAR), _OF_CONV),
     "batch_norm": ("relu", "relu6", "leaky_relu"),
 }
 
@@ -56,7 +57,7 @@ class Chain(ABC):
         if type(x) is not Tensor or under_transform():
             return None
         frame = current_frame(self.region)
-        if frame is None or x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
+        if frame is None or not serves(x) or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
             return None
         if not self.may_begin(x) or any_global_hook():
             return None
@@ -76,7 +77,7 @@ class Chain(ABC):
 
     @abstractmethod
     def may_begin(self, x: Tensor) -> bool:
-        """True if the head may hold back its value of the dense CPU tensor x, without changing any answer or error."""
+        """True if the head may hold back its value of the dense tensor x, without changing any answer or error."""
 
     @abstractmethod
     def takes_residual(self, pending: Pending, other: Any) -> bool:
@@ -97,6 +98,8 @@ class ConvChain(Chain):
     def __init__(self, name: str, head: nn.Module, bn: nn.Module | None, steps: Sequence[str], region: Region, watched: Any) -> None:
         super().__init__(name, head, steps, region, watched)
         self.bn = bn
+        self.op = op_of(head)
+        self.geometry: tuple[Any, Any] = (None, None)  # a convolution's own with its weight's shape; as convolve_batch takes it
         self.fold = None if bn is None else FoldCache(head, bn)
         self.packs = PackedWeights()
 
@@ -113,14 +116,18 @@ class ConvChain(Chain):
         if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
             self.drop()
             return False
-        weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
-        if is_linear(conv):
+        parameters = conv._parameters  # past nn.Module's slow attribute lookup: this runs at every call
+        if not _has_own(parameters) or (bn is not None and not _has_own(bn._parameters)):
+            self.drop()
+            return False
+        weight = parameters["weight"]
+        if self.op == LINEAR:
             fits = x.dim() == 2 if bn is not None else x.dim() > 0  # a batch norm's channels are x.shape[1]
-            if not fits or x.shape[-1] != weight.shape[1]:
+            if not fits or x.shape[-1] != weight.shape[1] or x.is_cuda:  # there torch multiplies
                 return False
         elif x.dim() != weight.dim() or x.shape[1] != conv.in_channels:
             return False
-        if weight.device.type != "cpu" or weight.is_inference():
+        if weight.device != x.device or weight.is_inference():
             return False
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             return False
@@ -136,7 +143,7 @@ class ConvChain(Chain):
             self.fold.drop()
 
     def takes_residual(self, pending: Pending, other: Any) -> bool:
-        if op_of(self.head) != "conv2d" or type(other) is not Tensor or needs_grad(other):
+        if self.op == LINEAR or type(other) is not Tensor or needs_grad(other):
             return False
         x = pending.x
         dtype = x.dtype if x.dtype is torch.float64 else autocast_dtype(x) or x.dtype
@@ -144,25 +151,37 @@ class ConvChain(Chain):
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         conv, spatial = self.head, x.shape[2:]
-        if conv.padding != "same":
+        if conv.transposed:
+            geometry = zip(spatial, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.output_padding, strict=True)
+            spatial = [(size - 1) * s - 2 * p + d * (k - 1) + extra + 1 for size, k, s, p, d, extra in geometry]
+        elif conv.padding != "same":
             padding = (0,) * len(spatial) if conv.padding == "valid" else conv.padding
             geometry = zip(spatial, conv.kernel_size, conv.stride, padding, conv.dilation, strict=True)
             spatial = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in geometry]
         return (x.shape[0], conv.out_channels, *spatial)
 
     def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
-        conv, x = self.head, pending.x
+        conv, x, slope = self.head, pending.x, float(pending.slope)  # which the user's code may give as a tensor
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
-        if is_linear(conv):
-            return linear(x, weight, bias, activation, None if self.torchs_product else self.packs)
-        op, nd = op_of(conv), weight.dim() - 2
+        if self.op == LINEAR:
+            return linear(x, weight, bias, activation, None if self.torchs_product else self.packs, slope)
+        end = (self.packs, pending.residual, activation, slope)
         if conv.transposed:
             geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-            return convolutions.transposed(nd, op, x, weight, bias, *geometry, self.packs)
-        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        if op == "conv2d":
-            return convolutions.convolve_fused(x, weight, bias, *geometry, pending.residual, activation, self.packs)
-        return convolutions.convolve(nd, op, x, weight, bias, *geometry, self.packs)
+            return convolutions.transposed(weight.dim() - 2, self.op, x, weight, bias, *geometry, *end)
+        return convolutions.convolve_batch(x, weight, bias, self._geometry(weight), *end)
+
+    def _geometry(self, weight: Tensor) -> convolutions.Geometry:
+        conv = self.head
+        own = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if self.geometry[0] != (own, weight.shape):
+            self.geometry = ((own, weight.shape), convolutions.geometry_of(weight.dim() - 2, weight, *own))
+        return self.geometry[1]
+
+
+def _has_own(parameters: dict[str, Tensor | None]) -> bool:
+    """False once a parametrisation, a weight norm or pruning computes what was a parameter."""
+    return "weight" in parameters and "bias" in parameters
 
 
 class BatchNormChain(Chain):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..nn.fold import folded_parameters
-from .watch import Watch
+from .watch import watch_of
+
+if TYPE_CHECKING:
+    from .._C import Watch
 
 
 class FoldCache:
@@ -30,7 +33,8 @@ class FoldCache:
             if self.bn.eps == eps and watch.holds(tensors):
                 return result
         result = folded_parameters(self.conv, self.bn)
-        self._entry = (self.bn.eps, Watch(tensors), result)
+        if all(t is None or t.is_cpu for t in tensors):  # elsewhere a look at their elements would wait for the device
+            self._entry = (self.bn.eps, watch_of(tensors), result)
         return result
 
     def drop(self) -> None:

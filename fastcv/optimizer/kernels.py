@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .. import nn as fastcv_nn
+from .._gpu import serves, why_not
 
 # Module class, of torch.nn or fastcv.nn -> the op of fastcv.functional that serves it.
 OPS: dict[type[nn.Module], str] = {
@@ -164,8 +165,9 @@ def why_left_alone(module: nn.Module) -> str | None:
             return f"dtype {str(t.dtype).removeprefix('torch.')} has no kernel"
         if t.is_meta:
             return "its parameters are on the meta device"
-        if t.device.type != "cpu":
-            return f"its parameters are on {t.device}, where {op_of(module) or kind.__name__} has no kernel"
+        if not serves(t):
+            why = why_not(t.get_device()) if t.is_cuda else f"{op_of(module) or kind.__name__} has no kernel there"
+            return f"its parameters are on {t.device}: {why}"
     padding_mode = getattr(module, "padding_mode", "zeros")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and padding_mode != "zeros":
         return f"padding_mode={padding_mode!r} is not supported"

@@ -22,7 +22,7 @@ from .packed_weights import PLAIN, POINTWISE, PackedWeights
 _conv = _ext.op("conv")
 
 # The activations of the kernel as torch computes them.
-ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu}
+ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu, "leaky_relu": F.leaky_relu}
 
 # From how many products per row the kernel is worth its call, which costs some 6 us more than torch's; measured over rows from 1 to
 # 3136 (docs/optimize.md). torch converts the bfloat16 operands of small products, so that ours is faster much earlier.
@@ -47,6 +47,8 @@ def why_torch(outputs: int, inputs: int, dtype: torch.dtype) -> str:
 
 def why_torch_for(module: nn.Linear) -> str:
     """The same of a linear layer as it is."""
+    if module.weight.is_cuda:
+        return "on a GPU torch multiplies"
     if not module.weight.is_contiguous():
         return "its weight is not contiguous"
     return why_torch(*module.weight.shape, module.weight.dtype)
@@ -60,20 +62,22 @@ def forward(module: nn.Linear, x: Tensor, packs: PackedWeights) -> Tensor:
     return linear(x, weight, bias, None, packs)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packs: PackedWeights | None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, packs: PackedWeights | None, slope: float = 0.01
+) -> Tensor:
     """activation(F.linear(x, weight, bias)) without gradients: x [..., C], weight [K, C], bias [K] or None -> [..., K].
 
-    packs: what keeps the packed weight; without it torch multiplies.
+    packs: what keeps the packed weight; without it torch multiplies. slope: of leaky_relu.
     """
     dtype = None if packs is None else _dtype_of_kernel(x, weight, bias)
     if dtype is None:
         y = F.linear(x, weight, bias)
-        return y if activation is None else ACTIVATIONS[activation](y)
+        return y if activation is None else ACTIVATIONS[activation](y, *([slope] if activation == "leaky_relu" else []))
     rows = x.reshape(-1, weight.shape[1]).to(dtype).contiguous()
     image = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)
     filters, packed = packs.of_linear(image, weight, _DIRECT_SUM)
     b = bias if bias is None or bias.dtype is dtype else bias.to(dtype)
-    y = _conv(image, filters, b, *POINTWISE, None, CODES[activation], _DIRECT_SUM, packed)
+    y = _conv(image, filters, b, *POINTWISE, None, CODES[activation], _DIRECT_SUM, packed, slope)
     # As torch's own product ends: no view to autograd, so that a caller may write to it in any mode.
     return torch.ops.aten._unsafe_view(y.permute(0, 2, 3, 1), [*x.shape[:-1], weight.shape[0]])
 

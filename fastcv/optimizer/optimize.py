@@ -19,7 +19,7 @@ from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
 from .kernels import LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
 from .linear import why_torch_for
-from .patterns import Plan, prove
+from .patterns import Plan, measured, prove
 from .region import Region
 from .report import RUNS_ON_TORCH, Report, Row
 from .trace import model_copy, trace
@@ -136,9 +136,11 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
             others[type(module).__name__] += 1
             del rows[name]
     plans: list[Plan] = []
+    readers: dict[str, str] = {}
     if fuse:
         traces, failures = trace(model, training=mode == "training")
         plans, refused = prove(traces, modules, ops, training=mode == "training")
+        readers = measured(traces, modules, ops) if mode == "training" else {}
         for name in {*refused, *(plan.head for plan in plans)} - rows.keys():  # linear layers
             rows[name] = Row(name, type(modules[name]).__name__)
             others[type(modules[name]).__name__] -= 1
@@ -149,6 +151,8 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
     for module in served:
         KernelForward(module).install()
     _install_chains(plans, modules, rows, recompute and mode == "training")
+    for name, reader in readers.items():
+        installed(modules[name]).reader = modules[reader]
     report.rows = [rows[name] for name in modules if name in rows]
     report.left_to_torch = dict(+others)
     return report
@@ -186,7 +190,7 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
             bn = None if plan.bn is None else modules[plan.bn]
             chain = ConvChain(plan.head, head, bn, plan.steps, region, watched)
             chain.torchs_product = is_linear(head) and not row.op
-            row.op = "conv2d_fused" if row.op == "conv2d" else row.op
+            row.op = row.op if is_linear(head) else f"{row.op}_fused"
             if bn is not None:
                 BatchNormForward(bn, chain).install()
                 rows[plan.bn].op = f"folded into {plan.head}"

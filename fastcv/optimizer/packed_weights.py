@@ -9,13 +9,16 @@ linear layer's serve any input, and are arranged at the first call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _ext
-from .watch import Watch
+from .watch import watch_of
+
+if TYPE_CHECKING:
+    from .._C import Watch
 
 _pack_conv = _ext.op("conv_pack")
 _pack_dgrad = _ext.op("conv_dgrad_pack")
@@ -60,7 +63,7 @@ class PackedWeights:
         """
         kind, entry = (x.dtype, precision, _ext.choices), self._entry
         if entry is None or entry[0] != kind or not entry[1].holds((weight,)):
-            watch = Watch((weight,))
+            watch = watch_of((weight,))
             lowered = None if weight.dtype is x.dtype else _as_filters(weight.detach().to(x.dtype))
             packed = _pack_conv(x, _as_filters(weight) if lowered is None else lowered, *POINTWISE, precision)
             entry = self._entry = (kind, watch, packed, lowered)
@@ -71,7 +74,7 @@ class PackedWeights:
             return None  # the last has no version counter, for the others the op has a sentence
         entry = self._entry
         if entry is None or kind != entry[0] or not entry[1].holds((weight,)):
-            self._entry = (kind, Watch((weight,)), None, None)
+            self._entry = (kind, watch_of((weight,)), None, None)
             return None
         packed = entry[2]
         if packed is None:

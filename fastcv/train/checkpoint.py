@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..models.weights import UnreadableError, read_tensors
+
 __all__ = ["CheckpointError", "load", "save", "write"]
 
 KEYS = {"model", "args", "data", "epoch", "history"}
@@ -35,6 +37,17 @@ def save(state: dict[str, Any], file: Path) -> None:
 
 
 def _replace(file: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Raises OSError that names ``file``, for a disk that is full and the like."""
+    try:
+        _fill(file, fill)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save puts an error of its own before the stream's
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), os.fspath(file)) from error
+
+
+def _fill(file: Path, fill: Callable[[BinaryIO], object]) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     fresh = Path(name)
     try:
@@ -57,12 +70,9 @@ def load(file: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{file} {'is a folder, expected a checkpoint file' if path.is_dir() else 'does not exist'}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise nearly anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        refused = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])  # of torch's long advice
-        reason = refused.strip().removeprefix("WeightsUnpickler error: ").split(". ")[0]
-        raise CheckpointError(f"{file} is no checkpoint that can be read: {reason}") from None
+        state = read_tensors(path)
+    except UnreadableError as error:
+        raise CheckpointError(f"{file} is no checkpoint that can be read: {error}") from None
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         lacking = f"it lacks {', '.join(sorted(KEYS - state.keys()))}" if isinstance(state, dict) else f"it holds a {type(state).__name__}"
         raise CheckpointError(f"{file} is no checkpoint of fastcv train: {lacking}")

@@ -70,9 +70,8 @@ def _one_sentence(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         status, text = 128 + signal.SIGINT, "interrupted"
     except OSError as error:
-        if error.filename is None:
-            raise
-        status, text = 2, f"{error.filename} cannot be written or read: {error.strerror}"
+        what = "a file" if error.filename is None else error.filename
+        status, text = 2, f"{what} cannot be written or read: {error.strerror or error}"
     else:
         return
     print(f"fastcv {name}: {' '.join(text.split())}", file=sys.stderr)

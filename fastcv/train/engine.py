@@ -33,7 +33,7 @@ from .evaluation import Scores, autocast, counted_of, cross_entropy, evaluate, i
 from .files import ImageFiles
 from .log import Log
 from .loop import Diverged
-from .network import build, outputs_of
+from .network import build, check_answers, outputs_of
 from .optimizers import advance, optimizer_of, schedule_of
 from .options import FREE, OptionError, Options, flag, normalized
 from .processes import World
@@ -94,6 +94,10 @@ class Engine:
             network = _synchronised(network, self.device)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.network = network.to(self.device, memory_format=layout)
+        crops = {options.train_crop_size, options.val_crop_size or options.train_crop_size}
+        for sides in {tuple(crop or side for side in data.shape[1:]) for crop in crops}:
+            one = torch.zeros(1, data.shape[0], *sides, device=self.device).contiguous(memory_format=layout)
+            check_answers(self.network, options, data.task, len(data.classes), one)
         own = len(self.parts.train) // world.size
         self.batch_size = min(options.batch_size, own)
         if not own:
@@ -308,7 +312,7 @@ class Engine:
             self.trained.set_requires_gradient_sync(ends)
         with waiting:
             with autocast(options, self.device):
-                logits, auxiliary = outputs_of(self.trained, inputs)
+                logits, auxiliary = self._answers(inputs)
                 loss = self._loss(logits, targets)
                 if auxiliary is not None:
                     loss = loss + AUXILIARY * self._loss(auxiliary, targets)
@@ -319,6 +323,12 @@ class Engine:
         self.partial["right"] += int(((logits.detach().argmax(1) == labels) & counted).sum())
         self.partial["count"] += int(counted.sum())
         return value
+
+    def _answers(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        try:
+            return outputs_of(self.trained, inputs)
+        except ValueError as error:  # batch norm's, of a single value per channel
+            raise OptionError(f"--batch-size {len(inputs)} is too small for --model {self.options.model}: {error}") from error
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         loss, smoothing = cross_entropy(self.options), self.options.label_smoothing

@@ -155,28 +155,34 @@ class ImageFiles:
 
 def read_picture(file: Path, convert: Callable[[Any], Any]) -> Any:
     """What ``convert`` makes of the opened file. Raises DataError that names the file."""
+    name = printable(str(file))
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"{file} needs Pillow to be read: pip install pillow") from error
+        raise DataError(f"{name} needs Pillow to be read: pip install pillow") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
                 return convert(image)
     except DataError as error:
-        raise DataError(f"{file} {error}") from error
+        raise DataError(f"{name} {error}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and their own
-        raise DataError(f"{file} cannot be read as an image: {error}") from error
+        raise DataError(f"{name} cannot be read as an image: {error}") from error
 
 
 def rgb(image: Any) -> Any:
-    """An opened picture as RGB, upright."""
+    """An opened picture as RGB, upright. Raises DataError for numbers per pixel of which nobody knows which are white."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey values at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("F", "I"):  # one number of 32 bits per pixel, which it would clip too
+        values, white = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (values.min() >= 0 and values.max() <= white):
+            raise DataError(f"cannot be read as an image: its pixels go from {values.min():g} to {values.max():g}, expected 0 to {white}")
+        image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -15,7 +15,7 @@ import fastcv
 from .. import _ext, models
 from .options import OptionError, Options
 
-__all__ = ["build", "features_of", "outputs_of"]
+__all__ = ["build", "check_answers", "features_of", "outputs_of"]
 
 
 def build(options: Options, task: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -39,6 +39,10 @@ def build(options: Options, task: str, classes: int, shape: tuple[int, int, int]
 
 
 def _of_zoo(options: Options, task: str, config: dict[str, Any], shape: tuple[int, int, int]) -> nn.Module:
+    if options.aux_loss:
+        config["aux_loss"] = True
+    if options.weights_backbone:
+        config["weights_backbone"] = options.weights_backbone
     try:
         info = models.model_info(options.model)
         if info.task != task:
@@ -53,21 +57,49 @@ def _of_user(options: Options, config: dict[str, Any]) -> nn.Module:
     sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(package), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"--model {options.model}: {error}") from error
+    except Exception as error:  # the file is the user's and may raise anything
+        raise OptionError(f"--model {options.model}: {error or type(error).__name__}") from error
     finally:
         sys.path.remove("")
-    accepted = inspect.signature(function).parameters
+    if not callable(function):
+        raise OptionError(f"--model {options.model} is a {type(function).__name__}, not a function that gives a torch.nn.Module")
+    accepted = _parameters(function)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         if "layers" not in accepted:
             config.pop("layers")
         missing = [name for name in config if name not in accepted]
         if missing:
             raise OptionError(f"--model {options.model} does not take {missing[0]}=")
-    network = function(**config)
+    try:
+        network = function(**config)
+    except Exception as error:
+        raise OptionError(f"--model {options.model} raised {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise OptionError(f"--model {options.model} gives a {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def _parameters(function: Any) -> Any:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # of a function that is not written in Python nothing is known
+        return {}
+
+
+@torch.no_grad()
+def check_answers(network: nn.Module, options: Options, task: str, classes: int, image: Tensor) -> None:
+    """Asks the network about one image [1, C, H, W], in evaluation mode. Raises OptionError if it does not take it, or answers in
+    another shape than one logit per class, and per pixel for masks."""
+    shape = "x".join(map(str, image.shape[1:]))
+    try:
+        answer = outputs_of(network.eval(), image)[0]
+    except Exception as error:  # a layer's that does not fit, or the user's
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise OptionError(f"--model {options.model} does not take images of {shape}: {reason[0]}") from error
+    expected = (1, classes, *(image.shape[2:] if task == "segmentation" else ()))
+    found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    if found != expected:
+        raise OptionError(f"--model {options.model} answers an image of {shape} by {found}, expected logits of shape {expected}")
 
 
 def outputs_of(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -81,6 +81,8 @@ class Options:
     parallel: str = _option("ddp", "Under torchrun, ddp: the whole network in each process; fsdp: its parameters spread over them.")
     sync_bn: bool = _option(False, "Batch norm over all processes.")
     weights: str = _option("", "A file of parameters to start from: a checkpoint of this program, or a state_dict.")
+    weights_backbone: str = _option("", "A file of parameters for the backbone of a segmentation network to start from.")
+    aux_loss: bool = _option(False, "Train an auxiliary head too, in segmentation networks that have one; its loss counts 0.5.")
     # the run
     resume: str = _option("", "auto: go on from the last checkpoint in --output-dir if there is one; or a checkpoint's file.")
     test_only: bool = _option(False, "Evaluate the checkpoint --resume on the test part, train nothing.")
@@ -97,8 +99,8 @@ class Options:
 
 # What may differ between a run and its continuation. None of it changes a bit of the result but the number of threads (docs/train.md).
 FREE = {
-    "output_dir", "workers", "threads", "weights", "resume", "test_only", "recovery_interval", "checkpoint_hist", "print_freq",
-    "tensorboard", "skip_corrupt",
+    "output_dir", "workers", "threads", "weights", "weights_backbone", "resume", "test_only", "recovery_interval", "checkpoint_hist",
+    "print_freq", "tensorboard", "skip_corrupt",
 }  # fmt: skip
 
 
@@ -139,6 +141,9 @@ CHOICES = {
 
 def check(options: Options) -> None:
     """Raises OptionError for the first value that cannot be."""
+    for name in ("data_path", "model", "output_dir"):
+        if not getattr(options, name).strip():
+            raise OptionError(f"{flag(name)} must not be empty")  # a shell's unset variable, not the current folder
     for name, (least, most) in RANGES.items():
         value = getattr(options, name)
         if not least <= value <= most:

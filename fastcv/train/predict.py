@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .augmentation import center_crop
 from .data import DataError, Standardiser
 from .evaluation import autocast, inputs_of
-from .files import SUFFIXES, covering, fitting, read_picture, rgb, visible
+from .files import SUFFIXES, covering, fitting, printable, read_picture, rgb, visible
 from .network import outputs_of
 from .options import OptionError, Options
 from .output import OutputError, replaced_folder
@@ -55,13 +55,13 @@ def predict_files(
                 progress.line(f"left out: {error}")
             else:
                 if len(rows) <= SPOKEN:
-                    progress.line(f"{file}: {predictor.sentence(rows[-1])}")
+                    progress.line(f"{printable(str(file))}: {predictor.sentence(rows[-1])}")
             progress.advance()
         if not rows:
             raise DataError(f"none of {len(files)} images can be read; the first: {skipped[0]}")
         found = {"checkpoint": str(checkpoint), "classes": facts["classes"], "images": rows, "left_out": skipped}
         (folder / "predictions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as stream:
+        with (folder / "predictions.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows(predictor.table(rows))
         predictor.draw(folder)
     console.print(f"{output}: {len(rows):,} answers", markup=False, highlight=False, soft_wrap=True)
@@ -134,7 +134,7 @@ class _Classifier(_Predictor):
         except ImportError:
             return  # the answers stand in the files; only the picture needs matplotlib
         titles = [
-            f"{Path(row['file']).name}\n{row['answers'][0]['class']} {100 * row['answers'][0]['probability']:.0f} %"
+            f"{printable(Path(row['file']).name)}\n{row['answers'][0]['class']} {100 * row['answers'][0]['probability']:.0f} %"
             for _, row in self.shown
         ]
         plots.pictures(folder / "predictions.png", [image for image, _ in self.shown], titles, self.white)

@@ -52,7 +52,7 @@ class _Lines:
         pass
 
     def say(self, text: str) -> None:
-        self._console.print(f"  {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
     def show(self, text: str) -> None:
         pass
@@ -64,7 +64,7 @@ class _Lines:
 @contextmanager
 def task(console: Console, title: str, total: int, done: int = 0) -> Iterator[Task]:
     """A piece of work of ``total`` steps, ``done`` of which are behind it."""
-    console.print(title, highlight=False, style="bold")
+    console.print(title, highlight=False, markup=False, style="bold")
     if not console.is_terminal:
         yield _Lines(console)
         return

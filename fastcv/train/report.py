@@ -86,7 +86,7 @@ def write_report(
         pictures = {name: (place / name).read_bytes() for name in FILES[:4]}
     for name, content in pictures.items():
         write(folder / name, content)
-    write(folder / FILES[4], _page(title, options, data, history, results, pictures).encode())
+    write(folder / FILES[4], _page(title, options, data, history, results, pictures).encode(errors="replace"))
 
 
 def _page(

@@ -55,24 +55,14 @@ def one_sentence(name: str) -> Iterator[None]:
 def _picture(path: Path) -> Any:
     """The image (H, W, 3) as uint8, upright. Raises ValueError for what cannot be read."""
     import numpy as np
-    from PIL import Image
 
     from ..train.files import read_picture, rgb
-
-    def converted(image: Any) -> Any:
-        if image.mode in ("F", "I"):  # one number of 32 bits per pixel, whose white Pillow does not know
-            values = np.asarray(image)
-            white = 1 if image.mode == "F" else 65535
-            if not (values.min() >= 0 and values.max() <= white):
-                raise ValueError(f"its pixels go from {values.min():g} to {values.max():g}, expected 0 to {white}")
-            image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
-        return np.asarray(rgb(image))
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file")
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    return read_picture(path, converted)
+    return read_picture(path, lambda image: np.asarray(rgb(image)))
 
 
 def _checked_output(path: Path, image: Path) -> None:
@@ -161,6 +151,7 @@ def segment(
         import numpy as np
         from PIL import Image
 
+        from ..train.files import printable
         from .segmentation import METHODS
         from .segmentation import segment as segment_image
 
@@ -168,7 +159,7 @@ def segment(
             raise ValueError(f"--method must be one of {', '.join(METHODS)}, unet, got {method!r}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {seed}")
-        pixels = _picture(image)
+        pixels, name = _picture(image), printable(image.name)
         for path in (output, labels):
             if path is not None:
                 _checked_output(path, image)
@@ -178,12 +169,12 @@ def segment(
         if method == "unet":
             found, names, model = _by_network(pixels, checkpoint, full_size)
             count = len(np.unique(found))
-            title = f"{image.name}: {count} class{'es' * (count != 1)} by {model}"
+            title = f"{name}: {count} class{'es' * (count != 1)} by {model}"
         else:
             options = {"clusters": clusters, "color": color, "position": position, "seed": seed}
             found, names = segment_image(pixels, method, bandwidth=bandwidth or None, sigma=sigma or None, **options), None
             count = len(np.unique(found))
-            title = f"{image.name}: {count} segment{'s' * (count != 1)} by {method}"
+            title = f"{name}: {count} segment{'s' * (count != 1)} by {method}"
         seconds = time.perf_counter() - start
         picture = segmentation_figure(pixels, found, title, names)
         if labels is not None:

@@ -6,6 +6,7 @@ flat rows (N, H * W * C) with ``shape`` told to the transformer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from ._common import at_least, nearest_centres, tensor
 from .kmeans import KMeans, MiniBatchKMeans
 
 __all__ = ["HOG", "BagOfVisualWords", "ColorHistogram", "color_histogram", "hog"]
+
+_IMAGES = 256  # whose patches stand in memory at a time
 
 
 def _batch(images: Any, name: str) -> np.ndarray:
@@ -182,19 +185,36 @@ class BagOfVisualWords(_ImageTransformer):
     def fit(self, X: Any, y: Any = None) -> BagOfVisualWords:
         """Learns the codebook from the images."""
         images, k = self._images(X), at_least("n_words", self.n_words, 1)
-        rows = self._patches(images).flatten(0, 1)
-        if len(rows) > at_least("sample", self.sample, 1):
-            seed = self.random_state if isinstance(self.random_state, int) else 0
-            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: self.sample]]
+        rows = self._sampled(images, at_least("sample", self.sample, 1))
         estimator = KMeans if len(rows) <= 200_000 else MiniBatchKMeans
         self.codebook_ = estimator(k, random_state=self.random_state, max_iter=50).fit(rows.numpy()).cluster_centers_
         self._n_features_out = k
         return self
 
+    def _parts(self, images: np.ndarray) -> Iterator[Tensor]:
+        """The patches of some images at a time: those of all would need a hundred times their memory."""
+        for start in range(0, len(images), _IMAGES):
+            yield self._patches(images[start : start + _IMAGES])
+
+    def _sampled(self, images: np.ndarray, most: int) -> Tensor:
+        """All patches [M, patch * patch * C], or ``most`` of them, drawn at random."""
+        places, depth = self._patches(images[:1]).shape[1:]
+        count = len(images) * places
+        if count <= most:
+            return torch.cat([part.flatten(0, 1) for part in self._parts(images)])
+        seed = self.random_state if isinstance(self.random_state, int) else 0
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+        rows, first = torch.empty(most, depth), 0
+        for part in self._parts(images):
+            part = part.flatten(0, 1)
+            here = ((drawn >= first) & (drawn < first + len(part))).nonzero().flatten()
+            rows[here] = part[drawn[here] - first]
+            first += len(part)
+        return rows
+
     def _features(self, images: np.ndarray) -> np.ndarray:
         k, codebook, shares = len(self.codebook_), tensor(self.codebook_), []
-        for start in range(0, len(images), 256):
-            patches = self._patches(images[start : start + 256])
+        for patches in self._parts(images):
             n, places = patches.shape[:2]
             words = nearest_centres(patches.flatten(0, 1), codebook)[1].reshape(n, places)
             cells = words + k * torch.arange(n)[:, None]

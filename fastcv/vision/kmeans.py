@@ -212,6 +212,12 @@ def lloyd(x: Tensor, centres: Tensor, weights: Tensor | None, max_iter: int, tol
     return _Result(centres, bounds.labels, float(processes.sum(total)), iteration)
 
 
+def _same_clusters(a: Tensor, b: Tensor) -> bool:
+    """Whether rows of one label in ``a`` have one label in ``b``: the same clusters by other names, whose inertias differ by rounding."""
+    pairs = torch.stack([a, b])
+    return pairs.unique(dim=1).shape[1] == a.unique().numel()
+
+
 class _Centres(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """What both estimators share once they have centres."""
 
@@ -253,18 +259,21 @@ class _Centres(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
                 return plus_plus(x, self.n_clusters, random, weights, _Alone())
             if self.init == "random":
                 return random_rows(x, self.n_clusters, random, weights)
-            raise ValueError(f"init must be 'k-means++', 'random' or an array, got {self.init!r}")
-        centres = np.array(self.init, dtype=x.numpy().dtype)
+            raise ValueError(f"init must be 'k-means++', 'random', an array or a function, got {self.init!r}")
+        init = self.init(x.numpy(), self.n_clusters, random_state=random) if callable(self.init) else self.init
+        centres = np.array(init, dtype=x.numpy().dtype)
         if centres.shape != (self.n_clusters, x.shape[1]):
             raise ValueError(f"init has shape {centres.shape}, expected ({self.n_clusters}, {x.shape[1]})")
+        if not np.isfinite(centres).all():
+            raise ValueError("init has centres that are not finite")
         return torch.from_numpy(centres)
 
     def _restarts(self, default: int) -> int:
         if isinstance(self.n_init, str):
             if self.n_init != "auto":
                 raise ValueError(f"n_init must be 'auto' or an integer of at least 1, got {self.n_init!r}")
-            return default if isinstance(self.init, str) and self.init == "random" else 1
-        return at_least("n_init", self.n_init, 1) if isinstance(self.init, str) else 1
+            return default if callable(self.init) or (isinstance(self.init, str) and self.init == "random") else 1
+        return at_least("n_init", self.n_init, 1) if callable(self.init) or isinstance(self.init, str) else 1
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -275,9 +284,10 @@ class _Centres(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
 class KMeans(_Centres):
     """k-means as ``sklearn.cluster.KMeans`` with ``algorithm="lloyd"``.
 
-    n_clusters: k. init: "k-means++", "random" or an array of centres (k, n_features). n_init: restarts, of which the one of
-    least inertia is kept; "auto" is 10 for "random", else 1. max_iter, tol: the centres' squared moves, relative to the mean
-    variance of the features, below which it stops. random_state: as scikit-learn's; the same one gives its clusters.
+    n_clusters: k. init: "k-means++", "random", an array of centres (k, n_features) or a function (X, k, random_state) that gives
+    one. n_init: restarts, of which the one of least inertia is kept; "auto" is 10 for "random" and a function, else 1. max_iter,
+    tol: the centres' squared moves, relative to the mean variance of the features, below which it stops. random_state: as
+    scikit-learn's; the same one gives its clusters.
     Data (n_samples, n_features): float32 and float64 are clustered as they are, other numbers as float64. A cluster that
     loses all its points takes the one farthest from its centre.
     After fit: ``cluster_centers_`` (k, n_features), ``labels_`` (n_samples,), ``inertia_``, ``n_iter_``.
@@ -310,7 +320,7 @@ class KMeans(_Centres):
         best: _Result | None = None
         for _ in range(self._restarts(10)):
             result = lloyd(x, self._first_centres(x, weights, random), weights, most, tol, _Alone())
-            if best is None or result.inertia < best.inertia:
+            if best is None or (result.inertia < best.inertia and not _same_clusters(result.labels, best.labels)):
                 best = result
         self.cluster_centers_, self.labels_ = best.centres.numpy(), best.labels.to(torch.int32).numpy()
         self.inertia_, self.n_iter_ = best.inertia, best.iterations

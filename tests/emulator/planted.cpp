@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "common/ptx_sm90.cuh"
+#include "common/ptx_wgmma_transposed.cuh"
 #include "common/reduce.cuh"
 
 namespace fastcv::emulated {
@@ -68,6 +68,61 @@ __global__ void beyond_the_end(const float* x, float* y, bool inside) {
   y[threadIdx.x] = x[threadIdx.x];
 }
 
+// Warps meet at a barrier of their own number; a warp that comes to another one waits for ever.
+__global__ void named_barriers(const float* x, float* y, bool same) {
+  FASTCV_SHARED(float, box, kThreads);
+  box[threadIdx.x] = x[threadIdx.x];
+  sync_threads(same || threadIdx.x < 32 ? 1 : 2, kThreads);
+  sync_threads(2 + threadIdx.x / 32, 32);  // each warp's own
+  y[threadIdx.x] = box[(threadIdx.x + 32) % kThreads];
+}
+
+__global__ void votes(const float*, float* y, bool all) {
+  const unsigned lane = threadIdx.x % 32;
+  bool right = __ballot_sync(kAllLanes, lane % 3 == 0) == 0x49249249u;
+  right = right && __any_sync(kAllLanes, lane == 7) && !__any_sync(kAllLanes, false);
+  right = right && __all_sync(kAllLanes, true) && !__all_sync(kAllLanes, lane != 7);
+  if (lane < 16) right = right && __ballot_sync(0x0000ffffu, lane > 3) == 0xfff0u;
+  else right = right && __ballot_sync(0xffff0000u, lane > 17) == 0xfffc0000u;
+  if (all || lane != 5) right = right && __all_sync(kAllLanes, true);
+  y[threadIdx.x] = right ? 1.0f : -1.0f;
+}
+
+// Each thread adds one to a number in global memory; what is read before others write is lost.
+__global__ void atomics(const float*, float* y, bool atomic) {
+  static int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  if (atomic) {
+    atomicAdd(&count, 1);
+  } else {
+    const int before = count;
+    __syncwarp();
+    count = before + 1;
+  }
+  __syncthreads();
+  y[threadIdx.x] = count == kThreads ? 1.0f : -1.0f;
+}
+
+// Tiles of 64 products through shared memory; `wrong` goes on by one too few from tile to tile.
+__global__ void advance(const float* x, float* y, bool right) {
+  FASTCV_SHARED(float, tile, kThreads);
+  float sum = 0;
+  for (int step = 0; step < 4; ++step) {
+    const int at = step * (right ? kThreads : kThreads - 1) + threadIdx.x;
+    __syncthreads();
+    tile[threadIdx.x] = x[at] * static_cast<float>(at);
+    __syncthreads();
+    for (int i = 0; i < kThreads; ++i) sum += tile[i];
+  }
+  y[threadIdx.x] = sum == 255 * 256 / 2 ? 1.0f : -1.0f;
+}
+
+// Outputs hold what no thread would write until one does.
+__global__ void leaves_an_output(const float* x, float* y, bool all) {
+  if (all || threadIdx.x != 63) y[threadIdx.x] = x[threadIdx.x];
+}
+
 __global__ void lane_stays_away(const float* x, float* y, bool all) {
   float value = x[threadIdx.x];
   if (all || threadIdx.x % 32 != 5) value += __shfl_xor_sync(kAllLanes, value, 1);
@@ -83,6 +138,27 @@ __global__ void copy_not_awaited(const float* x, float* y, bool wait) {
   __syncthreads();
   y[threadIdx.x] = box[(threadIdx.x * 4 + 4) % (kThreads * 4)];
   if (!wait) wait_async<0>();
+}
+
+// A place is copied to again while other warps may still be reading it: the barrier comes before the wait, not before
+// the copy, which may land at once.
+__global__ void copy_lands_early(const float* x, float* y, bool barrier) {
+  FASTCV_SHARED(float, box, kThreads * 4);
+  const auto copy = [&] {
+    copy_async(box + threadIdx.x * 4, x + threadIdx.x * 4, true);
+    commit_async();
+  };
+  copy();
+  wait_async<0>();
+  __syncthreads();
+  float sum = box[(threadIdx.x * 4 + 128) % (kThreads * 4)];
+  if (barrier) __syncthreads();
+  copy();
+  if (!barrier) __syncthreads();
+  wait_async<0>();
+  __syncthreads();
+  sum += box[(threadIdx.x * 4 + 128) % (kThreads * 4)];
+  y[threadIdx.x] = sum == 2 ? 1.0f : -1.0f;
 }
 
 __global__ void stays_in_flight(const float* x, float* y, bool wait) {
@@ -159,6 +235,28 @@ __global__ void transposed_product(const float*, float* y, bool) {
       for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(k, col);
       right = right && sum == d[i];
     }
+  }
+  y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
+}
+
+// Sixteen by sixteen elements from registers into a swizzled tile, and read back one by one.
+__global__ void matrix_store(const float*, float* y, bool) {
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  FASTCV_SHARED(bf16, tile, 16 * 64);
+  const auto value = [](int r, int c) { return static_cast<float>(r * 16 + c); };
+  Fragment4 f{};
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i % 2 * 8, column = lane % 4 * 2 + i / 2 * 8;
+    f.at[i] = narrow<bf16>(value(row, column)).bits | uint32_t{narrow<bf16>(value(row, column + 1)).bits} << 16;
+  }
+  const int row = lane % 8 + lane / 8 % 2 * 8, column = lane / 16 * 8;
+  store_matrix_x4(tile + (row * 64 + (column ^ row % 8 * 8)), f);
+  __syncwarp();
+  bool right = true;
+  for (int i = lane; i < 256; i += 32) {
+    const int r = i / 16, c = i % 16;
+    right = right && widen(tile[r * 64 + (c ^ r % 8 * 8)]) == value(r, c);
   }
   y[lane] = y[lane + 32] = right ? 1.0f : -1.0f;
 }
@@ -278,6 +376,96 @@ __global__ void group_product(const float*, float* y, bool right) {
   y[t] = same ? 1.0f : -1.0f;
 }
 
+// The same product of operands that lie with a row per k: A' is 64 x 64, B two tiles of 64 columns.
+template <int columns_apart>
+__global__ void transposed_group_product(const float*, float* y, bool) {
+  FASTCV_SHARED(f16, a, 64 * 64);
+  FASTCV_SHARED(f16, b, 2 * columns_apart);
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const auto place = [](int k, int mn) { return mn / 64 * columns_apart + k * 64 + (mn % 64 ^ k % 8 * 8); };
+  for (int i = t; i < 64 * 64; i += kThreads) a[place(i / 64, i % 64)] = narrow<f16>(at(i % 64, i / 64));
+  for (int i = t; i < 64 * 128; i += kThreads) b[place(i / 128, i % 128)] = narrow<f16>(bt(i / 128, i % 128));
+  __syncthreads();
+  float d[64];
+  for (float& v : d) v = 1000;
+  group_begin();
+  const uint64_t from_a = operand_transposed(a, 8192), from_b = operand_transposed(b, columns_apart * 2);
+  multiply_group_transposed<f16, 128>(d, from_a + 128, from_b + 128, false);         // k from 16 to 31
+  multiply_group_transposed<f16, 128>(d, from_a + 3 * 128, from_b + 3 * 128, true);  // and from 48 to 63
+  group_commit();
+  group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 64; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 16; k < 64; ++k) sum += k / 16 == 2 ? 0 : at(row, k) * bt(k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// The same of A in registers, which must be left alone until the product has been waited for; 64 columns.
+template <bool overwrites>
+__global__ void register_product(const float*, float* y, bool right) {
+  FASTCV_SHARED(bf16, a, 32 * 16);
+  FASTCV_SHARED(bf16, b, 64 * 64);  // aligned, behind 1024 bytes
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  for (int i = t; i < 32 * 16; i += kThreads) a[i] = narrow<bf16>(at(i / 16, i % 16));
+  for (int i = t; i < 64 * 64; i += kThreads)
+    b[i / 64 * 64 + (i % 64 ^ i / 64 % 8 * 8)] = narrow<bf16>(bt(i % 64, i / 64));
+  __syncthreads();
+  Fragment4 rows = load_matrix_x4(a + (t / 32 * 16 + lane % 16) * 16 + lane / 16 * 8);
+  float d[32];
+  for (int i = 0; i < 32; ++i) d[i] = 1;
+  group_begin();
+  multiply_group<bf16, 64>(d, rows, operand(b) + 4, true);  // k from 32 to 47
+  group_commit();
+  if (overwrites && !right) rows.at[lane % 4] ^= 1;
+  if (overwrites || right) group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 32; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 1;
+    for (int k = 0; k < 16; ++k) sum += at(row, k) * bt(32 + k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// A box of 8 x 2 pixels of the second of two 5 x 4 images, from a line and a column before the image on.
+__global__ void box_copy(const float*, float* y, bool) {
+  FASTCV_SHARED(bf16, tile, 16 * 64);
+  FASTCV_SHARED(uint64_t, full, 1);
+  static bf16 pixels[2 * 5 * 4 * 8];  // of eight channels
+  const auto value = [](int n, int h, int w, int c) { return static_cast<float>(n * 100 + h * 10 + w + 1) + c * 0.5f; };
+  for (int i = 0; i < 2 * 5 * 4 * 8; ++i) pixels[i] = narrow<bf16>(value(i / 160, i / 32 % 5, i / 8 % 4, i % 8));
+  TensorTile map{};
+  map.base = pixels;
+  const uint64_t size[4] = {8, 4, 5, 2}, stride[3] = {16, 64, 320};
+  const uint32_t box[4] = {64, 8, 2, 1};
+  for (int i = 0; i < 4; ++i) map.size[i] = size[i], map.box[i] = box[i];
+  for (int i = 0; i < 3; ++i) map.stride[i] = stride[i];
+  const int t = threadIdx.x;
+  if (t == 0) barrier_init(full, 1);
+  __syncthreads();
+  if (t == 0) {
+    barrier_expect(full, 16 * 128);
+    copy_tile_4d(tile, map, 0, -1, -1, 1, full);
+  }
+  barrier_wait(full, 0);
+  bool same = true;
+  const int pixel = t % 16, h = pixel / 8 - 1, w = pixel % 8 - 1;
+  for (int c = 0; c < 64; ++c) {
+    const float expected = h >= 0 && w >= 0 && w < 4 && c < 8 ? value(1, h, w, c) : 0;
+    same = same && widen(tile[pixel * 64 + (c ^ pixel % 8 * 8)]) == widen(narrow<bf16>(expected));
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
 // Six pixels of a 5 x 4 image with stride 2, at the tap (1, 2) of a 3 x 3 kernel with padding 1.
 __global__ void im2col_copy(const float*, float* y, bool) {
   FASTCV_SHARED(bf16, tile, 8 * 64);
@@ -340,6 +528,12 @@ int main() {
   SHOW(beyond_the_end);
   SHOW(lane_stays_away);
   SHOW(copy_not_awaited);
+  SHOW(copy_lands_early);
+  SHOW(named_barriers);
+  SHOW(votes);
+  SHOW(atomics);
+  SHOW(advance);
+  SHOW(leaves_an_output);
   SHOW(stays_in_flight);
   SHOW(across_blocks);
   SHOW(too_many_threads);
@@ -349,9 +543,15 @@ int main() {
   SHOW_AS("bytes_miscounted", pipeline<Pipeline::bytes_miscounted>);
   SHOW_AS("product_not_awaited", group_product<false>);
   SHOW_AS("operand_overwritten", group_product<true>);
+  SHOW_AS("register_product_not_awaited", register_product<false>);
+  SHOW_AS("registers_overwritten", register_product<true>);
+  show("box_copy", box_copy, true);
   show("im2col_copy", im2col_copy, true);
   show("matrix_product", matrix_product, true);
+  show("matrix_store", matrix_store, true);
   show("transposed_product", transposed_product, true);
   show("tf32_product", tf32_product, true);
   show("byte_product", byte_product, true);
+  show("transposed_group_product", transposed_group_product<64 * 64>, true);
+  show("spread_group_product", transposed_group_product<64 * 64 + 1024>, true);
 }

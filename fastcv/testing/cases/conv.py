@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from ._case import Arguments, Case, randn
 
-ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str | None, Callable[..., torch.Tensor]] = {
     None: lambda x: x,
     "relu": F.relu,
     "relu6": F.relu6,
     "silu": F.silu,
     "hardswish": F.hardswish,
     "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
 }
 
 
@@ -31,10 +32,11 @@ def fused_reference(
     groups: int = 1,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    negative_slope: float | None = None,
 ) -> torch.Tensor:
     """conv2d_fused as torch writes it."""
     y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return ACTIVATIONS[activation](y if residual is None else y + residual)
+    return ACTIVATIONS[activation](y if residual is None else y + residual, *([] if negative_slope is None else [negative_slope]))
 
 
 def _ntuple(value: int | Sequence[int], nd: int) -> tuple[int, ...]:
@@ -99,6 +101,7 @@ def _fused(
     *,
     residual: bool,
     activation: str | None,
+    negative_slope: float | None = None,
     bench: bool = False,
     **kwargs: Any,
 ) -> Case:
@@ -107,7 +110,8 @@ def _fused(
     def build(generator: torch.Generator) -> Arguments:
         args, options = plain.build(generator)
         sizes = F.conv2d(torch.empty(input, device="meta"), torch.empty(args[1].shape, device="meta"), **options).shape
-        return args, {**options, "residual": randn(generator, *sizes) if residual else None, "activation": activation}
+        end = {"residual": randn(generator, *sizes) if residual else None, "activation": activation}
+        return args, {**options, **end, **({} if negative_slope is None else {"negative_slope": negative_slope})}
 
     return Case("conv2d_fused", name, build, peer=fused_reference, flops=plain.flops, bench=bench, grad=(0, 1, 2))
 
@@ -201,6 +205,10 @@ _FUSED = [
     _fused(f"{activation}{'-residual' if residual else ''}", (2, 5, 8, 7), 6, 3, residual=residual, activation=activation, padding=1)
     for activation in ACTIVATIONS
     for residual in (False, True)
+]
+_FUSED += [
+    _fused(f"leaky_relu{slope}", (2, 5, 8, 7), 6, 3, residual=True, activation="leaky_relu", negative_slope=slope, padding=1)
+    for slope in (0.2, -0.5)
 ]
 
 CASES: list[Case] = [*_LAYERS, *_ODD, *_FUSED]
