@@ -145,7 +145,11 @@ def test_regions_are_found(method: str, options: dict) -> None:
 
 @pytest.mark.parametrize("method", ["kmeans", "meanshift", "ncut"])
 def test_segmentation_of_odd_images(method: str) -> None:
-    for image in (np.zeros((7, 9)), np.full((5, 6, 3), 9, np.uint8), np.zeros((1, 1)), np.eye(4), CHINA[:3, :50], CHINA[..., 0] > 100):
+    thin = np.tile(CHINA[:2], (1, 20, 1))  # fewer rows than half a superpixel's side
+    for image in (
+        *(np.zeros((7, 9)), np.full((5, 6, 3), 9, np.uint8), np.zeros((1, 1)), np.eye(4), CHINA[:3, :50], CHINA[..., 0] > 100),
+        *(thin, thin.transpose(1, 0, 2)),
+    ):
         found = segment(image, method)
         assert found.shape == image.shape[:2] and found.min() == 0
     for bad, sentence in (

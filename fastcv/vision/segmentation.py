@@ -84,7 +84,7 @@ def superpixels(image: Any, count: int = 600, compactness: float = 1.0) -> np.nd
     count = min(at_least("count", count, 1), height * width)
     features = pixel_features(image, position=compactness)
     step = np.sqrt(height * width / count)
-    down, right = (np.unique(np.clip(np.arange(step / 2, side, step), 0, side - 1).astype(int)) for side in (height, width))
+    down, right = (np.unique(np.clip(np.arange(min(step, side) / 2, side, step), 0, side - 1).astype(int)) for side in (height, width))
     start = (down[:, None] * width + right).ravel()
     every = max(1, len(features) // 100_000)
     learned = KMeans(len(start), init=features[start], max_iter=10).fit(
