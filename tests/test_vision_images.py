@@ -163,6 +163,12 @@ def test_segmentation_of_odd_images(method: str) -> None:
             bad()
 
 
+def test_as_many_clusters_as_colours() -> None:
+    image = (np.arange(1600).reshape(40, 40) % 300 * 200).astype(np.uint16)
+    found = segment(image, clusters=100_000)
+    assert len(np.unique(found)) == 300 and np.array_equal(mean_colors(image, found), image)
+
+
 def test_pixel_features_and_mean_colors() -> None:
     features = pixel_features(CHINA, position=0.5)
     height, width = CHINA.shape[:2]
