@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
 import fastcv.functional as ours
+from fastcv.functional import conv
 from fastcv.testing import assert_close, runnable_variants
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -58,13 +59,41 @@ def test_first_and_second_gradients(name, x, w, kwargs, layout) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "hardswish", "gelu"])
-def test_gradients_of_the_fused_form(activation: str | None) -> None:
+ENDS = [
+    (None, 0.0),
+    ("relu", 0.0),
+    ("relu6", 0.0),
+    ("silu", 0.0),
+    ("hardswish", 0.0),
+    ("gelu", 0.0),
+    ("leaky_relu", 0.2),
+    ("leaky_relu", -0.3),
+]
+
+
+@pytest.mark.parametrize(("activation", "slope"), ENDS)
+def test_gradients_of_the_fused_form(activation: str | None, slope: float) -> None:
     inputs = _inputs((1, 2, 3, 3), (2, 2, 2, 2), "conv2d", {})
     residual = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
 
     def function(x, w, b, r):
-        return ours.conv2d_fused(x, w, b, residual=r, activation=activation)
+        return ours.conv2d_fused(x, w, b, residual=r, activation=activation, negative_slope=slope)
+
+    assert torch.autograd.gradcheck(function, (*inputs, residual))
+    assert torch.autograd.gradgradcheck(function, (*inputs, residual))
+    plain = function(*[t.detach() for t in (*inputs, residual)])
+    torch.testing.assert_close(plain, function(*inputs, residual).detach())
+
+
+@pytest.mark.parametrize(("activation", "slope"), ENDS)
+@pytest.mark.parametrize("nd", [1, 2, 3])
+def test_gradients_of_what_follows_a_transposed_convolution(nd: int, activation: str | None, slope: float) -> None:
+    name = f"conv_transpose{nd}d"
+    inputs = _inputs((1, 2, *[2] * nd), (2, 2, *[2] * nd), name, {})
+    residual = torch.randn(1, 2, *[3] * nd, dtype=torch.float64, requires_grad=True)
+
+    def function(x, w, b, r):
+        return conv.transposed(nd, name, x, w, b, 1, 0, 0, 1, 1, None, r, activation, slope)
 
     assert torch.autograd.gradcheck(function, (*inputs, residual))
     assert torch.autograd.gradgradcheck(function, (*inputs, residual))

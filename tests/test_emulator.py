@@ -70,9 +70,20 @@ def test_planted_bugs_are_found_whatever_the_order(planted: dict, kernel: str) -
         assert re.search(BUGS[kernel], words), words
 
 
-@pytest.mark.parametrize(
-    "kernel", ["box_copy", "im2col_copy", "matrix_product", "matrix_store", "transposed_product", "tf32_product", "byte_product"]
-)
+INSTRUCTIONS = [
+    "box_copy",
+    "im2col_copy",
+    "matrix_product",
+    "matrix_store",
+    "transposed_product",
+    "tf32_product",
+    "byte_product",
+    "transposed_group_product",
+    "spread_group_product",
+]
+
+
+@pytest.mark.parametrize("kernel", INSTRUCTIONS)
 def test_matrix_instructions_do_what_the_manual_says(planted: dict, kernel: str) -> None:
     assert planted[kernel, "right"] == ["ok"] * 8
 

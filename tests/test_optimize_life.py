@@ -20,6 +20,7 @@ from optimize_models import (
     trained,
 )
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import fastcv
@@ -86,6 +87,50 @@ def test_folds_again_after_a_change(change) -> None:
     change(ours)
     check(ours, fastcv.restore(copy.deepcopy(ours)))
     assert ops_run(ours) == ["conv", "conv", "conv"]
+
+
+def weight_norm(model):
+    torch.nn.utils.parametrizations.weight_norm(model.conv1)
+
+
+def old_weight_norm(model):
+    torch.nn.utils.weight_norm(model.conv1)
+
+
+def pruning(model):
+    prune.l1_unstructured(model.conv2, "weight", 0.5)
+
+
+def pruned_bias(model):
+    prune.l1_unstructured(model.downsample[0], "bias", 0.5)
+
+
+def scaled_norm(model):
+    parametrize.register_parametrization(model.bn1, "weight", nn.Softplus())
+
+
+LATER = [weight_norm, old_weight_norm, pruning, pruned_bias, scaled_norm]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("change", LATER, ids=lambda f: f.__name__)
+def test_parameters_that_are_computed_from_now_on(change, mode: str) -> None:
+    model = make("block").eval()
+    ours = fastcv.optimize(model, mode=mode)
+    check(ours, model)
+    change(model), change(ours)
+    for _ in range(3):
+        with torch.no_grad():
+            torch.testing.assert_close(ours(images()), model(images()))
+        for m in (model, ours):
+            m.train()
+            m(images()).sum().backward()
+            m.eval()
+            with torch.no_grad():
+                for p in m.parameters():
+                    p.sub_(0.01 * p.grad)
+                    p.grad = None
 
 
 def test_train_and_eval_flips() -> None:

@@ -85,4 +85,27 @@ int chunked_operands(const ConvParams& p, const IgemmPlan& plan, void* workspace
   return cudaSuccess;
 }
 
+// The same for a weight gradient.
+template <class S>
+int chunked_gradients(const ConvWgradParams& p, const WgradPlan& plan, void* workspace, const S*& x, const S*& grad,
+                      CUstream_st* stream) {
+  x = static_cast<const S*>(p.input);
+  grad = static_cast<const S*>(p.grad_output);
+  if (plan.convert_x) {
+    S* to = static_cast<S*>(workspace);
+    const int error = to_chunks(x, to, p.batch, p.in_channels, p.in[0] * p.in[1] * p.in[2], p.groups, plan.padded_c,
+                                p.input_channels_last, stream);
+    if (error != 0) return error;
+    x = to;
+  }
+  if (plan.convert_y) {
+    S* to = reinterpret_cast<S*>(static_cast<char*>(workspace) + plan.x_bytes);
+    const int error = to_chunks(grad, to, p.batch, p.out_channels, p.out[0] * p.out[1] * p.out[2], p.groups,
+                                plan.padded_k, p.grad_channels_last, stream);
+    if (error != 0) return error;
+    grad = to;
+  }
+  return cudaSuccess;
+}
+
 }  // namespace fastcv::FASTCV_GPU

@@ -13,6 +13,7 @@
 #include "conv/conv_axis.cuh"
 #include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
+#include "conv/conv_igemm_sm90.cuh"
 #include "conv/conv_store.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -31,9 +32,9 @@ struct IgemmSm90 {
   int steps_c;  // of a tap
   Divider by_tiles_n, by_out_h, by_out_w;
   bool packs;
-  IgemmSm90(const ConvParams& params, const IgemmPlan& plan)
+  IgemmSm90(const ConvParams& params, const IgemmPlan& plan, const Steps& steps_y)
       : p(params),
-        y(p.k, p.out, p.channels_last),
+        y(steps_y),
         rows(p.n * p.out[1] * p.out[2]),
         tiles_m((rows + kPixels - 1) / kPixels),
         tiles_n((p.k + kOutputs - 1) / kOutputs),
@@ -158,10 +159,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class S>
-int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
-  const IgemmPlan plan(p);
-  const void *x, *w;
-  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
+int multiply(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, const Steps& y,
+             CUstream_st* stream) {
   const auto size = [](int64_t n) { return static_cast<uint64_t>(n); };
   TensorTile images{};
   images.base = x;
@@ -194,13 +193,26 @@ int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
   weights.box[2] = kOutputs;
   TensorMap image_map, weight_map;
   if (!encode(images, image_map) || !encode(weights, weight_map)) return cudaErrorInvalidValue;
-  const IgemmSm90 g(p, plan);
+  const IgemmSm90 g(p, plan, y);
   constexpr int64_t kMultiprocessors = 132;
   const auto blocks = static_cast<unsigned>(std::min(g.tiles_m * g.tiles_n, kMultiprocessors));
   return launch(igemm_sm90_kernel<S>, blocks, kThreads, kSharedBytes, stream, g, image_map, weight_map);
 }
 
+template <class S>
+int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
+  const IgemmPlan plan(p);
+  const void *x, *w;
+  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
+  return multiply<S>(p, plan, x, w, Steps(p.k, p.out, p.channels_last), stream);
+}
+
 }  // namespace
+
+int multiply_sm90(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, const Steps& y,
+                  CUstream_st* stream) {
+  return p.dtype == DType::bf16 ? multiply<bf16>(p, plan, x, w, y, stream) : multiply<f16>(p, plan, x, w, y, stream);
+}
 
 int conv_igemm_sm90(const ConvParams& p, void* workspace, CUstream_st* stream) {
   return p.dtype == DType::bf16 ? run<bf16>(p, workspace, stream) : run<f16>(p, workspace, stream);

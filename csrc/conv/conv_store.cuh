@@ -1,6 +1,5 @@
 // The end of every CUDA convolution: from a sum to an element of y, with bias, residual and activation.
 #pragma once
-#include "common/numbers.cuh"
 #include "common/ptx.cuh"
 #include "conv/conv.h"
 
@@ -50,8 +49,7 @@ __device__ __forceinline__ void store_channels(const ConvParams& p, const acc_t<
     if (p.residual != nullptr) sum += widen(residual.at[i]);
     y.at[i] = narrow<S>(activate(sum, p));
   }
-  if constexpr (sizeof y == 16) store_16(static_cast<S*>(p.y) + at, y);  // beside single stores, else taken apart
-  else store_pack(static_cast<S*>(p.y) + at, y);
+  store_pack(static_cast<S*>(p.y) + at, y);
 }
 
 inline bool aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }

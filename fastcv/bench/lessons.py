@@ -18,6 +18,26 @@ ALGORITHMS = {
         "pixels; a line of them serves two lines of outputs. Predicted for 64 channels on 56x56, 64 images, on an H200 (not measured): "
         "19 us of products and 12 us of memory, 24 to 26 us in all, against 40 us of an implicit product that waits for the L2 cache."
     ),
+    "igemm_splitk": (
+        "The implicit matrix product where pixels are few and sums long, so that there are fewer tiles than multiprocessors: the "
+        "sum is cut into segments, a block for each, whose float results a second kernel adds in order. The cut depends on the "
+        "layer alone; in a large batch one block makes all segments of a tile, so an image has the same bits in any. Predicted "
+        "for 512 channels at 7 x 7, one image: 8 tiles of 144 steps become 144 blocks of 8, about 6 us instead of 30; the bytes "
+        "of the weights alone take 1."
+    ),
+    "igemm_pairs": (
+        "The implicit matrix product for the first layer of a network, whose three channels would fill three of the eight numbers that "
+        "a 16-byte chunk holds. Four channels of two neighbouring pixels are one chunk instead, and a stride of 2 becomes one of 1: a 7x7 "
+        "kernel is 7 x 4 chunks, 224 products where there were 392, of 147 that count. Predicted for 3 to 64 channels at 224, batch 64, "
+        "16-bit: 28 us of memory traffic, plus 20 for packing, beside products that take about 50 instead of 90."
+    ),
+    "igemm_phases": (
+        "The input gradient of a convolution with a stride, which is a transposed convolution: outputs whose places agree modulo "
+        "the stride form a phase, and each phase is a convolution of stride 1 with those taps that meet whole inputs. No zeros "
+        "are multiplied: stride 2 has a quarter of the products that inserted zeros would cost. Predicted for 3x3, 128 channels, "
+        "28 to 56, batch 64, in 16-bit numbers: 19 us of products; 40 us with what the second-level cache delivers and the ends "
+        "of four launches."
+    ),
     "im2col": (
         "The matrix of windows is written out, then multiplied. The copy costs memory traffic of kernel height times kernel "
         "width, and buys long, dense rows, which pays where rows are wide and channels few."

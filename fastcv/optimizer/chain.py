@@ -116,7 +116,11 @@ class ConvChain(Chain):
         if torch.is_grad_enabled() and needs_grad(x, *conv.parameters(), *([] if bn is None else bn.parameters())):
             self.drop()
             return False
-        weight = conv._parameters["weight"]  # past nn.Module's slow attribute lookup: this runs at every call
+        parameters = conv._parameters  # past nn.Module's slow attribute lookup: this runs at every call
+        if not _has_own(parameters) or (bn is not None and not _has_own(bn._parameters)):
+            self.drop()
+            return False
+        weight = parameters["weight"]
         if self.op == LINEAR:
             fits = x.dim() == 2 if bn is not None else x.dim() > 0  # a batch norm's channels are x.shape[1]
             if not fits or x.shape[-1] != weight.shape[1] or x.is_cuda:  # there torch multiplies
@@ -173,6 +177,11 @@ class ConvChain(Chain):
         if self.geometry[0] != (own, weight.shape):
             self.geometry = ((own, weight.shape), convolutions.geometry_of(weight.dim() - 2, weight, *own))
         return self.geometry[1]
+
+
+def _has_own(parameters: dict[str, Tensor | None]) -> bool:
+    """False once a parametrisation, a weight norm or pruning computes what was a parameter."""
+    return "weight" in parameters and "bias" in parameters
 
 
 class BatchNormChain(Chain):

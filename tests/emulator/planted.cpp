@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "common/ptx_sm90.cuh"
+#include "common/ptx_wgmma_transposed.cuh"
 #include "common/reduce.cuh"
 
 namespace fastcv::emulated {
@@ -376,6 +376,36 @@ __global__ void group_product(const float*, float* y, bool right) {
   y[t] = same ? 1.0f : -1.0f;
 }
 
+// The same product of operands that lie with a row per k: A' is 64 x 64, B two tiles of 64 columns.
+template <int columns_apart>
+__global__ void transposed_group_product(const float*, float* y, bool) {
+  FASTCV_SHARED(f16, a, 64 * 64);
+  FASTCV_SHARED(f16, b, 2 * columns_apart);
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const auto place = [](int k, int mn) { return mn / 64 * columns_apart + k * 64 + (mn % 64 ^ k % 8 * 8); };
+  for (int i = t; i < 64 * 64; i += kThreads) a[place(i / 64, i % 64)] = narrow<f16>(at(i % 64, i / 64));
+  for (int i = t; i < 64 * 128; i += kThreads) b[place(i / 128, i % 128)] = narrow<f16>(bt(i / 128, i % 128));
+  __syncthreads();
+  float d[64];
+  for (float& v : d) v = 1000;
+  group_begin();
+  const uint64_t from_a = operand_transposed(a, 8192), from_b = operand_transposed(b, columns_apart * 2);
+  multiply_group_transposed<f16, 128>(d, from_a + 128, from_b + 128, false);         // k from 16 to 31
+  multiply_group_transposed<f16, 128>(d, from_a + 3 * 128, from_b + 3 * 128, true);  // and from 48 to 63
+  group_commit();
+  group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 64; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 16; k < 64; ++k) sum += k / 16 == 2 ? 0 : at(row, k) * bt(k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
 // The same of A in registers, which must be left alone until the product has been waited for; 64 columns.
 template <bool overwrites>
 __global__ void register_product(const float*, float* y, bool right) {
@@ -522,4 +552,6 @@ int main() {
   show("transposed_product", transposed_product, true);
   show("tf32_product", tf32_product, true);
   show("byte_product", byte_product, true);
+  show("transposed_group_product", transposed_group_product<64 * 64>, true);
+  show("spread_group_product", transposed_group_product<64 * 64 + 1024>, true);
 }

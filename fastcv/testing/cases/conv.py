@@ -101,6 +101,7 @@ def _fused(
     *,
     residual: bool,
     activation: str | None,
+    negative_slope: float | None = None,
     bench: bool = False,
     **kwargs: Any,
 ) -> Case:
@@ -109,7 +110,8 @@ def _fused(
     def build(generator: torch.Generator) -> Arguments:
         args, options = plain.build(generator)
         sizes = F.conv2d(torch.empty(input, device="meta"), torch.empty(args[1].shape, device="meta"), **options).shape
-        return args, {**options, "residual": randn(generator, *sizes) if residual else None, "activation": activation}
+        end = {"residual": randn(generator, *sizes) if residual else None, "activation": activation}
+        return args, {**options, **end, **({} if negative_slope is None else {"negative_slope": negative_slope})}
 
     return Case("conv2d_fused", name, build, peer=fused_reference, flops=plain.flops, bench=bench, grad=(0, 1, 2))
 
@@ -205,7 +207,8 @@ _FUSED = [
     for residual in (False, True)
 ]
 _FUSED += [
-    _fused(f"leaky_relu{slope}", (2, 5, 8, 7), 6, 3, residual=True, activation="leaky_relu", negative_slope=slope) for slope in (0.2, -0.5)
+    _fused(f"leaky_relu{slope}", (2, 5, 8, 7), 6, 3, residual=True, activation="leaky_relu", negative_slope=slope, padding=1)
+    for slope in (0.2, -0.5)
 ]
 
 CASES: list[Case] = [*_LAYERS, *_ODD, *_FUSED]
