@@ -40,6 +40,10 @@ BUGS = {
     "bytes_miscounted": r"threads wait for others that never come: .* at a barrier in shared memory",
     "product_not_awaited": "with matrix products on their way",
     "operand_overwritten": "a race",
+    "cluster_peer_not_awaited": "a race|more arrivals at a barrier|nobody wrote",
+    "cluster_left_early": "a block ended|a block that has ended",
+    "cluster_begun_early": "no other barrier says|nobody initialised|nobody wrote|a race|outside of",
+    "cluster_bytes_miscounted": r"threads wait for others that never come|a race|nobody wrote|more arrivals",
     "register_product_not_awaited": "with matrix products on their way",
     "registers_overwritten": "registers of a matrix product that were written before it was waited for",
 }
@@ -77,6 +81,7 @@ INSTRUCTIONS = [
     "matrix_store",
     "transposed_product",
     "tf32_product",
+    "tf32_group_product",
     "byte_product",
     "transposed_group_product",
     "spread_group_product",

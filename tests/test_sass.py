@@ -24,6 +24,18 @@ BUILD = Path(os.environ.get("FASTCV_BUILD_DIR", ROOT / "build"))
 STAGED = [r"LDGSTS[^;]*\.128", r"LDSM\.16\.M88\.4"]
 # Of kernels in a source: instructions that must appear for sm_90, as regular expressions.
 EXPECTED = {
+    ("conv/conv_igemm_serial_sm90", "igemm_serial_kernel"): [
+        r"HGMMA\.64x128x16",
+        r"UTMALDG\.4D\.IM2COL",
+        r"UTMALDG\.3D",
+        r"LDS\.128",
+        r"STG\.E\.128",
+    ],
+    ("conv/conv_igemm_sm90", "igemm_pipeline_kernel"): [r"HGMMA\.64x128x16", r"UTMALDG\.4D\.IM2COL", r"USETMAXREG", r"STG\.E\.128"],
+    ("conv/conv_igemm_multicast_sm90", "igemm_pipeline_kernel"): [r"HGMMA\.64x256x16", r"UTMALDG\.3D\.MULTICAST", r"UTMALDG\.4D\.IM2COL"],
+    ("conv/conv_igemm_pingpong_sm90", "igemm_pingpong_kernel"): [r"HGMMA\.64x128x16", r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.3D"],
+    ("conv/conv_igemm_planned_sm90", "igemm_pipeline_kernel"): [r"HGMMA\.64x64x16", r"HGMMA\.64x256x16", r"UTMALDG\.3D\.MULTICAST"],
+    ("conv/conv_igemm_tf32_sm90", "igemm_pipeline_kernel"): [r"HGMMA\.64x128x8\.F32\.TF32", r"UTMALDG\.4D\.IM2COL"],
     ("conv/conv_depthwise", "depthwise_kernel"): [r"LDG\.E\.128", r"STG\.E\.128", r"FFMA"],
     ("conv/conv_halo_sm90", "halo_sm90_kernel"): [r"HGMMA\.64x64x16", r"UTMALDG\.4D", r"UTMALDG\.3D", r"LDSM\.16\.M88\.4", r"STG\.E\.128"],
     ("conv/conv_igemm", "igemm"): [r"LDGSTS\.E\.BYPASS\.128", r"LDSM\.16\.M88\.4", r"HMMA\.16816\.F32\.BF16", r"HMMA\.1688\.F32\.TF32"],

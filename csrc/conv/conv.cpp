@@ -5,6 +5,7 @@
 #include "conv/conv_algorithm.h"
 #include "conv/conv_gpu.h"
 #include "conv/conv_phases.h"
+#include "conv/conv_sm90.h"
 
 namespace fastcv {
 namespace {
@@ -239,8 +240,7 @@ const char* why_not_igemm_sm80(const ConvParams& p) {
     return "needs bfloat16, float16 or float32 of precision high";
   return why_not_igemm_gpu(p);
 }
-const char* why_not_igemm_sm90(const ConvParams& p) {
-  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+const char* why_not_tma_sm90(const ConvParams& p) {
   if (p.groups != 1) return "needs a convolution without groups";
   if (p.transposed && (p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
@@ -251,6 +251,18 @@ const char* why_not_igemm_sm90(const ConvParams& p) {
     if ((p.kernel[i] - 1) * p.dilation[i] > 254) return "needs a kernel that reaches over at most 254 pixels";
   }
   return why_not_igemm_gpu(p);
+}
+const char* why_not_igemm_sm90(const ConvParams& p) {
+  return p.dtype != DType::bf16 && p.dtype != DType::f16 ? "needs bfloat16 or float16" : why_not_tma_sm90(p);
+}
+const char* why_not_igemm_tf32_sm90(const ConvParams& p) {
+  if (p.dtype != DType::f32 || (p.precision != Precision::high && p.precision != Precision::medium))
+    return "needs float32 of precision high";
+  return why_not_tma_sm90(p);
+}
+const char* why_not_igemm_tf32x3_sm90(const ConvParams& p) {
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  return p.dtype != DType::f32 ? "needs float32" : why_not_tma_sm90(p);
 }
 const char* why_not_halo_sm90(const ConvParams& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
@@ -305,7 +317,21 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
     // TMA does has not been seen on a GPU, and the formula as it reads is there to compare with.
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_tf32x3)},
+    {"igemm_serial_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_serial_sm90)},
+    {"igemm_specialised_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_specialised_sm90)},
     {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm_sm90)},
+    {"igemm_multicast_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_multicast_sm90)},
+    {"igemm_pingpong_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_pingpong_sm90)},
+    {"igemm_planned_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_planned_sm90)},
+    {"igemm_tf32_sm90a", "sm90a", &why_not_igemm_tf32_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_tf32_sm90)},
+    {"igemm_tf32x3_sm90a", "sm90a", &why_not_igemm_tf32x3_sm90, &split_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_tf32x3_sm90)},
     {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
     {"igemm_phases_sm90a", "sm90a", &why_not_igemm_phases_sm90, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_phases_sm90)},

@@ -12,6 +12,42 @@ ALGORITHMS = {
         "is never written. Tiles of it are gathered while the product runs, so a tile of outputs stays in registers while "
         "inputs stream by. It serves every shape."
     ),
+    "igemm_serial": (
+        "Hopper's tensor cores, first rung: the tensor memory accelerator brings 64 channels of a tap for 128 pixels and 128 output "
+        "channels, the block waits, multiplies by wgmma, waits, and asks for the next. Nothing overlaps but what the second block of the "
+        "multiprocessor does. Predicted: a copy's latency (some 1000 clocks) against 512 of products, so below half of the roof."
+    ),
+    "igemm_specialised": (
+        "One warp does nothing but copy, up to six steps ahead, and two groups of four warps do nothing but multiply; barriers in shared "
+        "memory hand the steps over. Products no longer wait for copies, but every tile still begins with an empty pipeline and ends with "
+        "a store that nothing hides: predicted some 2500 clocks a tile beside 512 a step."
+    ),
+    "igemm_sm90a": (
+        "The specialised kernel made persistent: as many blocks as multiprocessors, each of which stays for several tiles, so that the "
+        "next tile's copies arrive under the end of the last. Predicted: bound by the second-level cache, which would have to feed a "
+        "128 x 128 tile with 12 TB/s at the tensor cores' full speed."
+    ),
+    "igemm_multicast": (
+        "Pairs of blocks, a cluster, make tiles that need the same weights: each copies half of them, to both. 128 pixels x 256 output "
+        "channels then take 6.2 TB/s from the second-level cache at the tensor cores' full speed, half of what 128 x 128 alone takes. "
+        "A stage is free again only when both blocks are done with it."
+    ),
+    "igemm_pingpong": (
+        "Each of the two multiplying groups has a tile of its own and they take turns: one multiplies while the other stores. For short "
+        "sums, 1x1 kernels above all, where the store of a tile takes as long as its products; bound by memory then, not by arithmetic."
+    ),
+    "igemm_planned": (
+        "The persistent kernel in whichever tile and cluster a model of products, cache, shared memory and waves finds fastest: 256 x 64 "
+        "for few output channels, pairs of 128 x 256 for many, small tiles for small layers."
+    ),
+    "igemm_tf32": (
+        "Float32 on tensor cores, rounded to tf32 on its way into shared memory: 11 bits of mantissa, sums in float32, half the speed of "
+        "16-bit numbers and twice their bytes."
+    ),
+    "igemm_tf32x3": (
+        "Float32 as the sum of two tf32 numbers and three of their four products: the accuracy of float32 for three times the work of "
+        "tf32. Tensor cores truncate where they add, so each step's sums are added by ordinary arithmetic."
+    ),
     "halo_3x3": (
         "3x3 windows of stride 1 on a GPU: the pixels that a tile's nine taps reach are read into shared memory once, where an implicit "
         "product reads them nine times, and the weights stay there. Operands of images go through registers, since a tap moves them by "
