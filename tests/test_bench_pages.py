@@ -148,7 +148,7 @@ def test_a_ladder_goes_from_the_reference_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", plan.benchable())
 def test_every_op_has_a_ladder(op: str) -> None:
-    case = next(c for c in cases_of(op) if torch.float32 in c.dtypes and "empty" not in c.name)
+    case = next(c for c in cases_of(op) if torch.float32 in c.dtypes and not c.bench and "empty" not in c.name)
     rungs = ladder.climb(case, torch.float32, case.layouts[0], 0.0, (2, 2))
     timed = [r for r in rungs if r.row is not None and r.row.timed]
     assert "torch" in [r.variant for r in timed] and len(timed) >= 2, [(r.variant, r.why_not or r.row.reason) for r in rungs]

@@ -188,7 +188,9 @@ template <class P, class T>
 __device__ __forceinline__ void store_pack(T* to, const P& pack) {
   uint32_t words[sizeof(P) < 4 ? 1 : sizeof(P) / 4];
   memcpy(words, &pack, sizeof(P));
-  if constexpr (sizeof(P) == 16) {
+  if constexpr (sizeof(P) == sizeof(pack.at[0])) {
+    *reinterpret_cast<P*>(to) = pack;
+  } else if constexpr (sizeof(P) == 16) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                  "r"(words[3])
                  : "memory");

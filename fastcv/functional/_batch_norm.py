@@ -247,13 +247,21 @@ def _backward_train(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
     return *_gradients(ctx, grad, True, 2), None, None, None
 
 
+def _train_update(
+    input: Tensor, residual: Vector, running_mean: Tensor, running_var: Tensor, weight: Vector, bias: Vector, how: Any
+) -> Any:
+    momentum, eps, slope, cap = how
+    return train_update(input, residual, running_mean, running_var, weight, bias, momentum, eps, slope, cap)
+
+
 def _save_train_update(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
-    input, residual, _, _, weight, bias, scalars = args
+    input, residual, _, _, weight, bias, how = args
     y, mean, var = outputs
     ctx.mark_non_differentiable(mean, var)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, _kept_output(y, residual, *scalars[2:]), mean, var, weight, bias)
-    ctx.scalars = scalars[1:]
+    ctx.scalars = how[1:]
+    kept = None if residual is None else _kept_output(y, residual, *how[2:])
+    ctx.save_for_backward(input, kept, mean, var, weight, bias)
 
 
 def _backward_train_update(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
@@ -278,9 +286,7 @@ def _backward_measured(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _backward_eval(ctx, grad, training=True)
 
 
-train_update_with_grad = differentiable(
-    "BatchNormTrain", lambda *args: train_update(*args[:6], *args[6]), _save_train_update, _backward_train_update
-)
+train_update_with_grad = differentiable("BatchNormTrain", _train_update, _save_train_update, _backward_train_update)
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)
 # With the mean and biased variance that somebody else has taken of this very input: their gradients are part of the input's.

@@ -36,6 +36,18 @@ def needs_grad(*tensors: Tensor | None) -> bool:
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return any(_tracked_below(t) for t in tensors if t is not None)
+    return False
+
+
+def _tracked_below(t: Tensor) -> bool:
+    """True if a tensor that torch.func has wrapped needs a gradient at a level further out: grad(vmap(f)), vmap of leaves."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        t = functorch.get_unwrapped(t)
+        if t.requires_grad:
+            return True
     return False
 
 
@@ -92,6 +104,13 @@ def autocast_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
+def _own(outputs: Any) -> Any:
+    """The outputs as no views of others to autograd, so that a caller may write to them: batching rules end in views."""
+    if isinstance(outputs, tuple):
+        return tuple(map(_own, outputs))
+    return torch.ops.aten._unsafe_view(outputs, outputs.shape) if isinstance(outputs, Tensor) else outputs
+
+
 def differentiable(
     name: str,
     forward: Callable[..., Any],
@@ -116,7 +135,7 @@ def differentiable(
         (torch.autograd.Function,),
         {
             "generate_vmap_rule": True,
-            "forward": staticmethod(forward),
+            "forward": staticmethod(lambda *args: _own(forward(*args))),
             "setup_context": staticmethod(lambda ctx, inputs, output: save(ctx, inputs, output)),
             "backward": staticmethod(backward),
         },

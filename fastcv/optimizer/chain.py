@@ -195,7 +195,7 @@ class BatchNormChain(Chain):
 
     def may_begin(self, x: Tensor) -> bool:
         bn = self.head
-        if x.dim() not in _DIMS[kind_of(bn).__name__] or x.shape[1] != bn.num_features:
+        if not _has_own(bn._parameters) or x.dim() not in _DIMS[kind_of(bn).__name__] or x.shape[1] != bn.num_features:
             return False
         if needs_grad(x, bn.weight, bn.bias) and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return False  # activation checkpointing: its second run must save what the first did, and may come from elsewhere
