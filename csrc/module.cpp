@@ -6,8 +6,8 @@
 #include "common/door.h"
 #include "common/isa.h"
 #include "common/variant.h"
+#include "common/watch.h"
 #include "emulator/emulator.h"
-#include "watch.h"
 
 namespace py = pybind11;
 

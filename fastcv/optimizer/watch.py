@@ -4,7 +4,7 @@ A change shows in the tensor object, its memory or its version counter; all of l
 there. Writes through ``tensor.data`` do not, so a few elements of each tensor are compared as well: a step of an optimizer
 or of a moving average that goes through ``.data`` changes all of them. Those are read by address, where the tensor still has
 its memory: a view would keep others from resizing it. What FSDP brings is not watched but left alone (kernels.is_managed): it
-changes everything unseen, and a checkpoint may well have zeros where one looks. The look itself is csrc/watch.h.
+changes everything unseen, and a checkpoint may well have zeros where one looks. The look itself is csrc/common/watch.h.
 """
 
 from __future__ import annotations
