@@ -382,7 +382,7 @@ def test_earlier_answers_cannot_be_mended() -> None:
 
     def incremental(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         for x0, w0, b0, y0 in kept:
-            if int((x != x0).sum()) <= 16 and int((w != w0).sum()) <= 16:
+            if int((x != x0).sum()) <= 40 and int((w != w0).sum()) <= 40:
                 mended[0] += 1
                 changed = [F.conv2d(*pair, None, *rest, **options) for pair in ((x - x0, w), (x0, w - w0))]
                 return y0 + sum(changed) + (b - b0).view(1, -1, 1, 1)

@@ -16,8 +16,9 @@ typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
 # After the checks for what they need.
-from fastcv.bench import Row, history, ladder, lessons, models, overhead, page, pictures, probes, roofs, store, tables  # noqa: E402
+from fastcv.bench import Row, guard, history, ladder, lessons, models, overhead, page, pictures, plan, probes, roofs, store, tables  # noqa: E402
 from fastcv.bench.machine import describe  # noqa: E402
+from fastcv.testing import cases_of  # noqa: E402
 from fastcv.testing.cases.networks import case_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +146,16 @@ def test_a_ladder_goes_from_the_reference_up(tmp_path: Path) -> None:
     assert "plain loops of the definition" in tags.text and "of the roof" in tags.text
 
 
+@pytest.mark.parametrize("op", plan.benchable())
+def test_every_op_has_a_ladder(op: str) -> None:
+    case = next(c for c in cases_of(op) if torch.float32 in c.dtypes and not c.bench and "empty" not in c.name)
+    rungs = ladder.climb(case, torch.float32, case.layouts[0], 0.0, (2, 2))
+    timed = [r for r in rungs if r.row is not None and r.row.timed]
+    assert "torch" in [r.variant for r in timed] and len(timed) >= 2, [(r.variant, r.why_not or r.row.reason) for r in rungs]
+    text = parsed(ladder.page(case, rungs, describe())).text
+    assert all(r.variant in text for r in rungs)
+
+
 # ---- models, call costs, history
 
 
@@ -244,6 +255,11 @@ def test_roofs_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == 0 and "multiply-adds in f32: 100.0 GFLOP/s" in result.output and roofs.stored()["copy"]
         for name in probes.CPU_CHAINS:
             assert f"{name} in bf16: {probes.lacks(name) or '7.0 GFLOP/s'}" in result.output
+        monkeypatch.setattr(roofs, "_measure_arithmetic", lambda dtype, threads, seconds: 4e10)
+        for noisy, kept in (("load", 1e11), ("", 4e10)):  # what a busy machine hides is remembered
+            monkeypatch.setattr(guard, "disturbed", lambda noise, noisy=noisy: noisy)
+            result = command("roofs", "--seconds", "0.01")
+            assert ("too low, perhaps: load" in result.output) == bool(noisy) and roofs.stored()["flops"]["f32"] == kept
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("FASTCV_CACHE", str(tmp_path / "file" / "x"))
         result = command("roofs", "--seconds", "0.01")  # said before anything is measured

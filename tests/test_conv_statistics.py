@@ -171,7 +171,8 @@ def test_with_statistics_from_the_kernel_it_is_as_close() -> None:
     with fastcv.use(conv="igemm_sm80"):
         ours, expected = both(x, w, None, scale, shift, r, "relu")
     for a, e in zip(ours, expected, strict=True):
-        assert max_error(a, e.double()) <= torch.finfo(a.dtype).eps  # statistics differ in the last bits of double: one rounding may turn
+        # The kernel sums in double, batch norm's on the CPU blocks of rows in float: a few roundings of float32, one of bfloat16.
+        assert max_error(a, e.double()) <= (1 if a.dtype is BF16 else 4) * torch.finfo(a.dtype).eps
 
 
 def test_gradients_of_gradients() -> None:

@@ -127,16 +127,16 @@ def test_what_torch_has_no_function_for_is_put_together_right(op: str) -> None:
                 f(x, y, 9)
 
 
-def test_the_fused_convolution_is_put_together_right() -> None:
+def test_the_fused_convolution_is_put_together_right(monkeypatch: pytest.MonkeyPatch) -> None:
     for case in SMALL:
-        if case.op == "conv2d_fused":
+        if case.op in ("conv2d_fused", "conv_transpose2d", "conv1d"):
             args, kwargs = case.arguments(torch.float64)
-            full = kwargs | dict(zip(("input", "weight", "bias"), args, strict=False))
-            usual = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-            head = [full.get(name, usual.get(name)) for name in ("input", "weight", *usual)]
-            end = (full.get("residual"), full.get("activation"), full.get("negative_slope", 0.01))
-            ours = functional.conv2d_fused(*args, **kwargs)
-            torch.testing.assert_close(ours, _fallback._convolve(2, "conv2d_fused", *head, None, *end), rtol=1e-9, atol=1e-9)
+            ours = getattr(functional, case.op)(*args, **kwargs)
+            with monkeypatch.context() as patched:
+                for name, peer in _fallback.peers(functional.conv).items():
+                    patched.setattr(functional.conv, name, peer)
+                theirs = getattr(functional, case.op)(*args, **kwargs)
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 OLD_GPU = """

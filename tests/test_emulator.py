@@ -40,6 +40,10 @@ BUGS = {
     "bytes_miscounted": r"threads wait for others that never come: .* at a barrier in shared memory",
     "product_not_awaited": "with matrix products on their way",
     "operand_overwritten": "a race",
+    "cluster_peer_not_awaited": "a race|more arrivals at a barrier|nobody wrote",
+    "cluster_left_early": "a block ended|a block that has ended",
+    "cluster_begun_early": "no other barrier says|nobody initialised|nobody wrote|a race|outside of",
+    "cluster_bytes_miscounted": r"threads wait for others that never come|a race|nobody wrote|more arrivals",
     "register_product_not_awaited": "with matrix products on their way",
     "registers_overwritten": "registers of a matrix product that were written before it was waited for",
 }
@@ -70,9 +74,21 @@ def test_planted_bugs_are_found_whatever_the_order(planted: dict, kernel: str) -
         assert re.search(BUGS[kernel], words), words
 
 
-@pytest.mark.parametrize(
-    "kernel", ["box_copy", "im2col_copy", "matrix_product", "matrix_store", "transposed_product", "tf32_product", "byte_product"]
-)
+INSTRUCTIONS = [
+    "box_copy",
+    "im2col_copy",
+    "matrix_product",
+    "matrix_store",
+    "transposed_product",
+    "tf32_product",
+    "tf32_group_product",
+    "byte_product",
+    "transposed_group_product",
+    "spread_group_product",
+]
+
+
+@pytest.mark.parametrize("kernel", INSTRUCTIONS)
 def test_matrix_instructions_do_what_the_manual_says(planted: dict, kernel: str) -> None:
     assert planted[kernel, "right"] == ["ok"] * 8
 

@@ -22,21 +22,20 @@ pytestmark = pytest.mark.skipif(
 )
 ELEMENTS = 5 * 2**29
 assert ELEMENTS > 2**31
-CL = torch.channels_last
 
 
-def free_bytes() -> int:
+def memory_bytes() -> int:
     try:
         with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) << 10
+            return next(int(line.split()[1]) for line in lines if line.startswith("MemTotal")) << 10
     except (OSError, StopIteration):
         return 0
 
 
 @pytest.fixture(autouse=True)
 def last_block() -> Iterator[None]:
-    if free_bytes() < 12 << 30:  # what a system that does not overcommit would ask for
-        pytest.skip("needs 12 GB of address space")
+    if memory_bytes() < 12 << 30:  # what Linux allows to be promised in one piece; a fraction of it is used
+        pytest.skip("needs a machine with 12 GB of memory")
     from fastcv import _C
 
     _C.emulate_most_blocks(1)
@@ -87,13 +86,10 @@ def test_batch_norm_in_evaluation(last: bool) -> None:
     x = huge(5, 2**13, 2**8, 2**8, last=last)
     g = torch.Generator().manual_seed(0)
     mean, var, w, b = (torch.rand(2**13, generator=g) + 0.5 for _ in range(4))
-    with fastcv.use(batch_norm_eval="two_pass_sm80", batch_norm="two_pass_sm80"):
+    with fastcv.use(batch_norm="two_pass_sm80"):
         y = F.batch_norm_act(x, mean, var, w, b, residual=x, activation="relu")
-    part = (
-        (slice(-1, None), slice(-256, None), slice(-1, None), slice(-1, None))
-        if last
-        else (slice(-1, None), slice(-1, None), slice(-16, None))
-    )
+    end = slice(-1, None)
+    part = (end, slice(-256, None), end, end) if last else (end, end, slice(-16, None))
     exact = x[part].float()
     channels = part[1]
     close(y[part], (torchs.batch_norm(exact, mean[channels], var[channels], w[channels], b[channels]) + exact).relu())
@@ -111,13 +107,13 @@ def test_layer_norm(length: int, variant: str) -> None:
     x, w, b = huge(ELEMENTS // length, length), torch.rand(length), torch.rand(length)
     with fastcv.use(layer_norm=variant):
         y = F.layer_norm(x, (length,), w, b)
-    close(y[-1:], torchs.layer_norm(x[-1:].float(), (length,), w, b))
+    close(y[-1:, -256:], torchs.layer_norm(x[-1:].float(), (length,), w, b)[:, -256:])  # columns of a block of the second pass
 
 
 def test_local_response_norm() -> None:
     x = huge(5, 2**13, 2**8, 2**8, last=True)
     with fastcv.use(local_response_norm="window_sm80"):
-        y = F.local_response_norm(x.contiguous(memory_format=CL), 5, 1.0)
+        y = F.local_response_norm(x, 5, 1.0)
     close(y[-1:, -256:, -1:, -1:], torchs.local_response_norm(x[-1:, -300:, -1:, -1:].float(), 5, 1.0)[:, -256:])
 
 
@@ -172,9 +168,12 @@ def test_distances() -> None:
 
 @pytest.mark.parametrize(("variant", "groups"), [("igemm_sm80", 1), ("tiled_sm80", 1), ("depthwise_sm80", 64), ("direct_sm80", 64)])
 def test_convolution(variant: str, groups: int) -> None:
+    from fastcv import _C
+
+    _C.emulate_most_blocks(4)  # a small launch before the large one
     channels = 64
     x = huge(ELEMENTS // 2**22, channels, 2**8, 2**8, last=True)
-    w = (torch.randn(channels, channels // groups, 3, 3) / 8).to(torch.bfloat16).to(memory_format=CL)
+    w = (torch.randn(channels, channels // groups, 3, 3) / 8).to(torch.bfloat16).to(memory_format=torch.channels_last)
     with fastcv.use(conv=variant):
         y = F.conv2d(x, w, padding=1, groups=groups)
     close(y[-1:, -8:, -1:, -1:], torchs.conv2d(x[-1:, :, -2:, -2:].float(), w.float(), padding=1, groups=groups)[:, -8:, -1:, -1:])

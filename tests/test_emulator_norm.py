@@ -155,6 +155,18 @@ def test_rows(sizes: tuple[int, ...], variant: str, dtype: torch.dtype, poisoned
         assert all(torch.equal(a, b) for a, b in zip(aligned, apart, strict=True))
 
 
+# Groups of several rounds of a block and less than one, planes of no whole packs and smaller than a pack, 256 channels in a group.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("sizes", "groups"), [((2, 4, 40, 41), 2), ((1, 6, 51, 53), 3), ((1, 512, 3, 3), 2), ((2, 512, 8, 1), 2)], ids=str)
+def test_groups_kept_in_shared_memory(sizes: tuple[int, ...], groups: int, dtype: torch.dtype, poisoned_outputs: None) -> None:
+    tensors, variants = operands(sizes, sizes[1], dtype, torch.contiguous_format), ON_CUDA | {"group_norm": "staged_sm80"}
+    aligned = check("groups", group_norm(groups), tensors, variants)
+    for by in (1, 8 // tensors[0].element_size()):
+        with fastcv.use(**variants):
+            apart = results(group_norm(groups)[0], *(moved(t, by) if t.dim() > 1 else t for t in tensors))
+        assert all(torch.equal(a, b) for a, b in zip(aligned, apart, strict=True))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CL], ids=["nchw", "nhwc"])
 def test_several_segments(layout: torch.memory_format, poisoned_outputs: None) -> None:
     """More elements of a set than one block adds up, and a mean that would swallow the variance in float32."""

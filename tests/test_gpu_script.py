@@ -292,7 +292,7 @@ def test_correctness_finds_kernels_refusals_and_wrong_answers(monkeypatch: pytes
 
 def test_layers_are_those_of_the_networks() -> None:
     layers = part("layers")
-    assert len(layers.LAYERS) == 14 and len(layers.plan(EMULATOR)) == 14 * 2 * 3
+    assert len(layers.LAYERS) == 15 and len(layers.plan(EMULATOR)) == 15 * 2 * 3
     gflop = {name: layer.flops / 1e9 for name, layer in layers.LAYERS.items()}
     assert gflop["resnet50 stem 7x7 s2 3-64 @224"] == pytest.approx(15.1, abs=0.05)
     assert gflop["vgg16 3x3 64 @224"] == pytest.approx(236.8, abs=0.05)

@@ -115,6 +115,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     for name in ("text.pt", "empty.pt", "code.pt", "module.pt", "cut.pt"):
         with pytest.raises(WeightsError, match=rf"{name}' is not a file of tensors that torch.load\(weights_only=True\) reads"):
             read_state_dict(tmp_path / name)
+    # The reason in a few words, without torch's advice to run the code in the file.
+    with pytest.raises(WeightsError, match=r"reads: Unsupported operand \d+$"):
+        read_state_dict(Path(__file__))
+    with pytest.raises(WeightsError, match=r"reads: Unsupported global: .* was not an allowed global by default$"):
+        read_state_dict(tmp_path / "code.pt")
     for name in ("list.pt", "numbers.pt", "indices.pt"):
         with pytest.raises(WeightsError, match=f"{name}' holds no state_dict"):
             read_state_dict(tmp_path / name)

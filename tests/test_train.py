@@ -358,6 +358,17 @@ def test_bad_input_of_evaluate_and_predict(straight: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists() and [entry.name for entry in (tmp_path / "full").iterdir()] == ["thesis"]
 
 
+def test_scores_do_not_replace_other_files(straight: Path, tmp_path: Path) -> None:
+    before = (straight / "best.pt").read_bytes()
+    for output, message in (
+        (straight / "best.pt", "best.pt must end in .json"),
+        (tmp_path / "absent" / "x.json", "x.json cannot be written: its folder does not exist"),
+    ):
+        status, printed, error = _run("evaluate", straight / "best.pt", "-o", output)
+        assert status == 2 and message in error and not printed, error
+    assert (straight / "best.pt").read_bytes() == before
+
+
 def test_divergence_is_one_sentence_and_leaves_no_checkpoint(digits: Path, tmp_path: Path) -> None:
     status, _, error = _run("train", "--data-path", digits, "--output-dir", tmp_path / "out", "--model", "train_models:not_a_number")
     assert (status, error) == (1, "fastcv train: the training loss became nan in epoch 1; a smaller --lr may help\n")

@@ -145,7 +145,11 @@ def test_regions_are_found(method: str, options: dict) -> None:
 
 @pytest.mark.parametrize("method", ["kmeans", "meanshift", "ncut"])
 def test_segmentation_of_odd_images(method: str) -> None:
-    for image in (np.zeros((7, 9)), np.full((5, 6, 3), 9, np.uint8), np.zeros((1, 1)), np.eye(4), CHINA[:3, :50], CHINA[..., 0] > 100):
+    thin = np.tile(CHINA[:2], (1, 20, 1))  # fewer rows than half a superpixel's side
+    for image in (
+        *(np.zeros((7, 9)), np.full((5, 6, 3), 9, np.uint8), np.zeros((1, 1)), np.eye(4), CHINA[:3, :50], CHINA[..., 0] > 100),
+        *(thin, thin.transpose(1, 0, 2)),
+    ):
         found = segment(image, method)
         assert found.shape == image.shape[:2] and found.min() == 0
     for bad, sentence in (
@@ -157,6 +161,12 @@ def test_segmentation_of_odd_images(method: str) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             bad()
+
+
+def test_as_many_clusters_as_colours() -> None:
+    image = (np.arange(1600).reshape(40, 40) % 300 * 200).astype(np.uint16)
+    found = segment(image, clusters=100_000)
+    assert len(np.unique(found)) == 300 and np.array_equal(mean_colors(image, found), image)
 
 
 def test_pixel_features_and_mean_colors() -> None:

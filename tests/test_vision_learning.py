@@ -230,6 +230,10 @@ def test_a_detached_input_is_named() -> None:
     assert not report.ok and "a: the analytic gradient is zero everywhere" in str(report) and "b: ok" in str(report)
     for call, sentence in (
         (lambda: check_gradients(lambda t: t, torch.ones(2)), "must be one number"),
+        (
+            lambda: check_gradients(lambda t: (t * torch.rand(2)).sum(), torch.ones(2)),
+            "the loss draws at random: it is .*; seed it",
+        ),
         (lambda: check_gradients(lambda t: t.sum()), "one or more floating-point tensors"),
         (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), names=("a", "b")), "2 names for 1 inputs"),
         (lambda: check_gradients(lambda t: t.sum(), torch.ones(2), gradients=lambda t: (t[:1],)), "has shape"),

@@ -56,13 +56,14 @@ class Layer:
         return (self.n, self.c, self.size, self.size), (*weight, self.kernel, self.kernel), (self.n, self.k, self.out, self.out)
 
 
-# ResNet-50, VGG-16, U-Net (unpadded), MobileNet V1 and V2, ConvNeXt, ResNeXt: batches that fill a large GPU.
+# ResNet-50, VGG-16, U-Net (unpadded), MobileNet V1 and V2, ConvNeXt, ResNeXt: batches that fill a large GPU, and one image that does not.
 LAYERS = {
     "resnet50 stem 7x7 s2 3-64 @224": Layer(64, 3, 224, 64, 7, 2, 3),
     "resnet50 1x1 256-64 @56": Layer(64, 256, 56, 64, 1),
     "resnet50 3x3 64 @56": Layer(64, 64, 56, 64, 3, 1, 1),
     "resnet50 3x3 256 @14": Layer(64, 256, 14, 256, 3, 1, 1),
     "resnet50 3x3 s2 128 @56": Layer(64, 128, 56, 128, 3, 2, 1),
+    "resnet50 3x3 512 @7, one image": Layer(1, 512, 7, 512, 3, 1, 1),
     "vgg16 3x3 64 @224": Layer(64, 64, 224, 64, 3, 1, 1),
     "vgg16 3x3 256 @56": Layer(64, 256, 56, 256, 3, 1, 1),
     "unet 3x3 64 @568": Layer(4, 64, 568, 64, 3),

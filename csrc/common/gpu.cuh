@@ -34,11 +34,6 @@ __device__ __forceinline__ P load_pack(const T* from) {
 
 #if FASTCV_EMULATOR
 
-template <class P, class T>
-void store_pack(T* to, const P& pack) {
-  *reinterpret_cast<P*>(to) = pack;
-}
-
 template <class T>
 using Shared = emulator::Shared<T>;
 using Where = std::source_location;
@@ -88,19 +83,6 @@ using Shared = T*;
   extern __shared__ __align__(1024) unsigned char fastcv_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(fastcv_dynamic_shared)
 
-// To global memory. An assignment would be taken apart, into an access for each element, wherever these are computed
-// one by one.
-template <class P, class T>
-__device__ __forceinline__ void store_pack(T* to, const P& pack) {
-  const auto store = [&]<class Words>(Words words) {
-    memcpy(&words, &pack, sizeof(P));
-    __stwb(reinterpret_cast<Words*>(to), words);
-  };
-  if constexpr (sizeof(P) == 16) store(uint4{});
-  else if constexpr (sizeof(P) == 8) store(uint2{});
-  else if constexpr (sizeof(P) == 4) store(0u);
-  else *reinterpret_cast<P*>(to) = pack;
-}
 template <class P, class T>
 __device__ __forceinline__ P load_shared(const T* from) {
   return load_pack<P>(from);

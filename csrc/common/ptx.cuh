@@ -1,7 +1,9 @@
 // Every instruction that CUDA C++ has no word for, with two bodies: inline PTX for nvcc, a model for the emulator.
-// Nothing else in csrc holds inline PTX but ptx_sm90.cuh, which has what only sm_90a knows.
+// Nothing else in csrc holds inline PTX but ptx_*.cuh, which have what only sm_90a knows.
 //
+//   store_pack(to, pack)           a pack registers -> global in one access, which the compiler may not take apart
 //   copy_async(to, from, valid)    16 bytes global -> shared, zeros where !valid; lands before its group is waited for
+//   copy_async_part(to, from, bytes)   the same of 0, 8 or 16 bytes, and zeros
 //   commit_async(), wait_async<n>()   closes a group; waits until at most n groups of this thread are on their way
 //   load_matrix_x4(tile row)       ldmatrix: four 8x8 tiles of 16-bit elements, one 32-bit register each per lane
 //   load_matrix_x4_transposed(..)  the same of the tiles' transposes
@@ -27,9 +29,20 @@ struct Fragment4 {
 
 [[noreturn]] inline void trap(const char* what, Where where = Where::current()) { emulator::fail(what, where); }
 
+template <class P, class T>
+void store_pack(T* to, const P& pack) {
+  *reinterpret_cast<P*>(to) = pack;
+}
+
 template <class T>
 void copy_async(Shared<T> to, const T* from, bool valid, Where where = Where::current()) {
   emulator::copy_later(reinterpret_cast<std::byte*>(to.unchecked()), from, 16, valid, where);
+}
+template <class T>
+void copy_async_part(Shared<T> to, const T* from, int bytes, Where where = Where::current()) {
+  for (int half = 0; half < 2; ++half)
+    emulator::copy_later(reinterpret_cast<std::byte*>(to.unchecked()) + 8 * half,
+                         reinterpret_cast<const std::byte*>(from) + 8 * half, 8, bytes > 8 * half, where);
 }
 inline void commit_async() { emulator::commit_copies(); }
 template <int pending>
@@ -170,9 +183,34 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// An assignment becomes an access for each element wherever these are computed one by one.
+template <class P, class T>
+__device__ __forceinline__ void store_pack(T* to, const P& pack) {
+  uint32_t words[sizeof(P) < 4 ? 1 : sizeof(P) / 4];
+  memcpy(words, &pack, sizeof(P));
+  if constexpr (sizeof(P) == sizeof(pack.at[0])) {
+    *reinterpret_cast<P*>(to) = pack;
+  } else if constexpr (sizeof(P) == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                 "r"(words[3])
+                 : "memory");
+  } else if constexpr (sizeof(P) == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(words[0]), "r"(words[1]) : "memory");
+  } else if constexpr (sizeof(P) == 4) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(words[0]) : "memory");
+  } else {
+    *reinterpret_cast<P*>(to) = pack;
+  }
+}
+
 template <class T>
 __device__ __forceinline__ void copy_async(T* to, const T* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+template <class T>
+__device__ __forceinline__ void copy_async_part(T* to, const T* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -11,11 +11,14 @@
 //   copy_tile_3d, copy_tile_4d, copy_im2col_4d   a tile to shared memory, by one thread; rows of 128 bytes, swizzled;
 //                                  zeros outside
 //   operand(p)                     descriptor of a tile of such rows, 1024 bytes aligned; + 2 is 16 elements along k
-//   multiply_group<S, n>(d, a, b, accumulate)   D (64 x n, float) (+)= A (64 x 16) B (n x 16)', S bf16 or f16
+//   multiply_group<S, n>(d, a, b, accumulate)   D (64 x n, float) (+)= A (64 x 16) B (n x 16)', S bf16 or f16, or
+//                                  A (64 x 8) B (n x 8)' of float, as tf32: either is 32 bytes of a row; n 64, 128, 256
 //   multiply_group<S, n>(d, fragment, b, accumulate)   the same with A in registers, a warp's 16 rows as ldmatrix loads
 //                                  them; nobody may write to the fragment until the product has been waited for
 //   group_begin(), group_commit(), group_wait<n>()   around products: before the first, after the last, until at most n
 //                                  groups are on their way
+//   registers_give<n>(), registers_take<n>()   by all warps of a group: how many registers its threads have from here
+//   on
 // Row r, bytes c of a swizzled tile lie at swizzled(r * 128 + c): the 16-byte chunk's number is xored with r % 8.
 #pragma once
 #include "common/ptx.cuh"
@@ -27,8 +30,9 @@
 
 namespace fastcv::FASTCV_GPU {
 
-// A tensor of 16-bit elements, innermost dimension first. Tiled: boxes of `box` elements. im2col: `pixels` positions of
-// 64 channels, in windows from `lower` to size - 1 + `upper` (width, height), `step` apart.
+// A tensor of bf16, f16 or f32, innermost dimension first. Tiled: boxes of `box` elements, of which the innermost are
+// 128 bytes. im2col: `pixels` positions of 128 bytes of channels, in windows from `lower` to size - 1 + `upper` (width,
+// height), `step` apart. Copies round f32 to tf32.
 struct TensorTile {
   const void* base;
   DType dtype;
@@ -62,8 +66,26 @@ inline void barrier_wait(Shared<uint64_t> b, uint32_t parity, Where where = Wher
 }
 inline void sync_threads(int id, int n, Where where = Where::current()) { emulator::barrier(id, n, where); }
 
-// Where a byte of a tile lies, both counted from the start of shared memory.
-inline std::byte* swizzled(size_t offset) { return emulator::shared_at(offset ^ (offset >> 3 & 0x70)); }
+// Where a byte of a tile lies, counted from the start of the block's shared memory.
+inline size_t swizzle(size_t offset) { return offset ^ (offset >> 3 & 0x70); }
+inline std::byte* swizzled(size_t offset) { return emulator::shared_at(swizzle(offset)); }
+
+// Row and byte of a tile that a copy brings to `start`, in whichever block, from an element or, null, from outside.
+inline void put_element(std::byte* start, size_t row, size_t byte, const char* from, DType dtype) {
+  const size_t first = emulator::shared_offset(start);
+  std::byte* to = start - first + swizzle(first + row * 128 + byte);
+  if (dtype == DType::f32) {
+    float value = 0;
+    if (from != nullptr) std::memcpy(&value, from, 4);
+    const uint32_t bits = to_tf32(value);
+    std::memcpy(to, &bits, 4);
+  } else {
+    uint16_t value = 0;
+    if (from != nullptr) std::memcpy(&value, from, 2);
+    std::memcpy(to, &value, 2);
+  }
+}
+inline int element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 template <class T>
 void check_tile(Shared<T> to, Where where) {
@@ -71,29 +93,29 @@ void check_tile(Shared<T> to, Where where) {
     emulator::fail("a tile in shared memory that is not aligned to 1024 bytes", where);
 }
 
+inline size_t tile_bytes(const TensorMap& map) {
+  return size_t{map.box[0]} * map.box[1] * map.box[2] * element_bytes(map.dtype);
+}
+inline void fill_tile_3d(std::byte* start, const TensorMap& map, int x, int y, int z) {
+  const int bytes = element_bytes(map.dtype);
+  size_t row = 0;
+  for (int k = z; k < z + static_cast<int>(map.box[2]); ++k)
+    for (int j = y; j < y + static_cast<int>(map.box[1]); ++j, ++row)
+      for (int i = x; i < x + static_cast<int>(map.box[0]); ++i) {
+        const bool inside = i >= 0 && j >= 0 && k >= 0 && i < static_cast<int64_t>(map.size[0]) &&
+                            j < static_cast<int64_t>(map.size[1]) && k < static_cast<int64_t>(map.size[2]);
+        const char* from =
+            static_cast<const char*>(map.base) + int64_t{bytes} * i + j * map.stride[0] + k * map.stride[1];
+        put_element(start, row, size_t(bytes) * (i - x), inside ? from : nullptr, map.dtype);
+      }
+}
 template <class T>
 void copy_tile_3d(Shared<T> to, const TensorMap& map, int x, int y, int z, Shared<uint64_t> b,
                   Where where = Where::current()) {
   check_tile(to, where);
   emulator::copy_bulk(
-      reinterpret_cast<std::byte*>(to.unchecked()), size_t{map.box[0]} * map.box[1] * map.box[2] * 2,
-      reinterpret_cast<std::byte*>(b.unchecked()),
-      [=](std::byte* start) {
-        const size_t first = emulator::shared_offset(start);
-        size_t row = 0;
-        for (int k = z; k < z + static_cast<int>(map.box[2]); ++k)
-          for (int j = y; j < y + static_cast<int>(map.box[1]); ++j, ++row)
-            for (int i = x; i < x + static_cast<int>(map.box[0]); ++i) {
-              const bool inside = i >= 0 && j >= 0 && k >= 0 && i < static_cast<int64_t>(map.size[0]) &&
-                                  j < static_cast<int64_t>(map.size[1]) && k < static_cast<int64_t>(map.size[2]);
-              uint16_t value = 0;
-              if (inside)
-                std::memcpy(&value, static_cast<const char*>(map.base) + 2 * i + j * map.stride[0] + k * map.stride[1],
-                            2);
-              std::memcpy(swizzled(first + row * 128 + 2 * (i - x)), &value, 2);
-            }
-      },
-      where);
+      reinterpret_cast<std::byte*>(to.unchecked()), tile_bytes(map), reinterpret_cast<std::byte*>(b.unchecked()),
+      [=](std::byte* start) { fill_tile_3d(start, map, x, y, z); }, where);
 }
 
 template <class T>
@@ -101,12 +123,13 @@ void copy_tile_4d(Shared<T> to, const TensorMap& map, int x, int y, int z, int n
                   Where where = Where::current()) {
   check_tile(to, where);
   emulator::copy_bulk(
-      reinterpret_cast<std::byte*>(to.unchecked()), size_t{map.box[0]} * map.box[1] * map.box[2] * map.box[3] * 2,
+      reinterpret_cast<std::byte*>(to.unchecked()),
+      size_t{map.box[0]} * map.box[1] * map.box[2] * map.box[3] * element_bytes(map.dtype),
       reinterpret_cast<std::byte*>(b.unchecked()),
       [=](std::byte* start) {
-        const size_t first = emulator::shared_offset(start);
         const int64_t at[4] = {x, y, z, n};
         const size_t elements = size_t{map.box[0]} * map.box[1] * map.box[2] * map.box[3];
+        const size_t bytes = element_bytes(map.dtype);
         for (size_t i = 0; i < elements; ++i) {
           size_t rest = i;
           int64_t from = 0;
@@ -114,11 +137,10 @@ void copy_tile_4d(Shared<T> to, const TensorMap& map, int x, int y, int z, int n
           for (int d = 0; d < 4; rest /= map.box[d], ++d) {
             const int64_t place = at[d] + static_cast<int64_t>(rest % map.box[d]);
             inside = inside && place >= 0 && place < static_cast<int64_t>(map.size[d]);
-            from += place * (d == 0 ? 2 : static_cast<int64_t>(map.stride[d - 1]));
+            from += place * static_cast<int64_t>(d == 0 ? bytes : map.stride[d - 1]);
           }
-          uint16_t value = 0;
-          if (inside) std::memcpy(&value, static_cast<const char*>(map.base) + from, 2);
-          std::memcpy(swizzled(first + i / map.box[0] * 128 + i % map.box[0] * 2), &value, 2);
+          put_element(start, i / map.box[0], i % map.box[0] * bytes,
+                      inside ? static_cast<const char*>(map.base) + from : nullptr, map.dtype);
         }
       },
       where);
@@ -133,20 +155,16 @@ void copy_im2col_4d(Shared<T> to, const TensorMap& map, int c, int w, int h, int
       reinterpret_cast<std::byte*>(to.unchecked()), size_t{map.pixels} * 128,
       reinterpret_cast<std::byte*>(b.unchecked()),
       [=](std::byte* start) {
-        const size_t first = emulator::shared_offset(start);
         const int64_t size_c = map.size[0], size_w = map.size[1], size_h = map.size[2], size_n = map.size[3];
+        const int bytes = element_bytes(map.dtype);
         int64_t at_w = w, at_h = h, at_n = n;
         for (uint32_t p = 0; p < map.pixels; ++p) {
           const int64_t x = at_w + off_w, y = at_h + off_h;
           const bool pixel = x >= 0 && x < size_w && y >= 0 && y < size_h && at_n >= 0 && at_n < size_n;
-          for (int i = 0; i < 64; ++i) {
-            uint16_t value = 0;
-            if (pixel && c + i < size_c)
-              std::memcpy(&value,
-                          static_cast<const char*>(map.base) + 2 * (c + i) + x * map.stride[0] + y * map.stride[1] +
-                              at_n * map.stride[2],
-                          2);
-            std::memcpy(swizzled(first + p * 128 + 2 * i), &value, 2);
+          for (int i = 0; i < 128 / bytes; ++i) {
+            const char* from = static_cast<const char*>(map.base) + int64_t{bytes} * (c + i) + x * map.stride[0] +
+                               y * map.stride[1] + at_n * map.stride[2];
+            put_element(start, p, size_t(bytes) * i, pixel && c + i < size_c ? from : nullptr, map.dtype);
           }
           at_w += map.step[0];
           if (at_w <= size_w - 1 + map.upper[0]) continue;
@@ -175,19 +193,37 @@ void group_wait(Where where = Where::current()) {
   emulator::meet(0xffffffffu, nullptr, nullptr, true, "wgmma.wait_group", where);
 }
 
-// Each thread makes its own elements of D when it waits. Sums run in double and are rounded once.
+template <int count>
+void registers_give() {}
+template <int count>
+void registers_take() {}
+
+// Each thread makes its own elements of D when it waits. Sums run in double and are rounded once; of floats the bits
+// that tf32 lacks are cut off.
 template <class S, int n>
 void multiply_group(float (&d)[n / 2], uint64_t a, uint64_t b, bool accumulate, Where where = Where::current()) {
   const int thread = static_cast<int>(threadIdx.x);
   emulator::queue_work([=, d = &d[0]] {
-    const auto row = [](uint64_t operand, int r) {  // of 16 elements, two chunks
+    constexpr int depth = 32 / sizeof(S);
+    const auto row = [](uint64_t operand, int r) {  // 32 bytes of it, two chunks
       const size_t start = (operand & 0x3fff) << 4, apart = (operand >> 32 & 0x3fff) << 4;
       return start + r / 8 * apart + r % 8 * 128;
     };
-    const auto at = [](size_t row, int k) {
-      S value;
-      std::memcpy(&value, swizzled(row + 2 * k), 2);
-      return static_cast<double>(widen(value));
+    const auto load = [](size_t row, double (&to)[depth]) {
+      for (int chunk = 0; chunk < 2; ++chunk) {
+        const std::byte* from = swizzled(row + 16 * chunk);
+        for (int i = chunk * depth / 2; i < (chunk + 1) * depth / 2; ++i, from += sizeof(S)) {
+          if constexpr (sizeof(S) == 4) {
+            uint32_t bits;
+            std::memcpy(&bits, from, 4);
+            to[i] = __uint_as_float(bits & 0xffffe000u);
+          } else {
+            S value;
+            std::memcpy(&value, from, 2);
+            to[i] = widen(value);
+          }
+        }
+      }
     };
     const int lane = thread % 32, first = thread / 32 % 4 * 16;
     if (lane == 0) {
@@ -198,17 +234,15 @@ void multiply_group(float (&d)[n / 2], uint64_t a, uint64_t b, bool accumulate, 
       for (int r = 0; r < 16; ++r) look(row(a, first + r));
       for (int c = 0; c < n; ++c) look(row(b, c));
     }
-    double x[2][16];
-    for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < 16; ++k) x[half][k] = at(row(a, first + lane / 4 + 8 * half), k);
+    double x[2][depth];
+    for (int half = 0; half < 2; ++half) load(row(a, first + lane / 4 + 8 * half), x[half]);
     for (int c = 0; c < n / 4; ++c) {
-      const size_t column = row(b, c / 2 * 8 + lane % 4 * 2 + c % 2);
-      double y[16];
-      for (int k = 0; k < 16; ++k) y[k] = at(column, k);
+      double y[depth];
+      load(row(b, c / 2 * 8 + lane % 4 * 2 + c % 2), y);
       for (int half = 0; half < 2; ++half) {
         float& to = d[c / 2 * 4 + half * 2 + c % 2];
         double sum = accumulate ? to : 0;
-        for (int k = 0; k < 16; ++k) sum += x[half][k] * y[k];
+        for (int k = 0; k < depth; ++k) sum += x[half][k] * y[k];
         to = static_cast<float>(sum);
       }
     }
@@ -292,12 +326,14 @@ inline bool encode(const TensorTile& t, TensorMap& map, bool corrected = true) {
   static const auto tiled = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled", 12000);
   static const auto im2col = driver_function<PFN_cuTensorMapEncodeIm2col_v12000>("cuTensorMapEncodeIm2col", 12000);
   if (tiled == nullptr || im2col == nullptr) return false;
-  const CUtensorMapDataType type =
-      t.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const CUtensorMapDataType type = t.dtype == DType::f32    ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
+                                   : t.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                            : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const cuuint32_t channels = t.dtype == DType::f32 ? 32 : 64;
   const cuuint32_t step[4] = {1, t.im2col ? t.step[0] : 1, t.im2col ? t.step[1] : 1, 1};
   void* base = const_cast<void*>(t.base);
-  const CUresult error = t.im2col ? im2col(&map, type, t.rank, base, t.size, t.stride, t.lower, t.upper, 64, t.pixels,
-                                           step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult error = t.im2col ? im2col(&map, type, t.rank, base, t.size, t.stride, t.lower, t.upper, channels,
+                                           t.pixels, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
                                   : tiled(&map, type, t.rank, base, t.size, t.stride, t.box, step,
                                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -372,43 +408,13 @@ template <int pending>
 __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
-template <class S, int n>
-__device__ __forceinline__ void multiply_group(float (&d)[n / 2], uint64_t a, uint64_t b, bool accumulate);
-template <>
-__device__ __forceinline__ void multiply_group<bf16, 128>(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
-      "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
-      "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
-      "%57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+template <int count>
+__device__ __forceinline__ void registers_give() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
 }
-template <>
-__device__ __forceinline__ void multiply_group<f16, 128>(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
-      "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
-      "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
-      "%57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+template <int count>
+__device__ __forceinline__ void registers_take() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
 }
 template <class S, int n>
 __device__ __forceinline__ void multiply_group(float (&d)[n / 2], const Fragment4& a, uint64_t b, bool accumulate);
@@ -466,8 +472,10 @@ __device__ __forceinline__ void group_begin() {}
 __device__ __forceinline__ void group_commit() {}
 template <int pending>
 __device__ __forceinline__ void group_wait() {}
-template <class S, int n>
-__device__ __forceinline__ void multiply_group(float (&)[n / 2], uint64_t, uint64_t, bool) {}
+template <int count>
+__device__ __forceinline__ void registers_give() {}
+template <int count>
+__device__ __forceinline__ void registers_take() {}
 template <class S, int n>
 __device__ __forceinline__ void multiply_group(float (&)[n / 2], const Fragment4&, uint64_t, bool) {}
 
@@ -475,3 +483,7 @@ __device__ __forceinline__ void multiply_group(float (&)[n / 2], const Fragment4
 #endif
 
 }  // namespace fastcv::FASTCV_GPU
+
+#if !FASTCV_EMULATOR
+#include "common/ptx_wgmma.cuh"
+#endif

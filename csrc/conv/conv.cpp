@@ -4,6 +4,8 @@
 
 #include "conv/conv_algorithm.h"
 #include "conv/conv_gpu.h"
+#include "conv/conv_phases.h"
+#include "conv/conv_sm90.h"
 
 namespace fastcv {
 namespace {
@@ -238,8 +240,7 @@ const char* why_not_igemm_sm80(const ConvParams& p) {
     return "needs bfloat16, float16 or float32 of precision high";
   return why_not_igemm_gpu(p);
 }
-const char* why_not_igemm_sm90(const ConvParams& p) {
-  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+const char* why_not_tma_sm90(const ConvParams& p) {
   if (p.groups != 1) return "needs a convolution without groups";
   if (p.transposed && (p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
@@ -250,6 +251,18 @@ const char* why_not_igemm_sm90(const ConvParams& p) {
     if ((p.kernel[i] - 1) * p.dilation[i] > 254) return "needs a kernel that reaches over at most 254 pixels";
   }
   return why_not_igemm_gpu(p);
+}
+const char* why_not_igemm_sm90(const ConvParams& p) {
+  return p.dtype != DType::bf16 && p.dtype != DType::f16 ? "needs bfloat16 or float16" : why_not_tma_sm90(p);
+}
+const char* why_not_igemm_tf32_sm90(const ConvParams& p) {
+  if (p.dtype != DType::f32 || (p.precision != Precision::high && p.precision != Precision::medium))
+    return "needs float32 of precision high";
+  return why_not_tma_sm90(p);
+}
+const char* why_not_igemm_tf32x3_sm90(const ConvParams& p) {
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  return p.dtype != DType::f32 ? "needs float32" : why_not_tma_sm90(p);
 }
 const char* why_not_halo_sm90(const ConvParams& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
@@ -266,6 +279,36 @@ const char* why_not_igemm_tf32x3_sm80(const ConvParams& p) {
   return p.dtype != DType::f32 ? "needs float32" : why_not_igemm_gpu(p);
 }
 
+const char* why_not_igemm_phases_sm90(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.groups != 1) return "needs a convolution without groups";
+  if (!p.transposed) return "needs an input gradient or a transposed convolution";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.stride[1] > kMostPhases || p.stride[2] > kMostPhases) return "needs strides of at most 8";
+  if (const char* why_not = why_not_igemm_gpu(p); why_not != nullptr) return why_not;
+  const PhasePlan phases(p);
+  for (int i = 0; i < 2; ++i)
+    for (int64_t phase = 0; phase < phases.dims[i].phases; ++phase) {
+      const PhaseConv& of = phases.dims[i].of[phase];
+      const int64_t upper = of.cells - p.in[i + 1] - of.pad;
+      if (of.count == 0) continue;
+      if (of.pad < -127 || of.pad > 128 || upper < -128 || upper > 127) return "needs padding that TMA takes";
+      if ((of.count - 1) * of.dilation > 254) return "needs a kernel that reaches over at most 254 pixels";
+    }
+  return nullptr;
+}
+const char* why_not_igemm_pairs_sm80(const ConvParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.transposed || p.groups != 1 || p.c < 1 || p.c > 4) return "needs a convolution of one to four channels";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.stride[2] != 2 || p.dilation[2] != 1) return "needs a stride of 2 along rows";
+  return why_not_igemm_gpu(p);
+}
+const char* why_not_igemm_splitk_sm80(const ConvParams& p) {
+  if (const char* why_not = why_not_igemm_sm80(p); why_not != nullptr) return why_not;
+  return SegmentedPlan(p).segments > 1 ? nullptr : "needs long sums and few pixels";
+}
+
 constexpr GpuVariant<ConvParams> kGpuRows[] = {
     {"depthwise_sm80", "sm80", &why_not_depthwise_gpu, &depthwise_gpu_workspace, FASTCV_LAUNCHERS(conv_depthwise)},
     {"igemm_sm80", "sm80", &why_not_igemm_sm80, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm)},
@@ -274,8 +317,28 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
     // TMA does has not been seen on a GPU, and the formula as it reads is there to compare with.
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_tf32x3)},
+    {"igemm_serial_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_serial_sm90)},
+    {"igemm_specialised_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_specialised_sm90)},
     {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_igemm_sm90)},
+    {"igemm_multicast_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_multicast_sm90)},
+    {"igemm_pingpong_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_pingpong_sm90)},
+    {"igemm_planned_sm90a", "sm90a", &why_not_igemm_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_planned_sm90)},
+    {"igemm_tf32_sm90a", "sm90a", &why_not_igemm_tf32_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_tf32_sm90)},
+    {"igemm_tf32x3_sm90a", "sm90a", &why_not_igemm_tf32x3_sm90, &split_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_tf32x3_sm90)},
     {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
+    {"igemm_phases_sm90a", "sm90a", &why_not_igemm_phases_sm90, &igemm_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_phases_sm90)},
+    {"igemm_pairs_sm80", "sm80", &why_not_igemm_pairs_sm80, &igemm_pairs_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_pairs)},
+    {"igemm_splitk_sm80", "sm80", &why_not_igemm_splitk_sm80, &igemm_splitk_gpu_workspace,
+     FASTCV_LAUNCHERS(conv_igemm_splitk)},
     {"direct_sm80", "sm80", nullptr, nullptr, FASTCV_LAUNCHERS(conv_direct)},
 };
 

@@ -141,15 +141,18 @@ FASTCV_CONV_TILE_KERNELS(amx, )
 FASTCV_CONV_TILE_KERNELS(amxmodel, FASTCV_IF_LINKED)  // on a software model of the tiles, in builds for tests
 #undef FASTCV_CONV_TILE_KERNELS
 
-#define FASTCV_CONV_KERNELS(gpu)                                                                   \
-  namespace gpu {                                                                                  \
-  FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream); \
-  FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);   \
-  FASTCV_IF_LINKED int conv_halo_sm90(const ConvParams&, void* workspace, CUstream_st* stream);    \
-  FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);       \
-  FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);    \
+#define FASTCV_CONV_KERNELS(gpu)                                                                        \
+  namespace gpu {                                                                                       \
+  FASTCV_IF_LINKED int conv_igemm(const ConvParams&, void* workspace, CUstream_st* stream);             \
+  FASTCV_IF_LINKED int conv_igemm_pairs(const ConvParams&, void* workspace, CUstream_st* stream);       \
+  FASTCV_IF_LINKED int conv_igemm_phases_sm90(const ConvParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_igemm_splitk(const ConvParams&, void* workspace, CUstream_st* stream);      \
+  FASTCV_IF_LINKED int conv_igemm_tf32x3(const ConvParams&, void* workspace, CUstream_st* stream);      \
+  FASTCV_IF_LINKED int conv_igemm_sm90(const ConvParams&, void* workspace, CUstream_st* stream);        \
+  FASTCV_IF_LINKED int conv_halo_sm90(const ConvParams&, void* workspace, CUstream_st* stream);         \
+  FASTCV_IF_LINKED int conv_direct(const ConvParams&, void* workspace, CUstream_st* stream);            \
+  FASTCV_IF_LINKED int conv_tiled(const ConvParams&, void* workspace, CUstream_st* stream);             \
+  FASTCV_IF_LINKED int conv_depthwise(const ConvParams&, void* workspace, CUstream_st* stream);         \
   }
 FASTCV_CONV_KERNELS(cuda)
 FASTCV_CONV_KERNELS(emulated)

@@ -4,6 +4,7 @@
 
 #include "conv/conv.h"
 #include "conv/conv_bias_grad.h"
+#include "conv/conv_phases.h"
 #include "conv/conv_wgrad.h"
 
 namespace fastcv {
@@ -82,6 +83,51 @@ inline size_t wgrad_igemm_gpu_workspace(const ConvWgradParams& p) {
   return plan.x_bytes + plan.y_bytes + plan.partial_bytes;
 }
 
+// Weight gradient on Hopper's tensor cores: tiles of 128 x 128 (output channels x channels of a tap), or 64 x 256 where
+// output channels are few, over steps of 64 pixels.
+struct WgradSm90Plan {
+  static constexpr int64_t kSide = 64, kMultiprocessors = 132;
+  WgradPlan operands;  // its segments are not these
+  int64_t blocks_m, tiles_m, columns, tiles_n, steps, length, segments;
+
+  explicit WgradSm90Plan(const ConvWgradParams& p) : operands(p) {
+    const auto parts = [](int64_t n, int64_t part) { return (n + part - 1) / part; };
+    blocks_m = operands.kg > kSide ? 2 : 1;
+    tiles_m = parts(operands.kg, blocks_m * kSide);
+    columns = operands.taps * parts(operands.padded_c, kSide);
+    tiles_n = parts(columns, 4 / blocks_m);
+    steps = p.in[1] * p.in[2] == 0 ? 0 : parts(pixels_of(p), kSide);
+    length = segment_length(tiles_m * tiles_n, steps);
+    segments = steps == 0 ? 0 : parts(steps, length);
+  }
+
+  // The steps of a segment that cost least, in units of a step of one tile: tiles go in waves, each with a start and an
+  // end of about four steps, and a segment's float sums are written and read at a sixteenth of a step per tile. A
+  // segment has 16 steps or more, and no more than can be added up in float.
+  static int64_t segment_length(int64_t tiles, int64_t steps) {
+    constexpr int64_t kShortest = 16, kLongest = 1024, kEnds = 4, kMost = 2 * kMultiprocessors;
+    const int64_t least = std::max<int64_t>(1, (steps + kLongest - 1) / kLongest);
+    int64_t best = 1, lowest = INT64_MAX;
+    for (int64_t wanted = least; wanted <= std::max(least, std::min(steps / kShortest, kMost)); ++wanted) {
+      const int64_t length = std::max<int64_t>(1, (steps + wanted - 1) / wanted), count = (steps + length - 1) / length;
+      const int64_t waves = (tiles * count + kMultiprocessors - 1) / kMultiprocessors;
+      const int64_t cost = 16 * waves * (length + kEnds) + tiles * count;
+      if (cost < lowest) lowest = cost, best = length;
+    }
+    return best;
+  }
+};
+inline size_t wgrad_sm90_gpu_workspace(const ConvWgradParams& p) {
+  const WgradSm90Plan plan(p);
+  const WgradPlan& operands = plan.operands;
+  return operands.x_bytes + operands.y_bytes +
+         static_cast<size_t>(plan.segments * operands.kg * operands.taps * operands.padded_c) * sizeof(float);
+}
+// As sm90_upper_corner below.
+inline int64_t wgrad_sm90_upper_corner(const ConvWgradParams& p, int dim) {
+  return (p.out[dim] - 1) * p.stride[dim] + 1 - p.in[dim] - p.pad[dim];
+}
+
 // Weight gradient with one input channel per group: kDepthwiseTaps taps of 32 (channels_last) or one channel.
 inline constexpr int64_t kDepthwiseTaps = 9;
 inline Segments wgrad_depthwise_segments(const ConvWgradParams& p) {
@@ -135,6 +181,65 @@ inline size_t moments_bytes(const ConvParams& p) {
 inline size_t igemm_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan(p);
   return plan.x_bytes + plan.w_bytes + moments_bytes(p);
+}
+
+// Few pixels and a long sum: the sum in segments, so that more blocks share it. Their length, in steps of four chunks,
+// depends on the layer and never on the batch, so that an image has the same bits in any; only who adds them up does:
+// with few tiles in the batch each segment has a block of its own and goes through memory (`apart`).
+struct SegmentedPlan {
+  static constexpr int64_t kTile = 64, kMultiprocessors = 132, kBlocks = 2 * kMultiprocessors, kShortest = 8;
+  int64_t tiles, steps, length, segments;  // of the batch; of the phase with most taps; 1: nothing is cut
+  bool apart;
+
+  explicit SegmentedPlan(const ConvParams& p) {
+    const IgemmPlan plan(p);
+    const auto parts = [](int64_t n, int64_t part) { return (n + part - 1) / part; };
+    int64_t cells = 1, phases = 1, taps = 1;
+    for (int i = 0; i < 3; ++i) {
+      const Axis axis(p, i);
+      cells *= axis.cells;
+      phases *= axis.phases;
+      taps *= axis.most_taps();
+    }
+    const int64_t others = parts(plan.kg, kTile) * phases * p.groups;  // tiles per 64 pixels of every phase
+    tiles = parts(p.n * cells, kTile) * others;
+    steps = parts(taps * plan.padded / plan.chunk, 4);
+    const int64_t alone = std::max<int64_t>(1, parts(cells, kTile) * others);
+    const int64_t wanted = std::max<int64_t>(1, std::min(parts(kBlocks, alone), steps / kShortest));
+    length = std::max<int64_t>(1, parts(steps, wanted));
+    segments = std::max<int64_t>(1, parts(steps, length));
+    apart = tiles < kMultiprocessors;
+  }
+  size_t partial_bytes() const { return apart ? static_cast<size_t>(segments * tiles * kTile * kTile) * 4 : 0; }
+};
+inline size_t igemm_splitk_gpu_workspace(const ConvParams& p) {
+  return igemm_gpu_workspace(p) + SegmentedPlan(p).partial_bytes();
+}
+
+// The first convolution of a network, up to four channels and a stride of 2 along rows, as one of eight channels: two
+// neighbouring pixels of four. A row of pairs begins where windows do, one pixel before the image if the padding is
+// odd, so a window is whole pairs, or all but half of the last.
+struct PairPlan {
+  int64_t before, pairs, taps;  // pixels before the image; of a row of the image, of a row of the kernel
+  size_t x_bytes, w_bytes;
+  explicit PairPlan(const ConvParams& p)
+      : before(p.pad[2] % 2), pairs((p.in[2] + before + 1) / 2), taps((p.kernel[2] + 1) / 2) {
+    const auto bytes = [](int64_t packs) { return (static_cast<size_t>(packs) * 16 + 255) / 256 * 256; };
+    x_bytes = bytes(p.n * p.in[1] * pairs);
+    w_bytes = bytes(p.k * p.kernel[1] * taps);
+  }
+  ConvParams of(ConvParams p) const {
+    p.c = 8;
+    p.in[2] = pairs;
+    p.kernel[2] = taps;
+    p.pad[2] /= 2;
+    p.stride[2] = 1;
+    return p;
+  }
+};
+inline size_t igemm_pairs_gpu_workspace(const ConvParams& p) {
+  const PairPlan plan(p);
+  return plan.x_bytes + plan.w_bytes;
 }
 
 // Depthwise convolution of channels_last images: the weights, tap by tap.

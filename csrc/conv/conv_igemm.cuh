@@ -5,6 +5,9 @@
 //
 // In shared memory a row of a step is 64 bytes; its chunk c lies at c ^ (row / 2 % 4), so that the eight rows of an
 // ldmatrix tile fall into different banks. Four steps are in flight.
+//
+// A sum may be cut into segments of steps, which are added up in their order: by the block that makes them all, or,
+// each by a block of its own, through memory. The bits are the same.
 #pragma once
 #include "conv/conv_axis.cuh"
 #include "conv/conv_chunks.cuh"
@@ -25,6 +28,11 @@ struct Igemm {
   int chunks;  // of a tap
   Divider by_cells_d, by_cells_h, by_cells_w, by_phases_d, by_phases_h, by_phases_w, by_tiles_m, by_tiles_n;
   bool packs;  // y is channels_last and can be written 16 bytes at a time
+  Divider by_tiles;
+  int segment_steps = 0;  // unless Cut::none
+  int64_t segments = 1;
+  bool odd_rows = false;     // if paired
+  float* partial = nullptr;  // of Cut::apart: [segment][tile][row][column]
 
   Igemm(const ConvParams& params, const IgemmPlan& plan, const void* from, const void* packed, int tile_m, int tile_n)
       : p(params),
@@ -52,7 +60,8 @@ struct Igemm {
         by_phases_w(w.phases),
         by_tiles_m(tiles_m),
         by_tiles_n(tiles_n),
-        packs(p.channels_last && kg % plan.chunk == 0 && aligned_to(p.y, 16) && aligned_to(p.residual, 16)) {
+        packs(p.channels_last && kg % plan.chunk == 0 && aligned_to(p.y, 16) && aligned_to(p.residual, 16)),
+        by_tiles(tiles) {
     step_x[2] = p.groups * padded;
     step_x[1] = step_x[2] * p.in[2];
     step_x[0] = step_x[1] * p.in[1];
@@ -65,6 +74,26 @@ struct Igemm {
     ch = by_cells_w.split(cw);
     cd = by_cells_h.split(ch);
     return by_cells_d.split(cd);
+  }
+};
+
+// Where a tile lies: its first column and row, phases and group.
+struct TilePlace {
+  int64_t n0, m0, pd, ph, pw, group;
+  __device__ __forceinline__ TilePlace(const Igemm& g, int64_t tile, int tile_m, int tile_n) : group(tile) {
+    n0 = group, group = g.by_tiles_n.split(n0);  // first, so that blocks which read the same pixels run together
+    m0 = group, group = g.by_tiles_m.split(m0);
+    pw = group, group = g.by_phases_w.split(pw);
+    ph = group, group = g.by_phases_h.split(ph);
+    pd = group, group = g.by_phases_d.split(pd);
+    n0 *= tile_n;
+    m0 *= tile_m;
+  }
+  __device__ __forceinline__ void set_taps(const Igemm& g, const TapTable& taps) const {
+    const int t = threadIdx.x;
+    if (t == 0) taps.set(0, g.d.taps(pd));
+    if (t == 1) taps.set(1, g.h.taps(ph));
+    if (t == 2) taps.set(2, g.w.taps(pw));
   }
 };
 
@@ -101,6 +130,38 @@ struct ChunkWalk {
 };
 
 constexpr int kChunksPerStep = 4, kStages = 4;
+enum class Cut { none, here, apart };
+
+__device__ __forceinline__ int chunks_of(const Igemm& g, const TapTable& taps) {
+  return static_cast<int>(taps.count(0) * taps.count(1) * taps.count(2)) * g.chunks;
+}
+__device__ __forceinline__ int steps_of(int chunks) { return (chunks + kChunksPerStep - 1) / kChunksPerStep; }
+
+// From sums in shared memory, which begin with the place's first row and column, to y.
+template <class S, int rows, int tile_n, int threads>
+__device__ __forceinline__ void store_sums(const Igemm& g, const TilePlace& at, Shared<float> sums, int pitch) {
+  constexpr int per_chunk = 16 / sizeof(S);
+  const ConvParams& p = g.p;
+  const int width = g.packs ? per_chunk : 1, columns = tile_n / width;
+  for (int i = threadIdx.x; i < rows * columns; i += threads) {
+    const int m = p.channels_last ? i / columns : i % rows, n = (p.channels_last ? i % columns : i / rows) * width;
+    if (at.m0 + m >= g.rows || at.n0 + n >= g.kg) continue;
+    int64_t cd, ch, cw;
+    const int64_t image = g.split(at.m0 + m, cd, ch, cw);
+    const int64_t od = cd * g.d.out_step + at.pd, oh = ch * g.h.out_step + at.ph, ow = cw * g.w.out_step + at.pw;
+    if (od >= g.d.out || oh >= g.h.out || ow >= g.w.out) continue;
+    const int64_t k = at.group * g.kg + at.n0 + n;
+    const int64_t to = image * g.y.n + k * g.y.c + od * g.y.at[0] + oh * g.y.at[1] + ow * g.y.at[2];
+    if (!g.packs) {
+      static_cast<S*>(p.y)[to] = finished<S>(p, sums[m * pitch + n], k, to);
+      continue;
+    }
+    float pack[per_chunk];
+#pragma unroll
+    for (int e = 0; e < per_chunk; ++e) pack[e] = sums[m * pitch + n + e];
+    store_channels<S, per_chunk>(p, pack, k, to);
+  }
+}
 
 template <int tile_m, int tile_n>
 constexpr size_t igemm_shared_bytes() {
@@ -109,7 +170,8 @@ constexpr size_t igemm_shared_bytes() {
 }
 
 // warps_m x warps_n warps make a tile_m x tile_n tile.
-template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
+// paired: chunks are two pixels, and where the kernel's rows are odd the last of a row is one and zeros.
+template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, Cut cut, bool paired = false>
 __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Igemm g) {
   using S = typename Kind::S;
   using Half = uint16_t;  // shared memory is addressed in 16-bit elements, whatever they hold
@@ -130,21 +192,21 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
   const int my_chunk = t % kChunksPerStep, my_row = t / kChunksPerStep;
   const auto place = [](int row, int chunk) { return row * 32 + (chunk ^ row / 2 % 4) * 8; };
 
-  for (int64_t tile = blockIdx.x; tile < g.tiles; tile += gridDim.x) {
-    int64_t n0, m0, pd, ph, pw, group = tile;
-    n0 = group, group = g.by_tiles_n.split(n0);  // first, so that blocks which read the same pixels run together
-    m0 = group, group = g.by_tiles_m.split(m0);
-    pw = group, group = g.by_phases_w.split(pw);
-    ph = group, group = g.by_phases_h.split(ph);
-    pd = group, group = g.by_phases_d.split(pd);
-    n0 *= tile_n;
-    m0 *= tile_m;
-    if (t == 0) taps.set(0, g.d.taps(pd));
-    if (t == 1) taps.set(1, g.h.taps(ph));
-    if (t == 2) taps.set(2, g.w.taps(pw));
+  const int64_t jobs = cut == Cut::apart ? g.tiles * g.segments : g.tiles;
+  for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
+    int64_t tile = job, segment = 0;
+    if constexpr (cut == Cut::apart) segment = g.by_tiles.split(tile);
+    const TilePlace at(g, tile, tile_m, tile_n);
+    const int64_t m0 = at.m0, n0 = at.n0, group = at.group;
+    at.set_taps(g, taps);
     __syncthreads();
-    const int chunks = static_cast<int>(taps.count(0) * taps.count(1) * taps.count(2)) * g.chunks;
-    const int steps = (chunks + kChunksPerStep - 1) / kChunksPerStep;
+    const int chunks = chunks_of(g, taps), all = steps_of(chunks);
+    const int begin = cut == Cut::apart ? static_cast<int>(segment) * g.segment_steps : 0;
+    const int steps = cut == Cut::apart ? min(begin + g.segment_steps, all) : all;  // where the sum ends
+    if (cut == Cut::apart && begin >= steps) {  // this phase has fewer taps than others
+      __syncthreads();
+      continue;
+    }
 
     // The rows of either operand that this thread copies.
     int64_t row_at[rows_m], column_at[rows_n];
@@ -167,13 +229,15 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
     ChunkWalk walk{g, taps};
     walk.left = chunks;
     if (chunks > 0) walk.place();
-    walk.forward(my_chunk);
+    walk.forward(begin * kChunksPerStep + my_chunk);
 
     const auto fetch = [&](int step) {
       if (step < steps) {
         const Shared<Half> a = shared + step % kStages * stage, b = a + tile_m * 32;
         const bool any = walk.left > 0;
         const int64_t channel = walk.chunk * per_chunk;
+        [[maybe_unused]] const int whole =
+            paired && g.odd_rows && walk.iw + 1 == g.w.kernel ? 8 : 16;  // bytes of a chunk
 #pragma unroll
         for (int j = 0; j < rows_m; ++j) {
           const int row = my_row + j * rows_apart;
@@ -181,7 +245,9 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
                              static_cast<unsigned>(row_h[j] + walk.h) < static_cast<unsigned>(p.in[1]) &&
                              static_cast<unsigned>(row_w[j] + walk.w) < static_cast<unsigned>(p.in[2]);
           const S* from = valid ? x + row_at[j] + walk.x + channel : x;
-          copy_async(a + place(row, my_chunk), reinterpret_cast<const Half*>(from), valid);
+          const Shared<Half> to = a + place(row, my_chunk);
+          if constexpr (paired) copy_async_part(to, reinterpret_cast<const Half*>(from), valid ? whole : 0);
+          else copy_async(to, reinterpret_cast<const Half*>(from), valid);
         }
 #pragma unroll
         for (int j = 0; j < rows_n; ++j) {
@@ -195,11 +261,12 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
       commit_async();
     };
 
-    float sum[subs_m][subs_n][4] = {};
+    float sum[subs_m][subs_n][4] = {}, total[cut == Cut::here ? subs_m : 1][cut == Cut::here ? subs_n : 1][4] = {};
     const bool busy = m0 + warp_m < g.rows && n0 + warp_n < g.kg;  // this warp has sums to make
+    int left = g.segment_steps;                                    // of the segment
 #pragma unroll
-    for (int step = 0; step < kStages - 1; ++step) fetch(step);
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < kStages - 1; ++step) fetch(begin + step);
+    for (int step = begin; step < steps; ++step) {
       wait_async<kStages - 2>();
       __syncthreads();
       fetch(step + kStages - 1);
@@ -213,9 +280,34 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
           [&](int half, int n) {
             return load_matrix_x4(b + place(warp_n + n * 8 + lane % 8 + lane / 16 * 8, half * 2 + lane / 8 % 2));
           });
+      if constexpr (cut == Cut::here) {
+        if (--left > 0 && step + 1 < steps) continue;
+        left = g.segment_steps;
+#pragma unroll
+        for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+          for (int n = 0; n < subs_n; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              total[m][n][i] += sum[m][n][i];
+              sum[m][n][i] = 0;
+            }
+      }
     }
     wait_async<0>();
     __syncthreads();
+    if constexpr (cut == Cut::apart) {
+      float* to = g.partial + (job * tile_m + warp_m + lane / 4) * tile_n + warp_n + lane % 4 * 2;
+#pragma unroll
+      for (int m = 0; m < subs_m; ++m)
+#pragma unroll
+        for (int n = 0; n < subs_n; ++n)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            store_pack(to + (m * 16 + half * 8) * tile_n + n * 8,
+                       Pack<float, 2>{{sum[m][n][half * 2], sum[m][n][half * 2 + 1]}});
+      continue;
+    }
 
     // Through shared memory, so that neighbouring threads write neighbouring elements.
     const int pitch = p.channels_last ? tile_n + 4 : tile_n + 1;
@@ -225,29 +317,13 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
 #pragma unroll
       for (int n = 0; n < subs_n; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          sums[(warp_m + m * 16 + lane / 4 + i / 2 * 8) * pitch + warp_n + n * 8 + lane % 4 * 2 + i % 2] = sum[m][n][i];
+        for (int i = 0; i < 4; ++i) {
+          float value = sum[m][n][i];
+          if constexpr (cut == Cut::here) value = total[m][n][i];
+          sums[(warp_m + m * 16 + lane / 4 + i / 2 * 8) * pitch + warp_n + n * 8 + lane % 4 * 2 + i % 2] = value;
+        }
     __syncthreads();
-    const int width = g.packs ? per_chunk : 1, columns = tile_n / width;
-    for (int i = t; i < tile_m * columns; i += threads) {
-      const int m = p.channels_last ? i / columns : i % tile_m,
-                n = (p.channels_last ? i % columns : i / tile_m) * width;
-      if (m0 + m >= g.rows || n0 + n >= g.kg) continue;
-      int64_t cd, ch, cw;
-      const int64_t image = g.split(m0 + m, cd, ch, cw);
-      const int64_t od = cd * g.d.out_step + pd, oh = ch * g.h.out_step + ph, ow = cw * g.w.out_step + pw;
-      if (od >= g.d.out || oh >= g.h.out || ow >= g.w.out) continue;
-      const int64_t k = group * g.kg + n0 + n;
-      const int64_t to = image * g.y.n + k * g.y.c + od * g.y.at[0] + oh * g.y.at[1] + ow * g.y.at[2];
-      if (!g.packs) {
-        static_cast<S*>(p.y)[to] = finished<S>(p, sums[m * pitch + n], k, to);
-        continue;
-      }
-      float pack[per_chunk];
-#pragma unroll
-      for (int e = 0; e < per_chunk; ++e) pack[e] = sums[m * pitch + n + e];
-      store_channels<S, per_chunk>(p, pack, k, to);
-    }
+    store_sums<S, tile_m, tile_n, threads>(g, at, sums, pitch);
     __syncthreads();  // the next tile's copies go where the sums are
     if (g.moments != nullptr) {
       const int64_t k0 = group * g.kg + n0;
@@ -259,32 +335,102 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
   }
 }
 
-template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n>
-int launch_igemm_tile(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, double* moments,
-                      CUstream_st* stream) {
+// Adds up the segments of 16 rows of a tile, one such slice to a block.
+constexpr int kAddRows = 16, kAddThreads = 128;
+template <class S, int tile_m, int tile_n>
+__global__ void __launch_bounds__(kAddThreads) add_tiles_kernel(const Igemm g) {
+  using Four = Pack<float, 4>;
+  constexpr int pitch = tile_n + 4, slices = tile_m / kAddRows;
+  FASTCV_SHARED(float, sums, kAddRows* pitch);
+  FASTCV_SHARED(int64_t, tap_numbers, TapTable::kNumbers);
+  const TapTable taps{tap_numbers};
+  const int64_t tile = blockIdx.x / slices;
+  const int first = blockIdx.x % slices * kAddRows;
+  TilePlace at(g, tile, tile_m, tile_n);
+  at.set_taps(g, taps);
+  __syncthreads();
+  const int segments = (steps_of(chunks_of(g, taps)) + g.segment_steps - 1) / g.segment_steps;
+  for (int i = threadIdx.x; i < kAddRows * tile_n / 4; i += kAddThreads) {
+    const int row = i / (tile_n / 4), column = i % (tile_n / 4) * 4;
+    const float* from = g.partial + (tile * tile_m + first + row) * tile_n + column;
+    Four total{};
+#pragma unroll 4
+    for (int s = 0; s < segments; ++s) {
+      const Four part = load_pack<Four>(from + s * g.tiles * tile_m * tile_n);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total.at[e] += part.at[e];
+    }
+    store_shared(sums + row * pitch + column, total);
+  }
+  __syncthreads();
+  at.m0 += first;
+  store_sums<S, kAddRows, tile_n, kAddThreads>(g, at, sums, pitch);
+}
+
+template <class Kind, int tile_m, int tile_n, int warps_m, int warps_n, bool paired>
+int launch_igemm_tile(const Igemm& g, CUstream_st* stream) {
   static_assert(tile_m >= kLeastTileRows);
-  Igemm g(p, plan, x, w, tile_m, tile_n);
-  if (p.statistics != nullptr) g.moments = moments;
-  const int error = launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n>, grid_for(g.tiles, 1),
-                           warps_m * warps_n * 32, igemm_shared_bytes<tile_m, tile_n>(), stream, g);
+  const int error =
+      launch(igemm_kernel<Kind, tile_m, tile_n, warps_m, warps_n, Cut::none, paired>, grid_for(g.tiles, 1),
+             warps_m * warps_n * 32, igemm_shared_bytes<tile_m, tile_n>(), stream, g);
   if (error != 0 || g.moments == nullptr) return error;
-  return merge_moments(moments, tile_m, g.rows, p.k, *p.statistics, stream);
+  return merge_moments(g.moments, tile_m, g.rows, g.p.k, *g.p.statistics, stream);
 }
 
 // The tile decides the speed and nothing else: every sum is made by the same instructions in any.
-template <class Kind>
-int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
-  using S = typename Kind::S;
-  const IgemmPlan plan(p);
-  const void *x, *w;
-  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
-  auto* moments = reinterpret_cast<double*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
+template <class Kind, bool paired = false>
+int multiply_igemm(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, double* moments,
+                   CUstream_st* stream, bool odd_rows = false) {
+  const auto problem = [&](int tile) {
+    Igemm g(p, plan, x, w, tile, tile);
+    g.moments = moments;
+    g.odd_rows = odd_rows;
+    return g;
+  };
   if constexpr (!Kind::chunked) {
     constexpr int64_t kMultiprocessors = 128;  // tiles enough to keep a large GPU busy
-    if (plan.kg > 64 && Igemm(p, plan, x, w, 128, 128).tiles >= kMultiprocessors)
-      return launch_igemm_tile<Kind, 128, 128, 2, 4>(p, plan, x, w, moments, stream);
+    if (const Igemm g = problem(128); plan.kg > 64 && g.tiles >= kMultiprocessors)
+      return launch_igemm_tile<Kind, 128, 128, 2, 4, paired>(g, stream);
   }
-  return launch_igemm_tile<Kind, 64, 64, 2, 2>(p, plan, x, w, moments, stream);
+  return launch_igemm_tile<Kind, 64, 64, 2, 2, paired>(problem(64), stream);
+}
+template <class Kind>
+int launch_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
+  const IgemmPlan plan(p);
+  const void *x, *w;
+  if (const int error = chunked_operands<typename Kind::S>(p, plan, workspace, x, w, stream); error != 0) return error;
+  auto* moments = reinterpret_cast<double*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
+  return multiply_igemm<Kind>(p, plan, x, w, p.statistics != nullptr ? moments : nullptr, stream);
+}
+
+// The sum in segments (SegmentedPlan): `apart` where the batch has few tiles, else `here`.
+template <class Kind>
+int launch_segmented_igemm(const ConvParams& p, void* workspace, CUstream_st* stream) {
+  using S = typename Kind::S;
+  constexpr int kTile = SegmentedPlan::kTile;
+  const IgemmPlan plan(p);
+  const SegmentedPlan segmented(p);
+  const void *x, *w;
+  if (const int error = chunked_operands<S>(p, plan, workspace, x, w, stream); error != 0) return error;
+  const auto cut = [&](int tile_m) {
+    Igemm g(p, plan, x, w, tile_m, kTile);
+    g.segment_steps = static_cast<int>(segmented.length);
+    g.segments = segmented.segments;
+    g.partial = reinterpret_cast<float*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
+    return g;
+  };
+  const Igemm g = cut(kTile), large = cut(2 * kTile);
+  if (!segmented.apart && large.tiles >= SegmentedPlan::kMultiprocessors)
+    return launch(igemm_kernel<Kind, 2 * kTile, kTile, 4, 2, Cut::here>, grid_for(large.tiles, 1), 256,
+                  igemm_shared_bytes<2 * kTile, kTile>(), stream, large);
+  if (!segmented.apart)
+    return launch(igemm_kernel<Kind, kTile, kTile, 2, 2, Cut::here>, grid_for(g.tiles, 1), 128,
+                  igemm_shared_bytes<kTile, kTile>(), stream, g);
+  const int error = launch(igemm_kernel<Kind, kTile, kTile, 2, 2, Cut::apart>, grid_for(g.tiles * g.segments, 1), 128,
+                           igemm_shared_bytes<kTile, kTile>(), stream, g);
+  if (error != 0) return error;
+  const auto slices = static_cast<unsigned>(g.tiles * (kTile / kAddRows));
+  return launch(add_tiles_kernel<S, kTile, kTile>, slices, kAddThreads, 0, stream, g);
 }
 
 }  // namespace fastcv::FASTCV_GPU

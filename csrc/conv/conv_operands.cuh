@@ -30,6 +30,18 @@ struct Tf32 {
     multiply_add_tf32(d, a.at, b.at);
   }
 };
+// float32 as the sum of two tf32 numbers; infinities and NaN have no low part.
+struct Tf32Parts {
+  uint32_t high, low;
+};
+__device__ __forceinline__ Tf32Parts tf32_parts(uint32_t bits) {
+  constexpr uint32_t kInfinity = 0x7f800000u;
+  const float x = __uint_as_float(bits);
+  const bool finite = (bits & kInfinity) != kInfinity;
+  uint32_t high = to_tf32(x);
+  if (finite && (high & kInfinity) == kInfinity) high = bits & 0xffffe000u;  // the largest must not round up
+  return {high, finite ? to_tf32(x - __uint_as_float(high)) : 0};
+}
 // float32 as two tf32 numbers, of whose four products the smallest is left out. Tensor cores truncate where they add:
 // each step's sums are added up by ordinary arithmetic. Infinities come out as NaN (infinity times a low part of zero).
 struct Tf32x3 {
@@ -39,12 +51,9 @@ struct Tf32x3 {
   struct Operand {
     uint32_t high[n], low[n];
     __device__ __forceinline__ void set(int i, uint32_t bits) {
-      constexpr uint32_t kInfinity = 0x7f800000u;
-      const float x = __uint_as_float(bits);
-      const bool finite = (bits & kInfinity) != kInfinity;
-      high[i] = to_tf32(x);
-      if (finite && (high[i] & kInfinity) == kInfinity) high[i] = bits & 0xffffe000u;  // the largest must not round up
-      low[i] = finite ? to_tf32(x - __uint_as_float(high[i])) : 0;
+      const Tf32Parts parts = tf32_parts(bits);
+      high[i] = parts.high;
+      low[i] = parts.low;
     }
   };
   __device__ static __forceinline__ void multiply(float (&d)[4], const Operand<4>& a, const Operand<2>& b) {

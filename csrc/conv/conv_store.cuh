@@ -1,6 +1,5 @@
 // The end of every CUDA convolution: from a sum to an element of y, with bias, residual and activation.
 #pragma once
-#include "common/numbers.cuh"
 #include "common/ptx.cuh"
 #include "conv/conv.h"
 

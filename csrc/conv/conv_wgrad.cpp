@@ -116,6 +116,19 @@ const char* why_not_igemm_sm80(const ConvWgradParams& p) {
     return "needs bfloat16, float16 or float32 of precision high";
   return why_not_igemm_gpu(p);
 }
+const char* why_not_igemm_sm90(const ConvWgradParams& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return "needs bfloat16 or float16";
+  if (p.groups != 1) return "needs a convolution without groups";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  for (int i = 1; i < 3; ++i) {
+    const int64_t upper = wgrad_sm90_upper_corner(p, i);
+    if (p.pad[i] > 128 || upper < -128 || upper > 127 || p.stride[i] > 8)
+      return "needs strides and padding that TMA takes";
+    if ((p.kernel[i] - 1) * p.dilation[i] > 254) return "needs a kernel that reaches over at most 254 pixels";
+  }
+  if (pixels_of(p) >= int64_t{1} << 31) return "needs fewer than 2^31 pixels in the batch";
+  return why_not_igemm_gpu(p);
+}
 const char* why_not_igemm_tf32x3_sm80(const ConvWgradParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_igemm_gpu(p);
@@ -126,10 +139,11 @@ constexpr GpuVariant<ConvWgradParams> kGpuRows[] = {
      FASTCV_LAUNCHERS(conv_wgrad_depthwise)},
     {"igemm_sm80", "sm80", &why_not_igemm_sm80, &wgrad_igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_wgrad_igemm)},
     {"tiled_sm80", "sm80", nullptr, &wgrad_gpu_workspace, FASTCV_LAUNCHERS(conv_wgrad_tiled)},
-    // Behind a row that takes everything, so never taken unless asked for: how tensor cores round their sums has not
-    // been measured.
+    // Behind a row that takes everything, so never taken unless asked for: how tensor cores round their sums and what
+    // TMA does has not been seen on a GPU.
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &wgrad_igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_wgrad_igemm_tf32x3)},
+    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace, FASTCV_LAUNCHERS(conv_wgrad_igemm_sm90)},
 };
 
 }  // namespace

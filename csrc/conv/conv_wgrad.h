@@ -87,6 +87,7 @@ FASTCV_CONV_WGRAD_BF16(amxmodel, FASTCV_IF_LINKED)
   namespace gpu {                                                                                             \
   FASTCV_IF_LINKED int conv_wgrad_igemm(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
   FASTCV_IF_LINKED int conv_wgrad_igemm_tf32x3(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream);   \
   FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
   FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream);    \
   }

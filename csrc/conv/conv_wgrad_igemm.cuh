@@ -196,23 +196,9 @@ template <class Kind>
 int launch_wgrad_igemm(const ConvWgradParams& p, void* workspace, CUstream_st* stream) {
   using S = typename Kind::S;
   const WgradPlan plan(p);
-  char* at = static_cast<char*>(workspace);
-  const S *x = static_cast<const S*>(p.input), *grad = static_cast<const S*>(p.grad_output);
-  if (plan.convert_x) {
-    S* to = reinterpret_cast<S*>(at);
-    const int error = to_chunks(x, to, p.batch, p.in_channels, p.in[0] * p.in[1] * p.in[2], p.groups, plan.padded_c,
-                                p.input_channels_last, stream);
-    if (error != 0) return error;
-    x = to;
-  }
-  if (plan.convert_y) {
-    S* to = reinterpret_cast<S*>(at + plan.x_bytes);
-    const int error = to_chunks(grad, to, p.batch, p.out_channels, p.out[0] * p.out[1] * p.out[2], p.groups,
-                                plan.padded_k, p.grad_channels_last, stream);
-    if (error != 0) return error;
-    grad = to;
-  }
-  const IgemmWgrad g(p, plan, x, grad, at + plan.x_bytes + plan.y_bytes);
+  const S *x, *grad;
+  if (const int error = chunked_gradients(p, plan, workspace, x, grad, stream); error != 0) return error;
+  const IgemmWgrad g(p, plan, x, grad, static_cast<char*>(workspace) + plan.x_bytes + plan.y_bytes);
   const int error = launch(wgrad_igemm_kernel<Kind>, grid_for(g.tiles, 1), kWgradThreads, 0, stream, g);
   if (error != 0) return error;
   return add_segments<S>(g.partial, p.grad_weight, weight_size(p), plan.segments.count, stream);

@@ -61,6 +61,8 @@ struct Meeting {
 struct PhaseBarrier {
   uint32_t arrivals, pending, phase = 0;
   int64_t bytes = 0;  // announced and not landed
+  int maker = -1;     // who initialised it, and when
+  uint32_t made = 0;
   Clocks::Known gathering{}, released{};
   std::vector<int> waiting{};
 };
@@ -231,6 +233,10 @@ class Machine {
     const size_t offset = static_cast<size_t>(at_byte - shared_), rank = offset / kSharedBytes;
     if (at_byte < shared_ || rank >= cluster_ || offset % kSharedBytes + bytes > used_[rank])
       fail("an access outside of the block's shared memory", where);
+    if (rank != current().builtins.rank) {
+      if (ended_[rank] == threads_) fail("an access to the shared memory of a block that has ended", where);
+      reached_[rank][running_ / kWarp] = clocks_.now(running_);
+    }
     if (reinterpret_cast<uintptr_t>(at_byte) % bytes != 0 && bytes <= 16)
       fail("an access to shared memory that is not aligned to its size", where);
     for (size_t i = at_byte - shared_; i < static_cast<size_t>(at_byte - shared_) + bytes; ++i) {
@@ -276,7 +282,9 @@ class Machine {
   void barrier_init(std::byte* at, uint32_t arrivals, Where where) {
     touch(at, 8, Access::write, where);
     if (arrivals == 0) fail("a barrier for no arrivals", where);
-    phase_barriers_[at] = PhaseBarrier{arrivals, arrivals};
+    PhaseBarrier& b = phase_barriers_[at] = PhaseBarrier{arrivals, arrivals};
+    b.maker = running_;
+    b.made = clocks_.now(running_);
   }
   void barrier_arrive(std::byte* at, uint32_t bytes, Where where) {
     PhaseBarrier& b = phase_barrier(at, where);
@@ -311,8 +319,8 @@ class Machine {
       works.erase(works.begin());
     }
   }
-  size_t shared_offset(const std::byte* at) const { return at - shared_; }
-  std::byte* shared_at(size_t offset) { return shared_ + offset; }
+  size_t shared_offset(const std::byte* at) const { return (at - shared_) % kSharedBytes; }
+  std::byte* shared_at(size_t offset) { return dynamic_shared() + offset; }
 
   [[noreturn]] void fail(const char* what, Where where) {
     if (!failed_) {
@@ -332,7 +340,20 @@ class Machine {
     if (!fiber.open_work.empty() || !fiber.works.empty())
       t_machine->fail("a thread ended with matrix products on their way", fiber.where);
     fiber.state = Fiber::State::ended;
+    t_machine->count_end(fiber.builtins.rank, fiber.where);
     for (;;) t_machine->leave();
+  }
+
+  // A thread of a block has ended. With the last one its shared memory goes: what other blocks did there must have
+  // happened before, as some thread of the block knows.
+  void count_end(unsigned rank, Where where) {
+    if (++ended_[rank] < threads_) return;
+    for (const auto& [warp, tick] : reached_[rank]) {
+      bool known = false;
+      for (int t = 0; t < threads_; t += kWarp)
+        known = known || clocks_.ordered(warp * kWarp, tick, static_cast<int>(rank) * threads_ + t);
+      if (!known) fail("a block ended whose shared memory another one of the cluster may still reach", where);
+    }
   }
 
  private:
@@ -354,6 +375,8 @@ class Machine {
     for (unsigned rank = 0; rank < cluster_; ++rank) {
       used_[rank] = dynamic_bytes_;
       arrays_[rank].clear();
+      ended_[rank] = 0;
+      reached_[rank].clear();
       std::memset(shared_ + rank * kSharedBytes, kPoison, dynamic_bytes_);
       for (auto& waiting : barriers_[rank]) waiting.clear();
     }
@@ -410,6 +433,8 @@ class Machine {
     touch(at, 8, Access::atomic, where);
     const auto found = phase_barriers_.find(at);
     if (found == phase_barriers_.end()) fail("a barrier in shared memory that nobody initialised", where);
+    if (!clocks_.ordered(found->second.maker, found->second.made, running_))
+      fail("a barrier in shared memory that no other barrier says is initialised", where);
     return found->second;
   }
   void end_phase(PhaseBarrier& b) {
@@ -451,6 +476,8 @@ class Machine {
   std::vector<int> barriers_[kMaxCluster][kNamedBarriers], cluster_waiting_;
   std::vector<Meeting> meetings_[kMaxWarps];
   std::map<std::tuple<const char*, unsigned, unsigned, size_t>, size_t> arrays_[kMaxCluster];
+  std::map<int, uint32_t> reached_[kMaxCluster];  // a warp of another block, and when it last touched this one's memory
+  int ended_[kMaxCluster] = {};                   // threads of the block
   std::map<std::byte*, PhaseBarrier> phase_barriers_;
   std::vector<BulkCopy> bulk_;
   Clocks clocks_;

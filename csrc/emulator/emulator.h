@@ -6,7 +6,8 @@
 // may lean on lock-step. What it reports, as an error of the launch:
 //   - a barrier or collective that some of its threads never reach, or reach at another line,
 //   - a read of shared memory that nobody wrote, an access outside of it, and two accesses of which one writes and
-//     which no barrier orders (happens-before by vector clocks, one per warp; see order.h).
+//     which no barrier orders (happens-before by vector clocks, one per warp; see order.h),
+//   - a block of a cluster that ends while another one may still reach its shared memory.
 // What it does not model: memory ordering between blocks, time, register limits. A kernel that passes here has the
 // right logic; that it is right on a GPU only a GPU can show.
 #pragma once
@@ -95,7 +96,8 @@ void copy_bulk(std::byte* to, size_t bytes, std::byte* barrier, std::function<vo
 void queue_work(std::function<void()> work);
 void commit_work();
 void wait_work(int pending);
-// Where a pointer into shared memory lies in the block's: what the low bits of its address are on a GPU.
+// Where a pointer into a block's shared memory lies in it: what the low bits of its address are on a GPU. And back, in
+// the block of the running thread.
 size_t shared_offset(const std::byte* at);
 std::byte* shared_at(size_t offset);
 

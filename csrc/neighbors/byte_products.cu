@@ -20,14 +20,13 @@ struct ByteProduct {
 
   template <int groups>
   struct Rows {
-    uint32_t square[groups], least[groups];
-    Ranked last[groups];
+    uint32_t square[groups], least[groups], most[groups];
 
     __device__ __forceinline__ void start(const ByteProduct&, int i, const uint32_t* terms, int64_t, bool exists) {
       square[i] = terms[0];
-      last[i] = exists ? kNobody : 0;
+      most[i] = exists ? ~uint32_t{0} : 0;
     }
-    __device__ __forceinline__ void after_sums(const ByteProduct&, int i, Ranked now) { last[i] = now; }
+    __device__ __forceinline__ void after_sums(const ByteProduct&, int i, uint32_t key) { most[i] = key; }
     // Makes distances of products. Whether any of this thread's pairs may matter.
     template <class Sums>
     __device__ __forceinline__ bool scan(const ByteProduct&, Sums& sum, Shared<uint32_t> terms) {
@@ -50,18 +49,17 @@ struct ByteProduct {
       for (int i = 0; i < groups; ++i) any = any || may_pass(i);
       return any;
     }
-    __device__ __forceinline__ bool may_pass(int i) const { return least[i] <= key_of(last[i]); }
+    __device__ __forceinline__ bool may_pass(int i) const { return least[i] <= most[i]; }
     // A bit for each of the thread's pairs with this query that beats its list.
     __device__ __forceinline__ uint32_t passing(const ByteProduct&, int i, const uint32_t (&keys)[kColumnTiles][4],
-                                                Shared<uint32_t>, int64_t column0, int64_t end) const {
+                                                Shared<uint32_t>, int column0, int end, Ranked last) const {
       uint32_t bits = 0;
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const int64_t column = column0 + n * 8 + threadIdx.x % 4 * 2 + j;
-          if (column < end && ranked(keys[n][i % 2 * 2 + j], static_cast<int32_t>(column)) < last[i])
-            bits |= 1u << (2 * n + j);
+          const int column = column0 + n * 8 + threadIdx.x % 4 * 2 + j;
+          if (column < end && ranked(keys[n][i % 2 * 2 + j], column) < last) bits |= 1u << (2 * n + j);
         }
       return bits;
     }

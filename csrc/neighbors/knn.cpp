@@ -36,7 +36,8 @@ const char* lists_why_not(const KnnParams& p) {
 }
 // Products on tensor cores. The lists, and the steps in flight, fit into 99 KB of shared memory.
 const char* product_why_not(const KnnParams& p) {
-  return p.k > KnnProduct::kMaxK ? "needs k up to 64" : select_why_not(p);
+  if (p.n > INT32_MAX - KnnProduct::kTilePoints) return "needs fewer than 2^31 - 128 points";
+  return p.k > KnnProduct::kMaxK ? "needs k up to 64" : nullptr;
 }
 const char* filter_why_not(const KnnParams& p) {
   if (p.p != 2 || (p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16))

@@ -171,10 +171,12 @@ __global__ void __launch_bounds__(kThreads)
     T sums[kMine][kMine];
     sum_tile(metric, x, y, x0, y0, sums);
 #pragma unroll
-    for (int i = 0; i < kMine * kMine; ++i) {
-      const int64_t m = x0 + my_row() + i / kMine, n = y0 + my_column() + i % kMine, q = b * p.m + m - first;
-      if (m < p.m && n < p.n && q >= 0 && q < count)
-        keys[q * p.n + n] = static_cast<uint64_t>(Keys<T>::of(sums[i / kMine][i % kMine]));
+    for (int i = 0; i < kMine; ++i) {
+      const int64_t m = x0 + my_row() + i, q = b * p.m + m - first, n = y0 + my_column();
+      if (m >= p.m || q < 0 || q >= count) continue;
+#pragma unroll
+      for (int j = 0; j < kMine; ++j)
+        if (n + j < p.n) keys[q * p.n + n + j] = static_cast<uint64_t>(Keys<T>::of(sums[i][j]));
     }
   }
 }

@@ -68,10 +68,9 @@ struct FloatProduct {
       limit[i] = exists ? INFINITY : -INFINITY;
       upper[i] = INFINITY;
     }
-    // What |A - R|^2 - |A|^2 may be at most for a pair to matter, where a direct sum is known to be in the list's last
-    // place. Nothing is excluded where that is NaN or nobody, or where |A|^2 is (-infinity here).
-    __device__ __forceinline__ void after_sums(const FloatProduct& kind, int i, Ranked last) {
-      const uint32_t key = key_of(last);
+    // What |A - R|^2 - |A|^2 may be at most for a pair to matter, where the list's last place has a direct sum's key.
+    // Nothing is excluded where that is NaN's or nobody's, or where |A|^2 was too large (-infinity here).
+    __device__ __forceinline__ void after_sums(const FloatProduct& kind, int i, uint32_t key) {
       if (key >= Keys<float>::nan) return;
       const float sum = Keys<float>::sum(key);
       const float mine = fma(sum, 1 + (2.2f * kind.bounds.direct + 8 * kUnit), kTiny) -
@@ -120,7 +119,7 @@ struct FloatProduct {
     }
     // A bit for each of the thread's pairs with this query that may matter, by the bounds of its own point.
     __device__ __forceinline__ uint32_t passing(const FloatProduct& kind, int i, const float (&s)[kColumnTiles][4],
-                                                Shared<uint32_t> terms, int64_t column0, int64_t end) const {
+                                                Shared<uint32_t> terms, int column0, int end, Ranked) const {
       const auto rho = shared_cast<float>(terms) + threadIdx.x % 4 * 2;
       const float most = limit[i] + fabs(limit[i]) * (4 * kUnit);
       uint32_t bits = 0;
@@ -133,7 +132,7 @@ struct FloatProduct {
         for (int j = 0; j < 2; ++j) {
           const float wide =
               fma(a[i], norm.at[j], fma(b[i], error.at[j], fma(kind.bounds.square, square_here.at[j], kTiny)));
-          const bool there = column0 + n * 8 + threadIdx.x % 4 * 2 + j < end;
+          const bool there = column0 + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + j < end;
           // Where the point's square is -infinity the difference is NaN, and greater than nothing.
           if (there && !(s[n][i % 2 * 2 + j] - wide > most)) bits |= 1u << (2 * n + j);
         }

@@ -40,7 +40,17 @@ size_t gpu_backward_workspace(const GroupNormBackwardParams& p) {
   return static_cast<size_t>(p.n * (p.c + p.groups)) * 2 * sizeof(double) + image_channel_sets(p).bytes();
 }
 
+// A block's share of shared memory, of which two fit an SM; and what makes a block of one group worth its start.
+const char* staged_why_not(const GroupNormParams& p) {
+  constexpr int64_t kMostPacks = (96 << 10) / 16, kLeastPacks = kNormThreads;
+  if (p.channels_last || p.groups == 0) return "needs row-major images";
+  const int64_t channels = p.c / p.groups, packs = (channels * p.s + norm_pack(p.dtype) - 1) / norm_pack(p.dtype);
+  if (channels > kNormThreads) return "needs at most 256 channels in a group";
+  return p.n > 0 && packs >= kLeastPacks && packs <= kMostPacks ? nullptr : "takes groups of 4 to 96 KB";
+}
+
 constexpr GpuVariant<GroupNormParams> kGpuRows[] = {
+    {"staged_sm80", "sm80", &staged_why_not, nullptr, FASTCV_LAUNCHERS(group_norm_staged)},
     {"two_pass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(group_norm)},
 };
 constexpr GpuVariant<GroupNormBackwardParams> kBackwardGpuRows[] = {

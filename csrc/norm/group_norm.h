@@ -60,6 +60,7 @@ void group_norm_backward(const GroupNormBackwardParams&, const Exec&);
 #define FASTCV_NORM_KERNELS(gpu)                                                                                  \
   namespace gpu {                                                                                                 \
   FASTCV_IF_LINKED int group_norm(const GroupNormParams&, void* workspace, CUstream_st* stream);                  \
+  FASTCV_IF_LINKED int group_norm_staged(const GroupNormParams&, void* workspace, CUstream_st* stream);           \
   FASTCV_IF_LINKED int group_norm_backward(const GroupNormBackwardParams&, void* workspace, CUstream_st* stream); \
   }
 FASTCV_NORM_KERNELS(cuda)

@@ -194,7 +194,8 @@ __global__ void __launch_bounds__(kThreads, 2) warp_kernel(const LayerNormParams
 
 // The gradient of x, from one look at both rows: a warp keeps them, and adds its lanes' sums up in double.
 template <class S, int packs, int rows>
-__global__ void __launch_bounds__(kThreads, 2) backward_warp_kernel(const LayerNormBackwardParams p, int access) {
+__global__ void __launch_bounds__(kThreads, packs* kPack<S> == 64 ? 1 : 2)
+    backward_warp_kernel(const LayerNormBackwardParams p, int access) {
   using T = acc_t<S>;
   constexpr int n = kPack<S>;
   const int lane = threadIdx.x % kWarp;

@@ -4,7 +4,7 @@
 #include "pool/pool.h"
 
 #include "common/divide.cuh"
-#include "common/numbers.cuh"
+#include "common/packs.cuh"
 #include "pool/pool_geometry.h"
 
 namespace fastcv::FASTCV_GPU {

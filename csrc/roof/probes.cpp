@@ -45,7 +45,9 @@ constexpr GpuVariant<TileProductParams> kProductGpuRows[] = {
     {"stmatrix_sm90", "sm90", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_stmatrix)},
     {"tf32_sm80", "sm80", &why_not_tf32, nullptr, FASTCV_LAUNCHERS(tile_product_tf32)},
     {"wgmma_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma)},
+    {"tf32_wgmma_sm90a", "sm90a", &why_not_tf32, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma)},
     {"wgmma_registers_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma_registers)},
+    {"wgmma_transposed_sm90a", "sm90a", &why_not_narrow, nullptr, FASTCV_LAUNCHERS(tile_product_wgmma_transposed)},
 };
 
 constexpr Variant<TmaTileParams> kTmaRows[] = {{"ref", Isa::portable, nullptr, nullptr, &tma_tile_ref}};

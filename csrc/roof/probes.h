@@ -83,10 +83,12 @@ void tma_tile_ref(const TmaTileParams&, const Exec&);
   FASTCV_IF_LINKED int tma_tile(const TmaTileParams&, void*, CUstream_st*);
 namespace cuda {
 FASTCV_PROBES
-}
+FASTCV_IF_LINKED int tile_product_wgmma_transposed(const TileProductParams&, void*, CUstream_st*);
+}  // namespace cuda
 namespace emulated {
 FASTCV_PROBES
-}
+FASTCV_IF_LINKED int tile_product_wgmma_transposed(const TileProductParams&, void*, CUstream_st*);
+}  // namespace emulated
 #undef FASTCV_PROBES
 
 }  // namespace fastcv

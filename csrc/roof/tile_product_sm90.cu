@@ -1,6 +1,7 @@
 // tile_product by wgmma: threads store both tiles swizzled, as copies would have brought them, and one group of warps
 // multiplies them through descriptors, or loads the rows into registers. Needs no copy, so that a wrong result says
-// "descriptor" or "registers" and not "copy".
+// "descriptor" or "registers" and not "copy". Rows of float, rounded to tf32, are 256 bytes: two tiles of each operand
+// stand behind each other.
 #include "roof/probes.h"
 
 #include "common/ptx_sm90.cuh"
@@ -15,18 +16,24 @@ __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const S* a, const S*
   if constexpr (!kHasGroups) {
     trap("needs sm_90a");
   } else {
+    constexpr int kWidth = 128 / sizeof(S), kChunk = 16 / sizeof(S), kTile = (kRows + kColumns) * kWidth;
     FASTCV_DYNAMIC_SHARED(S, tiles);
     for (int i = threadIdx.x; i < (kRows + kColumns) * kDepth; i += kThreads) {
       const int row = i / kDepth, k = i % kDepth;
-      tiles[row * kDepth + (k ^ row % 8 * 8)] = row < kRows ? a[i] : b[i - kRows * kDepth];
+      S value = row < kRows ? a[i] : b[i - kRows * kDepth];
+      if constexpr (sizeof(S) == 4) value = __uint_as_float(to_tf32(value));
+      tiles[k / kWidth * kTile + row * kWidth + (k % kWidth ^ row % 8 * kChunk)] = value;
     }
     publish_shared();
     __syncthreads();
     float sums[kColumns / 2] = {};
     group_begin();
 #pragma unroll
-    for (int k = 0; k < kDepth / 16; ++k)
-      multiply_group<S, kColumns>(sums, operand(tiles) + 2 * k, operand(tiles + kRows * kDepth) + 2 * k, k > 0);
+    for (int tile = 0; tile < kDepth / kWidth; ++tile)
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        multiply_group<S, kColumns>(sums, operand(tiles + tile * kTile) + 2 * k,
+                                    operand(tiles + tile * kTile + kRows * kWidth) + 2 * k, tile > 0 || k > 0);
     group_commit();
     group_wait<0>();
     const int lane = threadIdx.x % 32, row0 = threadIdx.x / 32 * 16 + lane / 4;
@@ -80,6 +87,7 @@ int run(void (*kernel)(const S*, const S*, float*), const TileProductParams& p, 
 }  // namespace
 
 int tile_product_wgmma(const TileProductParams& p, void*, CUstream_st* stream) {
+  if (p.dtype == DType::f32) return run(wgmma_kernel<float>, p, stream);
   return p.dtype == DType::bf16 ? run(wgmma_kernel<bf16>, p, stream) : run(wgmma_kernel<f16>, p, stream);
 }
 int tile_product_wgmma_registers(const TileProductParams& p, void*, CUstream_st* stream) {

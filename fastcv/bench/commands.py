@@ -322,6 +322,7 @@ def roofs_command(
                 found = roofs.measure_all(seconds, line)
             if reason := guard.disturbed(watch.noise()):
                 console.print(f"too low, perhaps: {reason}; repeat on a quiet machine", highlight=False, soft_wrap=True)
+                found = roofs.higher(found, roofs.stored())
             console.print(f"kept in {roofs.store(found)} for {roofs.machine_key()}", markup=False, highlight=False, soft_wrap=True)
             return
     for kind, values in found.items():

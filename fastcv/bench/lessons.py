@@ -12,11 +12,67 @@ ALGORITHMS = {
         "is never written. Tiles of it are gathered while the product runs, so a tile of outputs stays in registers while "
         "inputs stream by. It serves every shape."
     ),
+    "igemm_serial": (
+        "Hopper's tensor cores, first rung: the tensor memory accelerator brings 64 channels of a tap for 128 pixels and 128 output "
+        "channels, the block waits, multiplies by wgmma, waits, and asks for the next. Nothing overlaps but what the second block of the "
+        "multiprocessor does. Predicted: a copy's latency (some 1000 clocks) against 512 of products, so below half of the roof."
+    ),
+    "igemm_specialised": (
+        "One warp does nothing but copy, up to six steps ahead, and two groups of four warps do nothing but multiply; barriers in shared "
+        "memory hand the steps over. Products no longer wait for copies, but every tile still begins with an empty pipeline and ends with "
+        "a store that nothing hides: predicted some 2500 clocks a tile beside 512 a step."
+    ),
+    "igemm_sm90a": (
+        "The specialised kernel made persistent: as many blocks as multiprocessors, each of which stays for several tiles, so that the "
+        "next tile's copies arrive under the end of the last. Predicted: bound by the second-level cache, which would have to feed a "
+        "128 x 128 tile with 12 TB/s at the tensor cores' full speed."
+    ),
+    "igemm_multicast": (
+        "Pairs of blocks, a cluster, make tiles that need the same weights: each copies half of them, to both. 128 pixels x 256 output "
+        "channels then take 6.2 TB/s from the second-level cache at the tensor cores' full speed, half of what 128 x 128 alone takes. "
+        "A stage is free again only when both blocks are done with it."
+    ),
+    "igemm_pingpong": (
+        "Each of the two multiplying groups has a tile of its own and they take turns: one multiplies while the other stores. For short "
+        "sums, 1x1 kernels above all, where the store of a tile takes as long as its products; bound by memory then, not by arithmetic."
+    ),
+    "igemm_planned": (
+        "The persistent kernel in whichever tile and cluster a model of products, cache, shared memory and waves finds fastest: 256 x 64 "
+        "for few output channels, pairs of 128 x 256 for many, small tiles for small layers."
+    ),
+    "igemm_tf32": (
+        "Float32 on tensor cores, rounded to tf32 on its way into shared memory: 11 bits of mantissa, sums in float32, half the speed of "
+        "16-bit numbers and twice their bytes."
+    ),
+    "igemm_tf32x3": (
+        "Float32 as the sum of two tf32 numbers and three of their four products: the accuracy of float32 for three times the work of "
+        "tf32. Tensor cores truncate where they add, so each step's sums are added by ordinary arithmetic."
+    ),
     "halo_3x3": (
         "3x3 windows of stride 1 on a GPU: the pixels that a tile's nine taps reach are read into shared memory once, where an implicit "
         "product reads them nine times, and the weights stay there. Operands of images go through registers, since a tap moves them by "
         "pixels; a line of them serves two lines of outputs. Predicted for 64 channels on 56x56, 64 images, on an H200 (not measured): "
         "19 us of products and 12 us of memory, 24 to 26 us in all, against 40 us of an implicit product that waits for the L2 cache."
+    ),
+    "igemm_splitk": (
+        "The implicit matrix product where pixels are few and sums long, so that there are fewer tiles than multiprocessors: the "
+        "sum is cut into segments, a block for each, whose float results a second kernel adds in order. The cut depends on the "
+        "layer alone; in a large batch one block makes all segments of a tile, so an image has the same bits in any. Predicted "
+        "for 512 channels at 7 x 7, one image: 8 tiles of 144 steps become 144 blocks of 8, about 6 us instead of 30; the bytes "
+        "of the weights alone take 1."
+    ),
+    "igemm_pairs": (
+        "The implicit matrix product for the first layer of a network, whose three channels would fill three of the eight numbers that "
+        "a 16-byte chunk holds. Four channels of two neighbouring pixels are one chunk instead, and a stride of 2 becomes one of 1: a 7x7 "
+        "kernel is 7 x 4 chunks, 224 products where there were 392, of 147 that count. Predicted for 3 to 64 channels at 224, batch 64, "
+        "16-bit: 28 us of memory traffic, plus 20 for packing, beside products that take about 50 instead of 90."
+    ),
+    "igemm_phases": (
+        "The input gradient of a convolution with a stride, which is a transposed convolution: outputs whose places agree modulo "
+        "the stride form a phase, and each phase is a convolution of stride 1 with those taps that meet whole inputs. No zeros "
+        "are multiplied: stride 2 has a quarter of the products that inserted zeros would cost. Predicted for 3x3, 128 channels, "
+        "28 to 56, batch 64, in 16-bit numbers: 19 us of products; 40 us with what the second-level cache delivers and the ends "
+        "of four launches."
     ),
     "im2col": (
         "The matrix of windows is written out, then multiplied. The copy costs memory traffic of kernel height times kernel "
@@ -108,6 +164,7 @@ ALGORITHMS = {
     "wgmma": "Matrix products of a warpgroup, wgmma, whose operands stand in shared memory.",
     "ldmatrix": "One tile of a matrix product, its operands loaded by ldmatrix: what the instructions do, number by number.",
     "transposed": "The same tile with an operand that ldmatrix transposes.",
+    "stmatrix": "The same tile after stmatrix has written an operand from registers to shared memory.",
     "tf32": "The same tile of numbers rounded to tf32.",
     "copy": "A copy, in vectors.",
     "block": "One block of threads for each row.",

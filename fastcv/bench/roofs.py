@@ -166,6 +166,13 @@ def measure_all(
     return roofs
 
 
+def higher(roofs: dict[str, dict[str, float]], before: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Of every roof the higher of two measurements."""
+    return {
+        kind: {name: max(value, before.get(kind, {}).get(name, 0.0)) for name, value in values.items()} for kind, values in roofs.items()
+    }
+
+
 def measure_gpu(device: str = "cuda", seconds: float = 1.0) -> dict[str, Any]:
     """The GPU's: products of 8192 x 8192 matrices by dtype, a copy of 1 GiB, chains of single instructions (those that the GPU has)
     and reads from its second-level cache (csrc/roof). Needs a GPU; not stored.

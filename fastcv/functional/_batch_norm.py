@@ -290,4 +290,18 @@ train_update_with_grad = differentiable("BatchNormTrain", _train_update, _save_t
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)
 # With the mean and biased variance that somebody else has taken of this very input: their gradients are part of the input's.
-measured_with_grad = differentiable("BatchNormMeasured", evaluate, _save_eval, _backward_measured)
+measured_with_grad = differentiable("BatchNormTrain", evaluate, _save_eval, _backward_measured)
+
+_STATISTICS = "_fastcv_statistics"
+
+
+def leave_statistics(t: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Leaves with a tensor its channels' mean and biased variance, for the batch norm that reads it."""
+    if not t.is_inference():
+        setattr(t, _STATISTICS, (mean, var, t._version, t.data_ptr()))
+
+
+def statistics_left(t: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What leave_statistics left with this very tensor, if it has not been changed since."""
+    left = getattr(t, _STATISTICS, None)
+    return None if left is None or left[2:] != (t._version, t.data_ptr()) else left[:2]

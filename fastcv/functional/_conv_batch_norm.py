@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ._batch_norm import evaluate, measured_with_grad, update
-from ._common import differentiable, needs_grad
-from .conv import _NO_END, End, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
+from ._batch_norm import evaluate, leave_statistics, measured_with_grad, update
+from ._common import autocast_lower, differentiable, needs_grad
+from .conv import _NO_END, End, Geometry, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
 
 _raw = _ext.op("conv_statistics")
 
@@ -66,6 +66,22 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
 _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
 
 
+def _measured(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    precision = _precision(x)
+    if needs_grad(x, w, b):
+        return _with_grad(x, w, b, None, (geometry, precision, _NO_END))
+    return _raw(x, w, b, *geometry, precision)
+
+
+def convolve_measured(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The convolution of a batch, which carries its channels' statistics to the batch norm in training that reads it."""
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = autocast_lower(input, weight, bias)
+    y, mean, var = _measured(input, weight, bias, geometry)
+    leave_statistics(y, mean, var)
+    return y
+
+
 def conv_batch_norm_act(
     input: Tensor,
     weight: Tensor,
@@ -92,12 +108,7 @@ def conv_batch_norm_act(
     kernel makes no statistics the result is that of the two functions, bit for bit. Raises ValueError for one value per
     channel, RuntimeError for shapes, dtypes and devices that do not go together. Source: csrc/conv/conv_statistics.cuh.
     """
-    geometry = (stride, padding, dilation, groups)
-    precision = _precision(input)
-    if needs_grad(input, weight, bias):
-        y, mean, var = _with_grad(input, weight, bias, None, (geometry, precision, _NO_END))
-    else:
-        y, mean, var = _raw(input, weight, bias, *geometry, precision)
+    y, mean, var = _measured(input, weight, bias, (stride, padding, dilation, groups))
     count = y.numel() // max(y.shape[1], 1)
     if count == 1:
         raise ValueError(

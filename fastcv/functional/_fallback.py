@@ -21,21 +21,24 @@ from . import conv, loss, neighbors, norm, pool
 # ---- what torch has no function for -------------------------------------------------------------------------------------
 
 
-def _activated(y: Tensor, residual: Tensor | None, activation: str | None, *slope: float) -> Tensor:
+def _activated(y: Tensor, residual: Tensor | None, activation: str | None, slope: float) -> Tensor:
     y = y if residual is None else y + residual
-    return y if activation is None else getattr(F, activation)(y, *slope)
-
-
-def _ended(y: Tensor, packs: Any = None, residual: Tensor | None = None, activation: str | None = None, slope: float = 0.01) -> Tensor:
-    return _activated(y, residual, activation, *([slope] if activation == "leaky_relu" else []))
+    if activation == "leaky_relu":
+        return F.leaky_relu(y, slope)
+    return y if activation is None else getattr(F, activation)(y)
 
 
 def _convolve(nd: int, name: str, *args: Any) -> Tensor:
-    return _ended(getattr(F, f"conv{nd}d")(*args[:7]), *args[7:])
+    """As conv.convolve: the seven arguments of torch's function, packed weights, and what follows the convolution."""
+    torchs = F.conv2d if name == "conv2d_fused" else getattr(F, name)
+    _, residual, activation, slope = (*args[7:], *(None, None, None, 0.0)[len(args) - 7 :])
+    return _activated(torchs(*args[:7]), residual, activation, slope)
 
 
 def _transposed(nd: int, name: str, *args: Any) -> Tensor:
-    return _ended(getattr(F, name)(*args[:8]), *args[8:])
+    """As conv.transposed, with eight arguments of torch's."""
+    _, residual, activation, slope = (*args[8:], *(None, None, None, 0.0)[len(args) - 8 :])
+    return _activated(getattr(F, name)(*args[:8]), residual, activation, slope)
 
 
 def _batch_norm_act(
@@ -54,7 +57,7 @@ def _batch_norm_act(
     if activation not in norm._ACTIVATIONS:
         raise ValueError(f"fastcv batch_norm_act: activation must be None, 'relu', 'relu6' or 'leaky_relu', got {activation!r}")
     y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _activated(y, residual, activation, *([negative_slope] if activation == "leaky_relu" else []))
+    return _activated(y, residual, activation, negative_slope)
 
 
 def _sum_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False) -> Tensor:

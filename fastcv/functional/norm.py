@@ -119,7 +119,15 @@ def _normalise(
     if not training:
         run = _batch_norm.evaluate_with_grad if grad else _batch_norm.evaluate
         return run(input, residual, running_mean, running_var, weight, bias, eps, slope, cap)
-    if running_mean is not None and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    plainly = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    left = _batch_norm.statistics_left(input) if plainly else None
+    if left is not None:
+        normalise = _batch_norm.measured_with_grad if grad else _batch_norm.evaluate
+        output = normalise(input, residual, *left, weight, bias, eps, slope, cap)
+        if running_mean is not None:
+            _batch_norm.update(running_mean, running_var, *left, input.numel() // channels, momentum)
+        return output
+    if running_mean is not None and plainly:
         if not grad:
             return _batch_norm.train_update(input, residual, running_mean, running_var, weight, bias, momentum, eps, slope, cap)[0]
         scalars = (momentum, eps, slope, cap)

@@ -73,7 +73,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     file = Path(path)
     if not file.is_file():
-        raise WeightsError(f"there is no weights file {str(path)!r}")
+        raise WeightsError(f"there is no weights file {str(path)!r} (nothing is downloaded: give the path of a file)")
     if file.suffix == ".safetensors":
         try:
             from safetensors import SafetensorError

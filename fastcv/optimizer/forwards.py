@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 
 from .._gpu import serves
+from ..functional._conv_batch_norm import convolve_measured
+from ..functional.conv import geometry_of
 from ..nn.conv import forward as convolution_forward
 from . import linear, recompute
 from .chain import Chain, ConvChain
@@ -52,17 +54,29 @@ class KernelForward(InstanceForward):
         self.sharded = any(is_sharded(t) for t in module.parameters(recurse=False))
         self.linear = is_linear(module)
         self.packs = PackedWeights() if isinstance(module, _ConvNd) or self.linear else None
+        self.reader: nn.Module | None = None  # the batch norm that reads a convolution's output
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = value_of(args), value_of(kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
+        if served and self._measures(args, kwargs):
+            conv = self.module
+            geometry = geometry_of(x.dim() - 2, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
+            return convolve_measured(x, conv.weight, conv.bias, geometry)
         if served and self.packs is not None and len(args) == 1 and not kwargs and type(x) is Tensor and not under_transform():
             if not (self.module.training or is_managed(self.module) or has_hooks(self.module)):
                 forward = linear.forward if self.linear else convolution_forward
                 return forward(self.module, x, packs=self.packs)
             self.packs.drop()
         return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)
+
+    def _measures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True if the convolution is to take the statistics that the batch norm behind it needs in training."""
+        if self.reader is None or not self.reader.training or len(args) != 1 or kwargs or type(args[0]) is not Tensor:
+            return False
+        x = args[0]
+        return statistics_pay(x) and x.dim() == self.module.weight.dim() and x.numel() > 0 and not under_transform()
 
 
 class RecomputingForward(KernelForward):
@@ -117,6 +131,11 @@ class OwnerForward(InstanceForward):
             return forward(self.module, *args, **kwargs)
         with Frame(self.region) as frame:
             return frame.settle(forward(self.module, *args, **kwargs))
+
+
+def statistics_pay(x: Tensor) -> bool:
+    """True where a convolution's kernel may take statistics from its sums; a CPU's batch norm reads a channel twice from its cache."""
+    return x.is_cuda
 
 
 def _served(x: Any) -> bool:

@@ -19,7 +19,7 @@ from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
 from .kernels import LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
 from .linear import why_torch_for
-from .patterns import Plan, prove
+from .patterns import Plan, measured, prove
 from .region import Region
 from .report import RUNS_ON_TORCH, Report, Row
 from .trace import model_copy, trace
@@ -136,9 +136,11 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
             others[type(module).__name__] += 1
             del rows[name]
     plans: list[Plan] = []
+    readers: dict[str, str] = {}
     if fuse:
         traces, failures = trace(model, training=mode == "training")
         plans, refused = prove(traces, modules, ops, training=mode == "training")
+        readers = measured(traces, modules, ops) if mode == "training" else {}
         for name in {*refused, *(plan.head for plan in plans)} - rows.keys():  # linear layers
             rows[name] = Row(name, type(modules[name]).__name__)
             others[type(modules[name]).__name__] -= 1
@@ -149,6 +151,8 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
     for module in served:
         KernelForward(module).install()
     _install_chains(plans, modules, rows, recompute and mode == "training")
+    for name, reader in readers.items():
+        installed(modules[name]).reader = modules[reader]
     report.rows = [rows[name] for name in modules if name in rows]
     report.left_to_torch = dict(+others)
     return report

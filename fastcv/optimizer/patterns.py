@@ -261,3 +261,22 @@ def prove(traces: list[Trace], modules: dict[str, nn.Module], ops: frozenset[str
         plans += found
         refused |= reasons
     return plans, refused
+
+
+def measured(traces: list[Trace], modules: dict[str, nn.Module], ops: frozenset[str]) -> dict[str, str]:
+    """Convolution -> the batch norm that reads its output, of those that fastcv serves. What happens between the two, hooks and
+    changes in place, shows at the call (functional/_batch_norm.py: statistics_left).
+    """
+    found: dict[str, str] = {}
+    for trace in traces:
+        for node in trace.graph.nodes:
+            conv = modules[trace.full_name(node)] if node.op == "call_module" else None
+            if not isinstance(conv, _ConvNd) or conv.transposed or conv.padding_mode != "zeros":
+                continue
+            for user in node.users:
+                bn = modules[trace.full_name(user)] if user.op == "call_module" else None
+                if not isinstance(bn, _BatchNorm) or isinstance(bn, SYNCHRONISED):
+                    continue
+                if all(op_of(m) in ops and why_left_alone(m) is None for m in (conv, bn)):
+                    found[trace.full_name(node)] = trace.full_name(user)
+    return found

@@ -201,6 +201,7 @@ def evaluate_checkpoint(file: Path, changes: dict[str, Any], part: str, knn: int
         raise OptionError(f"--part must be train, validation or test, got {part!r}")
     if knn < 0:
         raise OptionError(f"--knn must not be negative, got {knn}")
+    _check_scores_file(output)
     state, options, network, prepare = restored(file, changes)
     data = _data(options, console)
     facts = state["data"]
@@ -219,6 +220,15 @@ def evaluate_checkpoint(file: Path, changes: dict[str, Any], part: str, knn: int
         found = {"checkpoint": str(file), "part": part, "images": len(indices)} | scores.as_dict(data.task, data.classes) | more
         checkpoint.write(Path(output), (json.dumps(found, indent=2) + "\n").encode())
     return scores
+
+
+def _check_scores_file(output: str) -> None:
+    """Before anything is computed; a name that is no JSON file's may be the checkpoint's or a picture's. Raises OutputError."""
+    file = Path(output)
+    if output and file.suffix != ".json":
+        raise OutputError(f"--output {output} must end in .json")
+    if output and (file.is_dir() or not file.parent.is_dir()):
+        raise OutputError(f"--output {output} cannot be written: {'it is a folder' if file.is_dir() else 'its folder does not exist'}")
 
 
 def _brief(value: Any) -> str:

@@ -108,7 +108,7 @@ def check_gradients(
     1e-6 times the largest entry (1e-6 at least). tolerance: on |a - n| / max(|a|, |n|), where entries a million times smaller
     than the gradient's largest count as that. entries: of each input at most so many, drawn by the seed. Where the slopes on
     the two sides of x differ (relu, max and hinge at their corner), the entry is a kink and proves nothing.
-    Returns a report whose ``ok`` says whether all is well. Raises ValueError for a loss that is no scalar or not finite, no
+    Returns a report whose ``ok`` says whether all is well. Raises ValueError for a loss that is no scalar, not finite or random, no
     inputs, names that repeat, gradients of another number or shape, and a step, tolerance or number of entries that is not positive.
     """
     if not inputs or not all(isinstance(t, Tensor) and t.is_floating_point() for t in inputs):
@@ -143,6 +143,10 @@ def check_gradients(
     middle = float(value.detach())
     if not math.isfinite(middle):
         raise ValueError(f"the loss at these inputs is {middle}; choose others")
+    with torch.no_grad():
+        again = float(loss(*points))
+    if not math.isclose(middle, again, rel_tol=1e-9, abs_tol=1e-12):  # its differences would say nothing, or that all is a kink
+        raise ValueError(f"the loss draws at random: it is {middle:g}, then {again:g}; seed it, or call eval() on what has dropout")
     for name, x, g in zip(names, points, found, strict=True):
         g = torch.zeros_like(x) if g is None else g.detach().double()
         if g.shape != x.shape:

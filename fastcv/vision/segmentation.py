@@ -20,6 +20,7 @@ METHODS = ("kmeans", "meanshift", "ncut")
 _MOST = 200_000  # pixels that k-means learns its centres from
 _FLOOR = 1e-3  # affinity of the most unlike neighbours among superpixels
 _MOST_SEEDS = 20_000  # of mean-shift: with as many clusters no segment would be seen, and the pairs of seeds take minutes
+_SORTED = 256  # clusters, above which sorting the pixels costs nothing beside k-means
 _CELLS = 8  # cells per bandwidth to which mean-shift rounds the pixels
 
 
@@ -50,6 +51,8 @@ def _kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     rows = features
     if len(rows) > _MOST:
         rows = rows[np.random.RandomState(seed).choice(len(rows), _MOST, replace=False)]
+    if clusters > _SORTED and len(distinct := np.unique(rows, axis=0)) <= clusters:  # each of them is a cluster
+        return nearest_centres(tensor(features), tensor(distinct))[1].numpy()
     return KMeans(min(clusters, len(rows)), n_init=3, random_state=seed).fit(rows).predict(features)
 
 
@@ -84,7 +87,7 @@ def superpixels(image: Any, count: int = 600, compactness: float = 1.0) -> np.nd
     count = min(at_least("count", count, 1), height * width)
     features = pixel_features(image, position=compactness)
     step = np.sqrt(height * width / count)
-    down, right = (np.unique(np.clip(np.arange(step / 2, side, step), 0, side - 1).astype(int)) for side in (height, width))
+    down, right = (np.unique(np.clip(np.arange(min(step, side) / 2, side, step), 0, side - 1).astype(int)) for side in (height, width))
     start = (down[:, None] * width + right).ravel()
     every = max(1, len(features) // 100_000)
     learned = KMeans(len(start), init=features[start], max_iter=10).fit(

@@ -3,7 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "common/ptx_sm90.cuh"
+#include "common/ptx_cluster.cuh"
+#include "common/ptx_wgmma_transposed.cuh"
 #include "common/reduce.cuh"
 
 namespace fastcv::emulated {
@@ -323,6 +324,7 @@ __global__ void pipeline(const float* x, float* y, bool right) {
   const int t = threadIdx.x;
   TensorTile rows{};  // x as bfloat16: 0, 1, 0, 1, ...
   rows.base = x;
+  rows.dtype = DType::bf16;
   rows.size[0] = 64, rows.size[1] = 1, rows.size[2] = 8;
   rows.stride[0] = rows.stride[1] = 128;
   rows.box[0] = 64, rows.box[1] = 1, rows.box[2] = 8;
@@ -348,6 +350,52 @@ __global__ void pipeline(const float* x, float* y, bool right) {
   y[t] = t < 32 || sum == static_cast<float>(inside) ? 1.0f : -1.0f;
 }
 
+enum class Together { peer_not_awaited, leaves_early, begins_early, half_announced };
+
+// Each of two blocks copies every other one of four tiles to both, through one place in shared memory; a warp of each
+// adds up what it reads.
+template <Together bug>
+__global__ void multicast(const float* x, float* y, bool right) {
+  constexpr int kTile = 512, kSteps = 4;
+  FASTCV_SHARED(bf16, tile, 2 * kTile);
+  FASTCV_SHARED(uint64_t, full, 1);
+  FASTCV_SHARED(uint64_t, empty, 1);
+  const int t = threadIdx.x, rank = static_cast<int>(cluster_rank());
+  TensorTile rows{};  // x as bfloat16: 0, 1, 0, 1, ...
+  rows.base = x;
+  rows.dtype = DType::bf16;
+  rows.size[0] = 64, rows.size[1] = 1, rows.size[2] = 8;
+  rows.stride[0] = rows.stride[1] = 128;
+  rows.box[0] = 64, rows.box[1] = 1, rows.box[2] = 8;
+  const bool both = right || bug != Together::peer_not_awaited;
+  if (t == 0) {
+    barrier_init(full, 1);
+    barrier_init(empty, both ? 64 : 32);
+    barriers_ready();
+  }
+  if (right || bug != Together::begins_early) cluster_sync();
+  else __syncthreads();
+  float sum = 0;
+  const int row = t % 8, column = t % 32 / 8 * 8 + 1;
+  if (t == 0) {
+    for (int step = 0; step < kSteps; ++step) {
+      barrier_wait_cluster(empty, (step & 1) ^ 1);
+      barrier_expect(full, right || bug != Together::half_announced ? 2048 : 1024);  // its own and the other's
+      copy_tile_3d_multicast(tile + rank * kTile, rows, 0, 0, step, full, 3);
+    }
+  } else if (t >= 32) {
+    for (int step = 0; step < kSteps; ++step) {
+      barrier_wait(full, step & 1);
+      for (int from = 0; from < 2; ++from) sum += widen(tile[from * kTile + row * 64 + (column ^ row * 8)]);
+      for (int to = 0; to < 2; ++to)
+        if (both || to == rank) barrier_arrive_at(empty, to);
+    }
+  }
+  if (right || bug != Together::leaves_early) cluster_sync();
+  const int inside = 8 - row < kSteps ? 8 - row : kSteps;
+  y[t] = t < 32 || sum == static_cast<float>(2 * inside) ? 1.0f : -1.0f;
+}
+
 // D = A B' of a warpgroup's first two warps: 32 of 64 rows, 128 columns, 16 of 64 elements along k.
 template <bool overwrites>
 __global__ void group_product(const float*, float* y, bool right) {
@@ -371,6 +419,65 @@ __global__ void group_product(const float*, float* y, bool right) {
     const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
     float sum = 0;
     for (int k = 16; k < 32; ++k) sum += at(row, k) * bt(k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// The same in tf32: 8 of 32 elements along k, whose bits beyond ten of the mantissa the product cuts off; the second
+// block of a cluster finds them in its own memory.
+__global__ void tf32_group_product(const float*, float* y, bool) {
+  FASTCV_SHARED(float, a, 64 * 32);
+  FASTCV_SHARED(float, b, 64 * 32);
+  const int t = threadIdx.x, lane = t % 32, rank = static_cast<int>(cluster_rank());
+  const auto at = [=](int r, int k) { return static_cast<float>((r * 7 + k * 3 + rank) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const auto place = [](int row, int k) { return row * 32 + (k ^ row % 8 * 4); };
+  for (int i = t; i < 64 * 32; i += kThreads) {
+    a[place(i / 32, i % 32)] = at(i / 32, i % 32) * (1 + 0x1p-12f);
+    b[place(i / 32, i % 32)] = bt(i % 32, i / 32);
+  }
+  __syncthreads();
+  float d[32] = {};
+  group_begin();
+  multiply_group<float, 64>(d, operand(a) + 4, operand(b) + 4, false);  // k from 16 to 23
+  group_commit();
+  group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 32; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 16; k < 24; ++k) sum += at(row, k) * bt(k, column);
+    same = same && d[i] == sum;
+  }
+  y[t] = same ? 1.0f : -1.0f;
+}
+
+// The same product of operands that lie with a row per k: A' is 64 x 64, B two tiles of 64 columns.
+template <int columns_apart>
+__global__ void transposed_group_product(const float*, float* y, bool) {
+  FASTCV_SHARED(f16, a, 64 * 64);
+  FASTCV_SHARED(f16, b, 2 * columns_apart);
+  const int t = threadIdx.x, lane = t % 32;
+  const auto at = [](int r, int k) { return static_cast<float>((r * 7 + k * 3) % 11 - 5); };
+  const auto bt = [](int k, int c) { return static_cast<float>((c * 5 + k * 2) % 13 - 6); };
+  const auto place = [](int k, int mn) { return mn / 64 * columns_apart + k * 64 + (mn % 64 ^ k % 8 * 8); };
+  for (int i = t; i < 64 * 64; i += kThreads) a[place(i / 64, i % 64)] = narrow<f16>(at(i % 64, i / 64));
+  for (int i = t; i < 64 * 128; i += kThreads) b[place(i / 128, i % 128)] = narrow<f16>(bt(i / 128, i % 128));
+  __syncthreads();
+  float d[64];
+  for (float& v : d) v = 1000;
+  group_begin();
+  const uint64_t from_a = operand_transposed(a, 8192), from_b = operand_transposed(b, columns_apart * 2);
+  multiply_group_transposed<f16, 128>(d, from_a + 128, from_b + 128, false);         // k from 16 to 31
+  multiply_group_transposed<f16, 128>(d, from_a + 3 * 128, from_b + 3 * 128, true);  // and from 48 to 63
+  group_commit();
+  group_wait<0>();
+  bool same = true;
+  for (int i = 0; i < 64; ++i) {
+    const int row = t / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 16; k < 64; ++k) sum += k / 16 == 2 ? 0 : at(row, k) * bt(k, column);
     same = same && d[i] == sum;
   }
   y[t] = same ? 1.0f : -1.0f;
@@ -415,6 +522,7 @@ __global__ void box_copy(const float*, float* y, bool) {
   for (int i = 0; i < 2 * 5 * 4 * 8; ++i) pixels[i] = narrow<bf16>(value(i / 160, i / 32 % 5, i / 8 % 4, i % 8));
   TensorTile map{};
   map.base = pixels;
+  map.dtype = DType::bf16;
   const uint64_t size[4] = {8, 4, 5, 2}, stride[3] = {16, 64, 320};
   const uint32_t box[4] = {64, 8, 2, 1};
   for (int i = 0; i < 4; ++i) map.size[i] = size[i], map.box[i] = box[i];
@@ -447,6 +555,7 @@ __global__ void im2col_copy(const float*, float* y, bool) {
   for (int i = 0; i < 2 * 5 * 4 * 8; ++i) pixels[i] = narrow<bf16>(value(i / 160, i / 32 % 5, i / 8 % 4));
   TensorTile map{};
   map.base = pixels;
+  map.dtype = DType::bf16;
   map.size[0] = 8, map.size[1] = 4, map.size[2] = 5, map.size[3] = 2;
   map.stride[0] = 16, map.stride[1] = 64, map.stride[2] = 320;
   map.pixels = 8;
@@ -474,7 +583,8 @@ void show(const char* name, Kernel kernel, bool right) {
     std::vector<float> x(kThreads * 4, 1.0f), y(kThreads, -1.0f);
     emulator::seed(seed);
     const int threads = kernel == too_many_threads && !right ? 1056 : kThreads;
-    const unsigned cluster = kernel == across_blocks ? kCluster : 1;
+    const bool pair = std::string(name).starts_with("cluster_") || kernel == tf32_group_product;
+    const unsigned cluster = kernel == across_blocks ? kCluster : pair ? 2 : 1;
     const int error = launch_clusters(kernel, cluster, cluster, threads, 0, nullptr, x.data(), y.data(), right);
     std::string words = error == 0 ? "ok" : emulator::last_error();
     for (float v : y)
@@ -513,6 +623,10 @@ int main() {
   SHOW_AS("bytes_miscounted", pipeline<Pipeline::bytes_miscounted>);
   SHOW_AS("product_not_awaited", group_product<false>);
   SHOW_AS("operand_overwritten", group_product<true>);
+  SHOW_AS("cluster_peer_not_awaited", multicast<Together::peer_not_awaited>);
+  SHOW_AS("cluster_left_early", multicast<Together::leaves_early>);
+  SHOW_AS("cluster_begun_early", multicast<Together::begins_early>);
+  SHOW_AS("cluster_bytes_miscounted", multicast<Together::half_announced>);
   SHOW_AS("register_product_not_awaited", register_product<false>);
   SHOW_AS("registers_overwritten", register_product<true>);
   show("box_copy", box_copy, true);
@@ -521,5 +635,8 @@ int main() {
   show("matrix_store", matrix_store, true);
   show("transposed_product", transposed_product, true);
   show("tf32_product", tf32_product, true);
+  show("tf32_group_product", tf32_group_product, true);
   show("byte_product", byte_product, true);
+  show("transposed_group_product", transposed_group_product<64 * 64>, true);
+  show("spread_group_product", transposed_group_product<64 * 64 + 1024>, true);
 }
