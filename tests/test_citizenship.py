@@ -149,6 +149,35 @@ def test_func_grad_and_gradients_per_sample(op: str) -> None:
 
 
 @each_op
+def test_gradients_through_vmap(op: str) -> None:
+    """torch.func.grad outside vmap, and vmap of leaves; torch's own functions on top may write to the outputs."""
+    call = mappable(op)
+    stacked = call.several(2)
+    separate = tuple(t.clone().requires_grad_() for t in stacked)
+    expected = torch.autograd.grad(sum(call.loss(*(t[i] for t in separate)) for i in range(2)), separate)
+
+    def total(*tensors: Tensor) -> Tensor:
+        return torch.vmap(call.loss)(*tensors).sum()
+
+    torch.testing.assert_close(torch.func.grad(total, argnums=tuple(range(len(stacked))))(*stacked), expected)
+    leaf = tuple(t.clone().requires_grad_() for t in stacked)
+    torch.testing.assert_close(torch.autograd.grad(total(*leaf), leaf), expected)
+
+
+@pytest.mark.parametrize("op", ["conv2d", "conv_transpose2d", "batch_norm", "group_norm", "max_pool2d", "avg_pool2d"])
+def test_outputs_may_be_written_to(op: str) -> None:
+    call = mappable(op)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return call.first(*tensors).relu_().square().sum()
+
+    indices, stacked = tuple(range(len(call.tensors))), call.several(2)
+    per_sample = torch.vmap(torch.func.grad(loss, argnums=indices))(*stacked)
+    for i in range(2):
+        torch.testing.assert_close(tuple(g[i] for g in per_sample), torch.func.grad(loss, argnums=indices)(*(t[i] for t in stacked)))
+
+
+@each_op
 def test_jacrev(op: str) -> None:
     call = mappable(op)
 
