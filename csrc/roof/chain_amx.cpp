@@ -1,7 +1,8 @@
 // step_chain on AMX tiles: one product of tiles adds 32 products of 1 and 1/32 to each of 256 sums. The instruction
 // takes 16 cycles and its result is there after 52: four tiles of sums keep it busy.
-#include "common/amx.h"
 #include "roof/probes.h"
+
+#include "common/amx.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

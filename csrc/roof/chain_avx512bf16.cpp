@@ -1,7 +1,8 @@
 // step_chain with the dot product of bfloat16 pairs: each adds two products of 1 and 1/2 to 16 sums. Sixteen vectors of
 // sums hide the latency of any implementation so far (four to six cycles, at most two a cycle).
-#include "common/simd.h"
 #include "roof/probes.h"
+
+#include "common/simd.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
