@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fastcv
 from fastcv import functional as F
-from fastcv.functional._conv_batch_norm import conv_batch_norm_act
+from fastcv.functional._conv_statistics import convolve_measured
 from fastcv.testing import max_error
 
 pytestmark = pytest.mark.skipif(not fastcv.is_built(), reason="needs the compiled module")
@@ -121,25 +121,20 @@ def test_no_images_and_no_channels() -> None:
     assert y.shape == (2, 0, 3, 3) and mean.numel() == var.numel() == 0
 
 
-# Convolution and batch norm in one ------------------------------------------------------------------------------------------------
+# Convolution, then batch norm --------------------------------------------------------------------------------------------------
 
 
 def both(
     x: Tensor, w: Tensor, b: Tensor | None, scale: Tensor, shift: Tensor, residual: Tensor | None, activation: str | None
 ) -> list[list[Tensor]]:
-    """Of the step that is one and of the two functions: the output, the running statistics, all gradients."""
+    """With statistics that the convolution left and with batch norm's own: the output, the running statistics, all gradients."""
     results = []
-    for one in (True, False):
+    for left in (True, False):
         leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, w, b, scale, shift, residual)]
         x1, w1, b1, scale1, shift1, residual1 = leaves
         mean, var = torch.full_like(scale, 0.5), torch.full_like(scale, 2.0)
-        if one:
-            slope = 0.0 if activation else 1.0
-            args = ([1, 1], [1, 1], [1, 1], 1, mean, var, scale1, shift1, 0.1, 1e-5, residual1, slope)
-            z = conv_batch_norm_act(x1, w1, b1, *args)
-        else:
-            y = F.conv2d(x1, w1, b1, padding=1)
-            z = F.batch_norm_act(y, mean, var, scale1, shift1, True, 0.1, 1e-5, residual=residual1, activation=activation)
+        y = convolve_measured(x1, w1, b1, ([1, 1], [1, 1], [1, 1], 1)) if left else F.conv2d(x1, w1, b1, padding=1)
+        z = F.batch_norm_act(y, mean, var, scale1, shift1, True, 0.1, 1e-5, residual=residual1, activation=activation)
         toward = torch.linspace(-1, 2, z.numel(), dtype=F64).to(z.dtype).reshape(z.shape)
         grads = torch.autograd.grad(z, [t for t in leaves if t is not None], toward)
         results.append([z, mean, var, *grads])
@@ -179,7 +174,7 @@ def test_gradients_of_gradients() -> None:
     x, w, b, scale, shift = (torch.randn(*s, dtype=F64, requires_grad=True) for s in ((2, 2, 4, 3), (3, 2, 3, 3), (3,), (3,), (3,)))
 
     def step(x: Tensor, w: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return conv_batch_norm_act(x, w, b, [1, 1], [1, 1], [1, 1], 1, None, None, scale, shift, 0.1, 1e-3)
+        return F.batch_norm_act(convolve_measured(x, w, b, ([1, 1], [1, 1], [1, 1], 1)), None, None, scale, shift, True, 0.1, 1e-3)
 
     assert torch.autograd.gradcheck(step, (x, w, b, scale, shift))
     assert torch.autograd.gradgradcheck(step, (x, w, b, scale, shift))
@@ -196,10 +191,3 @@ def test_mapped_calls_have_statistics_of_their_own() -> None:
         mapped = torch.vmap(step, in_dims=dims)(x if dims[0] == 0 else x[0], w if dims[1] == 0 else w[0])
         for ours, expected in zip(mapped, zip(*one_by_one, strict=True), strict=True):
             assert max_error(ours, torch.stack(expected).double()) <= 1e-5  # of other kernels, in float32
-
-
-def test_one_value_per_channel_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        conv_batch_norm_act(
-            torch.ones(1, 2, 3, 3), torch.ones(4, 2, 3, 3), None, [1, 1], [0, 0], [1, 1], 1, None, None, None, None, 0.1, 1e-5
-        )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcv
-from fastcv.functional import _batch_norm, _conv_batch_norm
+from fastcv.functional import _batch_norm, _conv_statistics
 from fastcv.optimizer import forwards
 
 pytestmark = pytest.mark.skipif(not fastcv.is_built(), reason="needs the compiled module")
@@ -110,7 +110,7 @@ def test_training_comes_out_the_same(
 
 def test_a_batch_norm_in_evaluation_costs_no_statistics(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     ours = fastcv.optimize(Block(), mode="training").eval()
-    monkeypatch.setattr(_conv_batch_norm, "_raw", None)  # would raise
+    monkeypatch.setattr(_conv_statistics, "_raw", None)  # would raise
     ours(torch.randn(2, 3, 7, 6))
     assert not taken
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
 import fastcv.bench.roofs  # registers a fake kernel
-from fastcv.functional._conv_batch_norm import conv_batch_norm_act
+from fastcv.functional._conv_statistics import convolve_measured
 from fastcv.functional._skeleton import skeleton
 from fastcv.functional._sync_batch_norm import sync_batch_norm
 from fastcv.testing import cases_of, check_case
@@ -56,7 +56,7 @@ def recorded(functions: list[str]) -> list[tuple[Any, list[Any]]]:
         sync_batch_norm(torch.randn(2, 3, 4, 5, requires_grad=True), None, None, None, None, 0.1, 1e-5).sum().backward()
         if "conv2d" in functions:
             x, w, vector = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 2), torch.ones(4)
-            conv_batch_norm_act(x, w, vector, [2, 1], [1, 0], [1, 1], 1, vector.clone(), vector.clone(), vector, vector, 0.1, 1e-5)
+            convolve_measured(x, w, vector, ([2, 1], [1, 0], [1, 1], 1))
             with torch.no_grad():
                 net = fastcv.optimize(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ConvTranspose2d(4, 5, 2, 2)).eval())
                 for _ in range(2):  # the second call packs the weights

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 
 from .._gpu import serves
-from ..functional._conv_batch_norm import convolve_measured
+from ..functional._conv_statistics import convolve_measured
 from ..functional.conv import geometry_of
 from ..nn.conv import forward as convolution_forward
 from . import linear, recompute

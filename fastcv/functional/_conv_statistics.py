@@ -1,4 +1,4 @@
-"""Convolution and batch norm in training as one step: the convolution's kernel takes the statistics of what it writes.
+"""Convolutions before a batch norm in training, whose kernel takes the statistics of what it writes.
 
 On a GPU, igemm_sm80 adds them up from the sums that its tiles still hold, so that no pass over the output is spent on them; other kernels,
 and the CPU's, leave them to a pass of batch norm's (csrc/conv/conv_torch.cpp). Statistics are of the values as they are stored, in float64.
@@ -6,14 +6,13 @@ and the CPU's, leave them to a pass of batch norm's (csrc/conv/conv_torch.cpp). 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _ext
-from ._batch_norm import evaluate, leave_statistics, measured_with_grad, update
+from ._batch_norm import leave_statistics
 from ._common import autocast_lower, differentiable, needs_grad
 from .conv import _NO_END, End, Geometry, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
 
@@ -80,42 +79,3 @@ def convolve_measured(input: Tensor, weight: Tensor, bias: Tensor | None, geomet
     y, mean, var = _measured(input, weight, bias, geometry)
     leave_statistics(y, mean, var)
     return y
-
-
-def conv_batch_norm_act(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    momentum: float,
-    eps: float,
-    residual: Tensor | None = None,
-    slope: float = 1.0,
-    cap: float = 0.0,
-) -> Tensor:
-    """batch_norm_act(conv(input, weight, bias, ...), running_mean, running_var, scale, shift, training=True, ...) in two kernels.
-
-    input: [N, C, ...] of 1 to 3 spatial dimensions, weight: [K, C/groups, ...], both of float32, float64, bfloat16 or float16; the
-    vectors [K] of that dtype, or float32. slope, cap: the activation min(v if v > 0 else slope * v, cap), cap 0 for none
-    (csrc/norm/norm.h). Differentiable any number of times; running statistics move as in batch_norm. Where the convolution's
-    kernel makes no statistics the result is that of the two functions, bit for bit. Raises ValueError for one value per
-    channel, RuntimeError for shapes, dtypes and devices that do not go together. Source: csrc/conv/conv_statistics.cuh.
-    """
-    y, mean, var = _measured(input, weight, bias, (stride, padding, dilation, groups))
-    count = y.numel() // max(y.shape[1], 1)
-    if count == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {y.shape} (a last batch of one? use drop_last)"
-        )
-    normalise = measured_with_grad if needs_grad(y, scale, shift, residual) else evaluate
-    z = normalise(y, residual, mean, var, scale, shift, eps, slope, cap)
-    if running_mean is not None and count:
-        update(running_mean, running_var, mean, var, count, momentum)
-    return z
