@@ -1,6 +1,7 @@
 """fastcv.optimize: answers, gradients and statistics of the unoptimised model, on models of many kinds."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -136,7 +137,11 @@ def test_gelu_is_fused_where_it_is_exact(approximate: str, functional: bool) -> 
     check_gradients(ours, model)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.SiLU(), lambda y: F.leaky_relu(y, 0.3)], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.LeakyReLU(0.2), nn.SiLU(), partial(F.leaky_relu, negative_slope=0.3)],
+    ids=["relu", "leaky", "silu", "function"],
+)
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_every_convolution_with_addition_and_activation(name: str, normalised: bool, activation) -> None:

@@ -47,15 +47,13 @@ __device__ __forceinline__ void tile_moments(const ConvParams& p, Shared<float> 
   sync();
 }
 
-constexpr int kMergeThreads = 256;
-
 // moments [tiles][k][2] of tiles of tile_m rows, the last of which may be shorter, to mean and biased variance of all.
 // A block takes 32 channels, a warp every eighth tile.
-inline __global__ void __launch_bounds__(kMergeThreads)
-    merge_moments_kernel(const double* moments, int64_t tiles, int64_t tile_m, int64_t rows, int64_t k, double* mean,
-                         double* var) {
-  constexpr int kSide = 32, parts = kMergeThreads / kSide;
-  FASTCV_SHARED(double, box, 2 * kMergeThreads);
+template <int threads>
+__global__ void __launch_bounds__(threads) merge_moments_kernel(const double* moments, int64_t tiles, int64_t tile_m,
+                                                                int64_t rows, int64_t k, double* mean, double* var) {
+  constexpr int kSide = 32, parts = threads / kSide;
+  FASTCV_SHARED(double, box, 2 * threads);
   const int lane = threadIdx.x % kSide, part = threadIdx.x / kSide;
   for (int64_t k0 = blockIdx.x * int64_t{kSide}; k0 < k; k0 += gridDim.x * int64_t{kSide}) {
     const int64_t channel = k0 + lane;
@@ -87,8 +85,9 @@ inline __global__ void __launch_bounds__(kMergeThreads)
 inline int merge_moments(const double* moments, int64_t tile_m, int64_t rows, int64_t k, ConvStatistics& to,
                          CUstream_st* stream) {
   to.made = true;
-  return launch(merge_moments_kernel, grid_for(k, 32), kMergeThreads, 0, stream, moments, (rows + tile_m - 1) / tile_m,
-                tile_m, rows, k, to.mean, to.var);
+  constexpr int threads = 256;
+  return launch(merge_moments_kernel<threads>, grid_for(k, 32), threads, 0, stream, moments,
+                (rows + tile_m - 1) / tile_m, tile_m, rows, k, to.mean, to.var);
 }
 
 }  // namespace fastcv::FASTCV_GPU
