@@ -121,7 +121,9 @@ Denormals denormals(const ConvParams& p) { return p.precision == Precision::ieee
 
 // What packed weights depend on, next to the kernel.
 ConvParams layer_of(const ConvParams& p) {
-  ConvParams layer{};
+  ConvParams layer;
+  std::memset(static_cast<void*>(&layer), 0,
+              sizeof layer);  // padding too: packed weights are the same bytes every time
   layer.c = p.c;
   layer.k = p.k;
   layer.groups = p.groups;
@@ -145,7 +147,10 @@ Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   const bool computes = p.c > 0 && size > 0 && size < 0x1p40;  // kernels plan for outputs that can be
   if (row == nullptr || row->kept == nullptr || !computes) return empty({0}, ScalarType::Byte, call.x);
   p.packing = Packing::fill;
-  const PackedHead head{row->run, layer_of(p)};
+  PackedHead head;
+  std::memset(static_cast<void*>(&head), 0, sizeof head);
+  head.run = row->run;
+  head.layer = layer_of(p);
   Tensor packed = empty({static_cast<int64_t>(sizeof head + row->kept(p))}, ScalarType::Byte, call.x);
   std::memcpy(packed.data_ptr(), &head, sizeof head);
   p.packed = static_cast<char*>(packed.data_ptr()) + sizeof head;

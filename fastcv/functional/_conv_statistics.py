@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _ext
 from ._batch_norm import leave_statistics
 from ._common import autocast_lower, differentiable, needs_grad
-from .conv import _NO_END, End, Geometry, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
+from .conv import Geometry, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
 
 _raw = _ext.op("conv_statistics")
 
@@ -46,20 +46,21 @@ def _(
     return (y.unflatten(1, (size, -1)), mean.unflatten(0, (size, -1)), var.unflatten(0, (size, -1))), (1, 0, 0)
 
 
-def _forward(x: Tensor, w: Tensor, b: Tensor | None, _: None, how: tuple[Any, int, End]) -> tuple[Tensor, Tensor, Tensor]:
-    geometry, precision, _ = how
+def _forward(
+    x: Tensor, w: Tensor, b: Tensor | None, _: None, geometry: Geometry, precision: int, *_end: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     return _raw(x, w, b, *geometry, precision)
 
 
 def _save(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, w, _, _, ctx.how = args
+    x, w, _, _, *ctx.how = args
     ctx.mark_non_differentiable(*outputs[1:])  # batch norm's formula has their part in the gradient
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-    return (None,) * 5 if grad is None else _conv_backward(ctx, grad)
+    return (None,) * 8 if grad is None else _conv_backward(ctx, grad)
 
 
 _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
@@ -68,7 +69,7 @@ _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
 def _measured(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     precision = _precision(x)
     if needs_grad(x, w, b):
-        return _with_grad(x, w, b, None, (geometry, precision, _NO_END))
+        return _with_grad(x, w, b, None, geometry, precision, 0, 0.0)
     return _raw(x, w, b, *geometry, precision)
 
 

@@ -272,26 +272,26 @@ def _activation(x: Tensor, g: Tensor | None, activation: int, order: int, slope:
     return call(x, g, activation, order, slope)
 
 
-# What follows a sum: the activation's code and the slope of leaky_relu below zero.
-End = tuple[int, float]
-_NO_END: End = (0, _SLOPE)
+# What follows a sum: the activation's code and the slope of leaky_relu below zero; None for nothing. The formulas below take both on
+# their own: torch.compile makes symbols of floats and sizes, and finds none within a tuple.
+End = tuple[int, float] | None
 
 
-def _by_output(end: End) -> bool:
+def _by_output(activation: int, slope: float) -> bool:
     """True where the derivative at x is that at the activation's value, so that x need not be kept."""
-    activation, slope = end
     return activation <= 2 or (activation == _LEAKY_RELU and slope >= 0)
 
 
-def _conv_forward(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, how: tuple[Any, int, End]) -> Tensor:
-    (stride, padding, dilation, groups), precision, end = how
-    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, end[0], precision, None, end[1])
+def _conv_forward(
+    x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: Geometry, precision: int, activation: int, slope: float
+) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, activation, precision, None, slope)
 
 
 def _conv_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, _, how = args
-    ctx.how = how
-    if how[2][0]:
+    x, w, _, _, *ctx.how = args
+    if args[6]:
         ctx.save_for_backward(x, w, output)
     else:
         ctx.save_for_backward(x, w)
@@ -299,17 +299,17 @@ def _conv_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, w, *y = ctx.saved_tensors
-    geometry, precision, end = ctx.how
+    geometry, precision, activation, slope = ctx.how
     dx = dw = db = None
     if y:
-        grad = _activation(*y, grad, end[0], 1, end[1])
+        grad = _activation(*y, grad, activation, 1, slope)
     if ctx.needs_input_grad[0]:
         dx = _dgrad(grad, w, None, x.shape[2:], geometry, precision)
     if ctx.needs_input_grad[1]:
         dw = _wgrad(x, grad, w.shape[2:], geometry, precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None
+    return dx, dw, db, grad if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
 _conv_with_grad = differentiable("Conv", _conv_forward, _conv_save, _conv_backward)
@@ -323,26 +323,36 @@ def _conv(
     geometry: Any,
     precision: int,
     packs: Any = None,
-    end: End = _NO_END,
+    end: End = None,
 ) -> Tensor:
+    activation, slope = (0, 0.0) if end is None else end
     if needs_grad(x, w, b, residual):
-        if _by_output(end):
-            return _conv_with_grad(x, w, b, residual, (geometry, precision, end))
-        return _activation(_conv_with_grad(x, w, b, residual, (geometry, precision, _NO_END)), None, end[0], 0, end[1])
+        if _by_output(activation, slope):
+            return _conv_with_grad(x, w, b, residual, geometry, precision, activation, slope)
+        return _activation(_conv_with_grad(x, w, b, residual, geometry, precision, 0, 0.0), None, activation, 0, slope)
     packed = None if packs is None else packs.of_conv(x, w, geometry, precision)
     stride, padding, dilation, groups = geometry
-    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, end[0], precision, packed, end[1])
+    return _conv_raw(x, w, b, stride, padding, dilation, groups, residual, activation, precision, packed, slope)
 
 
-def _dgrad_forward(g: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, how: tuple[Any, Any, int, End]) -> Tensor:
-    size, (stride, padding, dilation, groups), precision, end = how
-    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, None, residual, end[0], end[1])
+def _dgrad_forward(
+    g: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    residual: Tensor | None,
+    size: Any,
+    geometry: Geometry,
+    precision: int,
+    activation: int,
+    slope: float,
+) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, None, residual, activation, slope)
 
 
 def _dgrad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    g, w, _, _, how = args
-    ctx.how = how
-    if how[3][0]:
+    g, w, _, _, _, *ctx.how = args
+    if args[7]:
         ctx.save_for_backward(g, w, output)
     else:
         ctx.save_for_backward(g, w)
@@ -350,17 +360,17 @@ def _dgrad_save(ctx: Any, args: tuple[Any, ...], output: Tensor) -> None:
 
 def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     g, w, *y = ctx.saved_tensors
-    _, geometry, precision, end = ctx.how
+    geometry, precision, activation, slope = ctx.how
     dg = dw = db = None
     if y:
-        grad = _activation(*y, grad, end[0], 1, end[1])
+        grad = _activation(*y, grad, activation, 1, slope)
     if ctx.needs_input_grad[0]:
         dg = _crop(_conv(grad, w, None, None, geometry, precision), g)
     if ctx.needs_input_grad[1]:
         dw = _wgrad(grad, g, w.shape[2:], geometry, precision)
     if ctx.needs_input_grad[2]:
         db = _bias_grad(grad)
-    return dg, dw, db, grad if ctx.needs_input_grad[3] else None, None
+    return dg, dw, db, grad if ctx.needs_input_grad[3] else None, None, None, None, None, None
 
 
 _dgrad_with_grad = differentiable("ConvDgrad", _dgrad_forward, _dgrad_save, _dgrad_backward)
@@ -375,15 +385,16 @@ def _dgrad(
     precision: int,
     packs: Any = None,
     residual: Tensor | None = None,
-    end: End = _NO_END,
+    end: End = None,
 ) -> Tensor:
+    activation, slope = (0, 0.0) if end is None else end
     if needs_grad(g, w, b, residual):
-        if _by_output(end):
-            return _dgrad_with_grad(g, w, b, residual, (size, geometry, precision, end))
-        return _activation(_dgrad_with_grad(g, w, b, residual, (size, geometry, precision, _NO_END)), None, end[0], 0, end[1])
+        if _by_output(activation, slope):
+            return _dgrad_with_grad(g, w, b, residual, size, geometry, precision, activation, slope)
+        return _activation(_dgrad_with_grad(g, w, b, residual, size, geometry, precision, 0, 0.0), None, activation, 0, slope)
     packed = None if packs is None else packs.of_dgrad(g, w, size, geometry, precision)
     stride, padding, dilation, groups = geometry
-    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, packed, residual, end[0], end[1])
+    return _dgrad_raw(g, w, b, size, stride, padding, dilation, groups, precision, packed, residual, activation, slope)
 
 
 def _wgrad_forward(x: Tensor, g: Tensor, kernel: Any, geometry: Any, precision: int) -> Tensor:
@@ -539,7 +550,7 @@ def convolve_batch(
     """``convolve`` after the checks: a batch, and tensors of the dimensions that go with it."""
     if torch._C._is_any_autocast_enabled():
         input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
-    end = _NO_END if activation is None else (_ACTIVATIONS[activation], slope)
+    end = None if activation is None else (_ACTIVATIONS[activation], slope)
     return _conv(input, weight, bias, residual, geometry, _precision(input), packs, end)
 
 
@@ -666,7 +677,7 @@ def transposed(
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )
-    end = _NO_END if activation is None else (_ACTIVATIONS[activation], slope)
+    end = None if activation is None else (_ACTIVATIONS[activation], slope)
     y = _dgrad(input, weight, bias, output, (stride, padding, dilation, groups), _precision(input), packs, residual, end)
     return y if batched else y.squeeze(0)
 
