@@ -98,7 +98,10 @@ def test_what_a_gpu_lacks(capability: tuple[int, int], cuda_build: bool, expecte
     assert re.fullmatch(expected, _gpu.why_not.__wrapped__(0))
 
 
-OWN = ("batch_norm_act", "sum_pool2d", "upsample_bed_of_nails", "soft_iou_loss", "linear_cross_entropy", "cdist", "knn", "nearest")
+OWN = (
+    *("batch_norm_act", "batch_norm_max_pool2d", "sum_pool2d", "upsample_bed_of_nails", "soft_iou_loss", "linear_cross_entropy"),
+    *("cdist", "knn", "nearest"),
+)
 
 
 @pytest.mark.parametrize("op", OWN)

@@ -16,10 +16,10 @@ constexpr int64_t kPlaneBytes = 24 << 10, kImageBytes = 256 << 10;
 PoolBands bands_of(const PoolParams& p) {
   return pool_bands(p, (p.channels_last ? kImageBytes : kPlaneBytes) / element_bytes(p.dtype), INT64_MAX);
 }
-size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
-size_t norm_bytes(const BatchNormMaxPool2dParams& p) { return rounded(batch_norm_workspace(p.norm)); }
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+size_t norm_bytes(const BatchNormMaxPool2dParams& p) { return aligned(batch_norm_workspace(p.norm)); }
 size_t unit_bytes(const PoolParams& p, const PoolBands& bands) {
-  return rounded(static_cast<size_t>(bands.inputs * element_bytes(p.dtype)));
+  return aligned(static_cast<size_t>(bands.inputs * element_bytes(p.dtype)));
 }
 
 using PoolKernel = void (*)(const PoolParams&, const Exec&);
@@ -38,8 +38,8 @@ struct Run {
     normalise(u, values);
     PoolParams q = p.pool;
     q.x = values;
-    (q.channels_last ? q.n : q.c) = u.maps;
-    (q.channels_last ? q.c : q.n) = q.channels_last ? q.c : 1;
+    if (q.channels_last) q.n = u.maps;
+    else q.n = 1, q.c = u.maps;
     q.h = {u.height, u.rows, q.h.kernel, q.h.stride, unit_padding(p.pool, u), q.h.dilation};
     const int64_t out = (u.map * p.pool.h.out + u.row) * q.w.out * (q.channels_last ? q.c : 1);
     q.y = at(q.y, out, bytes);

@@ -104,6 +104,18 @@ ALGORITHMS = {
         "Channel by channel within a pixel: in channels-last memory the channels of a pixel are one dense run, and every vector is full."
     ),
     "window": "One output, one window, read straight from memory.",
+    "bands": (
+        "Two ops whose map in between is never written: a band of input rows that fits a cache is normalised by the one, and pooled from "
+        "there by the other. Each element is normalised once but for the rows that two bands' windows share, by the same loops as alone, "
+        "so to the same bits; of a row-major tensor a channel follows right behind its statistics, from the cache. Batch norm, ReLU and a "
+        "3x3 pooling of stride 2 write the map, read it again and write a quarter of it; this writes the quarter."
+    ),
+    "strips": (
+        "The same on a GPU, in one kernel. A thread keeps the constants of 16 bytes of channels in registers and walks down a column of "
+        "outputs; a row of inputs that two windows share is normalised once for both. Row-major planes are brought into shared memory, "
+        "normalised on the way, and looked through there. Predicted for the stem of ResNet-50, 256 images, 16-bit, on an H200 (not "
+        "measured): 131 us of memory beside about 140 us of arithmetic, where normalising and pooling one after the other move 322 us."
+    ),
     "gather": (
         "Every place collects what belongs to it, instead of every source adding to its targets: no two threads write the same place."
     ),

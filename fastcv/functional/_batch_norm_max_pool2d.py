@@ -46,6 +46,29 @@ def _(
     return _outputs(input, how[:-1], how[-1])
 
 
+# Batching: a mapped dimension becomes part of the channels, which are independent of each other ----------------------------------
+
+
+def _unfolded(y: Tensor, where: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
+    return (_batch_norm.unfold(y, size), _batch_norm.unfold(where, size)), (1, 1 if where.dim() > 1 else None)
+
+
+@_ext.vmap("batch_norm_max_pool2d_train")
+def _(info: Any, in_dims: Any, input: Tensor, weight: Vector, bias: Vector, *rest: Any) -> Any:
+    size = info.batch_size
+    vectors = [_batch_norm.fold_vector(t, d, size) for t, d in zip((weight, bias), in_dims[1:3], strict=True)]
+    y, where, mean, var = _train(_batch_norm.fold(input, in_dims[0], size), *vectors, *rest)
+    maps, dims = _unfolded(y, where, size)
+    return (*maps, _batch_norm.unfold_vector(mean, size), _batch_norm.unfold_vector(var, size)), (*dims, 0, 0)
+
+
+@_ext.vmap("batch_norm_max_pool2d_eval")
+def _(info: Any, in_dims: Any, input: Tensor, *rest: Any) -> Any:
+    size = info.batch_size
+    vectors = [_batch_norm.fold_vector(t, d, size) for t, d in zip(rest[:4], in_dims[1:5], strict=True)]
+    return _unfolded(*_evaluate(_batch_norm.fold(input, in_dims[0], size), *vectors, *rest[4:]), size)
+
+
 # Autograd: max pooling's gradient, then batch norm's, which recomputes the activation's gate from the input --------------------------
 
 
@@ -138,7 +161,7 @@ def batch_norm_max_pool2d(
     The same bits as those two calls, gradients included, for less memory and fewer passes over it: the stem of a residual network.
     input: [N, C, H, W] of any strides, float32, float64, bfloat16 or float16; the result [N, C, OH, OW] has its dtype and layout. The
     arguments up to negative_slope are those of :func:`batch_norm_act`, the rest :func:`max_pool2d`'s (no indices). For the backward pass
-    the input and a byte per output are kept; windows of more than 256 elements, and calls within torch.func, take the two functions.
+    the input and a byte per output are kept; windows of more than 256 elements take the two functions.
     Differentiable twice and more. Raises what the two raise, RuntimeError for an input of another number of dimensions.
     Source: csrc/pool/batch_norm_max_pool2d.h.
     """
@@ -152,12 +175,13 @@ def batch_norm_max_pool2d(
     geometry = (kernel, *steps, ceil_mode)
     scalars = (eps, *norm._slope_and_cap(name, activation, negative_slope))
     statistics = (running_mean, running_var)
-    if kernel[0] * kernel[1] > MOST_OFFSETS or torch._C._are_functorch_transforms_active():
+    if kernel[0] * kernel[1] > MOST_OFFSETS:
         y = norm.batch_norm_act(input, *statistics, weight, bias, training, momentum, eps, None, activation, negative_slope)
         return pool.max_pool2d(y, *geometry)
     running_mean, running_var, weight, bias = norm._checked(name, input, *statistics, weight, bias, training, momentum, eps)
     grad = needs_grad(input, weight, bias)
-    left = _batch_norm.statistics_left(input) if training and not torch.compiler.is_compiling() else None
+    plainly = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    left = _batch_norm.statistics_left(input) if training and plainly else None
     if training and left is None:
         if grad:
             output, _, mean, var = _train_with_grad(input, weight, bias, scalars, geometry)

@@ -73,7 +73,6 @@ class Pending:
         self.normalised = normalised
         self.grad_mode = grad_mode
         self.residual: Tensor | None = None
-        self.residual_in_place = False
         self.activation: str | None = None  # held back too, where the chain goes on behind it
         self.slope = 0.0  # of leaky_relu, below zero
         self.result: Tensor | None = None
@@ -122,7 +121,7 @@ class Pending:
         if not in_place:
             after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
             self.computed = True
-        after.residual, after.residual_in_place = other, in_place
+        after.residual = other
         after.versions = [*self.versions, (other, _version(other))]
         return self.chain.defer(after, "add")
 
@@ -134,7 +133,7 @@ class Pending:
             after = self
             if not in_place:
                 after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
-                after.residual, after.residual_in_place, after.versions = self.residual, self.residual_in_place, self.versions
+                after.residual, after.versions = self.residual, self.versions
                 self.computed = True
             after.activation, after.slope = activation, slope
             return self.chain.defer(after, "activation")

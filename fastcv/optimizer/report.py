@@ -81,9 +81,8 @@ class Report:
         if packed := sum(row.packed_bytes for row in self.rows):
             lines.append(f"packed weights of linear layers, from the first call on: {packed / 1e6:.1f} MB beside the model's own")
         if self.saved_bytes:
-            lines.append(
-                f"saved for one batch like the example: {self.saved_bytes / 1e6:.2f} MB, never written or computed again in the backward pass"
-            )
+            saved = f"{self.saved_bytes / 1e6:.2f} MB"
+            lines.append(f"saved for one batch like the example: {saved}, never written or computed again in the backward pass")
         for name, (error, allowed) in self.errors.items():
             own = "torch's own in the worse of its two layouts" if self.both_layouts else "torch's own"
             lines.append(f"{name} error against float64: {error:.1e} (allowed {allowed:.1e}: 2x {own} + eps)")
