@@ -264,6 +264,25 @@ def test_called_apart_checkpointed_and_compiled(pooled: list[int]) -> None:
     torch.testing.assert_close(exported(images()), ours.eval()(images()), rtol=1e-4, atol=1e-5)
 
 
+class CheckpointedPart(Stem):
+    """Ends between the activation and the pooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = nn.Sequential(self.conv1, self.bn1, self.relu)
+        x = self.maxpool(checkpoint(part, x, use_reentrant=True) if self.training and x.requires_grad else part(x))
+        return self.head(torch.relu(self.conv2(x)).mean((2, 3)))
+
+
+def test_a_checkpoint_that_ends_within_the_chain() -> None:
+    model = trained(CheckpointedPart(relu=nn.ReLU())).train()
+    ours, x, grads = fastcv.optimize(model, mode="training"), images().requires_grad_(), []
+    for m in (ours, fastcv.optimize(model, mode="training", fuse=False)):
+        m(x).square().sum().backward()
+        grads.append([x.grad, *(p.grad for p in m.parameters())])
+        x.grad = None
+    assert all(map(torch.equal, *grads))
+
+
 def test_statistics_of_the_convolution_are_taken(monkeypatch: pytest.MonkeyPatch, pooled: list[int]) -> None:
     """As on a GPU, where the convolution's kernel leaves them with its output."""
     monkeypatch.setattr(forwards, "statistics_pay", lambda x: True)

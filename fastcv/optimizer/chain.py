@@ -62,6 +62,8 @@ class Chain(ABC):
             return None
         if not self.may_begin(x) or any_global_hook():
             return None
+        if frame.grad_mode != torch.is_grad_enabled():  # a part in another mode, whose end may lie before the chain's: checkpoint's
+            return None
         for module in self.watched:
             if has_hooks(module):
                 return None
