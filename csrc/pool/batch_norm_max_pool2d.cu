@@ -3,15 +3,17 @@
 // compared, as they would be in the map between the two ops, so that ties fall as they do there.
 //
 // channels_last: a thread takes a 16-byte pack of channels, whose constants it keeps in registers, and makes strips of
-// kStrip outputs down a column; a row of the input that two windows share is read and normalised for both at once. 3 x
-// 3 windows of stride 2 take 2.25 rows of three elements an output instead of 3. Row-major: a block brings the input
-// rows of its outputs, a dense run of memory, into shared memory by 16-byte packs, normalised once; windows are looked
-// through there. Where one output row's inputs are too many they are read from global memory instead.
+// kStrip outputs down a column; a row of the input that two windows share is read and normalised for both at once. Then
+// 3 x 3 windows of stride 2 take 2.25 rows of three elements an output instead of 3.
+//
+// Row-major: a block brings the input rows of its outputs, a dense run of memory, into shared memory by 16-byte packs,
+// normalised once; windows are looked through there. Where one output row's inputs are too many they are read from
+// global memory instead.
 //
 // Bytes, of each tensor once: 1 read (and 1 for statistics) + 1/4 written, and 1/8 (16-bit) for offsets, with stride 2.
 // Prediction for an H200 (nothing has run yet), 64 channels of 112 x 112, 256 images, bf16, statistics given: 131 us of
-// memory at 4.3 TB/s; a strip's output takes 6.75 elements of some 11 instructions and 3 merges, about 140 us of the
-// arithmetic units.
+// memory at 4.3 TB/s; an output takes 6.75 elements of some 12 instructions, about 140 us of the arithmetic
+// units.
 #include "pool/batch_norm_max_pool2d.h"
 
 #include "norm/batch_norm.cuh"
@@ -20,7 +22,11 @@
 namespace fastcv::FASTCV_GPU {
 namespace {
 
-constexpr int kStrip = 4;
+constexpr int kStrip = 4;  // outputs of a strip
+// Packs that a thread has in flight, of a row of a strip's window and of a tile: as many as registers are left for.
+template <int width>
+constexpr int kTaps = width == 8 ? 2 : 3;
+constexpr int kAhead = 2;
 constexpr int kTileBytes = 16 << 10, kMostTileBytes = 32 << 10;  // of shared memory: wanted, and bearable
 
 // An element as the map between the two ops would hold it.
@@ -41,10 +47,6 @@ struct Best {
   }
   __device__ __forceinline__ void take(int k, T x, int as) {
     if (x > value[k] || x != x) value[k] = x, name[k] = as;
-  }
-  __device__ __forceinline__ void take(const Best& other, int from) {
-#pragma unroll
-    for (int k = 0; k < width; ++k) take(k, other.value[k], from + other.name[k]);
   }
 };
 
@@ -86,6 +88,7 @@ template <class S, int width>
 __global__ void __launch_bounds__(kThreads, 2)
     strips_kernel(const BatchNormRule<S> rule, const PoolParams p, const Strips g) {
   using T = acc_t<S>;
+  constexpr int taps = kTaps<width>;
   using Coefficients = typename BatchNormRule<S>::Coefficients;
   FASTCV_SHARED(Coefficients, table, kNormLanes * width);
   const unsigned chunk = blockIdx.x % g.chunks, block = blockIdx.x / g.chunks;
@@ -100,7 +103,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int k = 0; k < width; ++k) c[k] = table[lane * width + k];
   const S* x = rule.in[0] + channel;
-  const int kernel_w = static_cast<int>(p.w.kernel), stride_h = static_cast<int>(p.h.stride);
+  const int kernel_w = static_cast<int>(p.w.kernel);
+  const int below_name = static_cast<int>(p.h.stride) * kernel_w;  // what a row's names are less in the next window
   const bool sharing = p.h.dilation == 1 && p.h.kernel <= 2 * p.h.stride;  // a row is at most in two windows
 
   const int64_t step = static_cast<int64_t>(g.blocks) * tall;
@@ -111,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Window u = window(p, p.w, ow);
     const int column = static_cast<int>(u.tap);
     const S* image = x + n * p.h.in * p.w.in * p.c;
-    Best<T, width> best, next, row;
+    Best<T, width> best, next;
     int64_t done = -1;  // input rows before this one are in `next` already
     for (int64_t oh = begin; oh < end; ++oh) {
       const Window v = window(p, p.h, oh), below = window(p, p.h, oh + 1);
@@ -123,16 +127,25 @@ __global__ void __launch_bounds__(kThreads, 2)
       int a = static_cast<int>(v.tap);
       if (done > h) a += static_cast<int>(done - h), h = done;
       for (; h < v.end; h += p.h.dilation, ++a) {
-        row.clear(column);
-        const S* from = image + (h * p.w.in + u.begin) * p.c;
-        int b = column;
-        for (int64_t w = u.begin; w < u.end; w += p.w.dilation, from += p.w.dilation * p.c, ++b) {
-          const auto pack = load_pack<Pack<S, width>>(from);
+        const bool both = share && h >= below.begin;
+        int name = a * kernel_w + column;
+        for (int64_t w = u.begin; w < u.end; w += taps * p.w.dilation, name += taps) {
+          Pack<S, width> packs[taps];
 #pragma unroll
-          for (int k = 0; k < width; ++k) row.take(k, widen(stored(rule, c[k], pack.at[k])), b);
+          for (int t = 0; t < taps; ++t)
+            if (w + t * p.w.dilation < u.end)
+              packs[t] = load_pack<Pack<S, width>>(image + (h * p.w.in + w + t * p.w.dilation) * p.c);
+#pragma unroll
+          for (int t = 0; t < taps; ++t) {
+            if (w + t * p.w.dilation >= u.end) continue;
+#pragma unroll
+            for (int k = 0; k < width; ++k) {
+              const T value = widen(stored(rule, c[k], packs[t].at[k]));
+              best.take(k, value, name + t);
+              if (both) next.take(k, value, name + t - below_name);
+            }
+          }
         }
-        best.take(row, a * kernel_w);
-        if (share && h >= below.begin) next.take(row, (a - stride_h) * kernel_w);
       }
       store_best<S>(p, ((n * p.h.out + oh) * p.w.out + ow) * p.c + channel, best);
       done = share ? v.end : -1;
@@ -157,49 +170,60 @@ struct Tiles {
 };
 
 template <class S, bool staged>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     tiles_kernel(const BatchNormRule<S> rule, const PoolParams p, const Tiles g) {
   using T = acc_t<S>;
   using Coefficients = typename BatchNormRule<S>::Coefficients;
   constexpr int n = kPack<S>;
   FASTCV_SHARED(Coefficients, table, kThreads);
   FASTCV_DYNAMIC_SHARED(S, tile);
-  const PoolUnit u = pool_unit(p, g.bands, blockIdx.x);
-  if (static_cast<int>(threadIdx.x) < u.maps) table[threadIdx.x] = rule.coefficients(u.map + threadIdx.x);
+  const PoolUnit unit = pool_unit(p, g.bands, blockIdx.x);
+  if (static_cast<int>(threadIdx.x) < unit.maps) table[threadIdx.x] = rule.coefficients(unit.map + threadIdx.x);
   __syncthreads();
   // The unit's input: a dense run. It is brought in whole packs, with what lies beside it in the first and the last
   // one.
-  const int64_t plane = u.height * p.w.in, begin = (u.map * p.h.in + u.top) * p.w.in, end = begin + u.maps * plane;
+  const int64_t plane = unit.height * p.w.in, begin = (unit.map * p.h.in + unit.top) * p.w.in,
+                end = begin + unit.maps * plane;
   const int64_t total = p.n * p.c * p.h.in * p.w.in, start = begin / n * n;
   if constexpr (staged) {
-    for (int64_t at = start + threadIdx.x * n; at < end; at += kThreads * n) {
-      const auto pack = load_elements(rule.in[0] + at, total - at, g.access);
-      int64_t inside = at > begin ? at - begin : 0, map = 0;
-      if (g.bands.maps > 1) map = g.plane.split(inside);
-      int64_t left = plane - inside + (at > begin ? 0 : begin - at);  // of this map, from the pack's first element on
-      Coefficients c = table[map];
-      Pack<S, n> made;
+    constexpr int64_t kStep = kThreads * n;
+    for (int64_t first = start + threadIdx.x * n; first < end; first += kAhead * kStep) {
+      Pack<S, n> packs[kAhead];
 #pragma unroll
-      for (int i = 0; i < n; ++i) {
-        if (i >= left) {  // the next map begins here; behind the last one nobody looks
-          map = map + 1 < u.maps ? map + 1 : map;
-          left += plane;
-          c = table[map];
+      for (int u = 0; u < kAhead; ++u)
+        if (const int64_t at = first + u * kStep; at < end)
+          packs[u] = load_elements(rule.in[0] + at, total - at, g.access);
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const int64_t at = first + u * kStep;
+        if (at >= end) continue;
+        int64_t inside = at > begin ? at - begin : 0, map = 0;
+        if (g.bands.maps > 1) map = g.plane.split(inside);
+        int64_t left = plane - inside + (at > begin ? 0 : begin - at);  // of this map, from the pack's first element on
+        Coefficients c = table[map];
+        Pack<S, n> made;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          if (i >= left) {  // the next map begins here; behind the last one nobody looks
+            map = map + 1 < unit.maps ? map + 1 : map;
+            left += plane;
+            c = table[map];
+          }
+          made.at[i] = stored(rule, c, packs[u].at[i]);
         }
-        made.at[i] = stored(rule, c, pack.at[i]);
+        store_shared(tile + (at - start), made);
       }
-      store_shared(tile + (at - start), made);
     }
     __syncthreads();
   }
-  const int64_t outputs = u.maps * u.rows * p.w.out, first = (u.map * p.h.out + u.row) * p.w.out;
+  const int64_t outputs = unit.maps * unit.rows * p.w.out, first = (unit.map * p.h.out + unit.row) * p.w.out;
   for (int64_t i = threadIdx.x; i < outputs; i += kThreads) {
     int64_t ow = i, oh, map = 0;
     if (g.bands.maps > 1) map = g.map.split(ow);
     oh = g.row.split(ow);
-    const Window v = window(p, p.h, u.row + oh), across = window(p, p.w, ow);
+    const Window v = window(p, p.h, unit.row + oh), across = window(p, p.w, ow);
     const int kernel_w = static_cast<int>(p.w.kernel), column = static_cast<int>(across.tap);
-    const int64_t origin = map * plane - u.top * p.w.in;
+    const int64_t origin = map * plane - unit.top * p.w.in;
     Best<T, 1> best;
     best.clear(static_cast<int>(v.tap) * kernel_w + column);
     int a = static_cast<int>(v.tap);
