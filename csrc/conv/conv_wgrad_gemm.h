@@ -69,7 +69,7 @@ FASTCV_INLINE Span inside(int64_t offset, int64_t stride, int64_t last) {
 }
 
 // The share of the pairs of an output and a kernel offset along a dim that meet the input.
-static inline double share_inside(const ConvWgradParams& p, int dim) {
+inline double share_inside(const ConvWgradParams& p, int dim) {
   int64_t met = 0;
   for (int64_t r = 0; r < p.kernel[dim]; ++r) {
     const Span q = inside(r * p.dilation[dim] - p.pad[dim], p.stride[dim], p.in[dim] - 1);
