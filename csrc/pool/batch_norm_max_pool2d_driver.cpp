@@ -10,8 +10,9 @@
 namespace fastcv {
 namespace {
 
-// Scratch of a unit: a plane's rows stay in the first-level cache, an image's in the second.
-constexpr int64_t kPlaneBytes = 24 << 10, kImageBytes = 256 << 10;
+// Scratch of a unit: a plane's rows stay in the first-level cache, an image's in the second. Of planes little more is
+// slower: while a unit is pooled the memory it came from rests.
+constexpr int64_t kPlaneBytes = 8 << 10, kImageBytes = 512 << 10;
 
 PoolBands bands_of(const PoolParams& p) {
   return pool_bands(p, (p.channels_last ? kImageBytes : kPlaneBytes) / element_bytes(p.dtype), INT64_MAX);
@@ -75,7 +76,9 @@ void drive(const BatchNormMaxPool2dParams& p, const Exec& exec, const NormKernel
   const Run run{p, forward, kernels, pool, bands, static_cast<char*>(exec.workspace) + norm_bytes(p)};
   const auto all = [&] {
     parallel_slots(exec, bands.units(), grain_of(bands.inputs), [&](int slot, int64_t begin, int64_t end) {
-      for (int64_t u = end - 1; u >= begin; --u) run.unit(slot, pool_unit(p.pool, bands, u));
+      // Backwards behind statistics, whose last rows are still in the cache.
+      for (int64_t i = begin; i < end; ++i)
+        run.unit(slot, pool_unit(p.pool, bands, p.norm.training ? begin + end - 1 - i : i));
     });
   };
   if (p.norm.channels_last) return forward.rows(exec, all);
