@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _ext
 from . import _batch_norm, norm, pool
-from ._common import differentiable, empty_as, needs_grad
+from ._common import differentiable, empty_as, is_channels_last, needs_grad
 
 __all__ = ["batch_norm_max_pool2d"]
 
@@ -82,7 +82,7 @@ def _gradients(ctx: Any, grad: Tensor, training: bool, weight_at: int) -> tuple[
     """Of input, weight and bias."""
     input, where, *vectors = ctx.saved_tensors
     scalars, geometry = ctx.how
-    grad = pool.grad_of_max_pool2d(grad, where, input.shape[-2:], geometry, _batch_norm.in_channels_last(input))
+    grad = pool.grad_of_max_pool2d(grad, where, input.shape[-2:], geometry, is_channels_last(input))
     need = ctx.needs_input_grad
     need = (need[0], False, *need[weight_at : weight_at + 2])
     dx, _, dweight, dbias = _batch_norm.gradients(grad, (input, None, *vectors), scalars, training, need)
