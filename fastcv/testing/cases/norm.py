@@ -83,7 +83,10 @@ def _batch_norm_max_pool2d(
 
     def build(g: torch.Generator) -> Any:
         c = sizes[1]
-        return (randn(g, *sizes), *_statistics(g, c), *_vectors(g, c), training), {"activation": activation, **windows}
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+        values = (randn(g, *sizes), *_statistics(g, c), *_vectors(g, c), training)
+        count = len(values) if grad else 1  # by name what has no gradient
+        return values[:count], {**dict(zip(names[count:], values[count:], strict=True)), "activation": activation, **windows}
 
     how = {"grad": (0, 3, 4), "dtypes": (torch.float32,)} if grad else {"dtypes": DTYPES}
     return Case("batch_norm_max_pool2d", name, build, peer=batch_norm_max_pool2d_peer, **how, **more)
