@@ -43,6 +43,8 @@ EXPECTED = {
     ("conv/conv_tiled", "tiled"): [r"LDS\.128", r"FFMA"],
     ("conv/conv_wgrad_igemm", "igemm"): [r"LDGSTS\.E\.BYPASS\.128", r"LDSM\.16\.MT88\.4", r"HMMA\.16816\.F32\.BF16"],
     ("norm/group_norm_staged", "staged_kernel"): [r"LDG\.E\.128", r"STS\.128", r"LDS\.128", r"STG\.E\.128"],
+    ("pool/batch_norm_max_pool2d", "strips_kernelINS_4bf16ELi8E"): [r"LDG\.E\.128", r"STG\.E\.128", r"STG\.E\.64"],
+    ("pool/batch_norm_max_pool2d", "tiles_kernelINS_4bf16ELb1E"): [r"LDG\.E\.128", r"STS\.128"],
     ("pool/pool", "max_pool2d_kernelINS_4bf16ELi8ELb1E"): [r"LDG\.E\.128", r"STG\.E\.128", r"STG\.E\.64"],
     ("pool/pool", "max_pool2d_backward_kernelINS_4bf16ELi8ELb1E"): [r"LDG\.E\.128", r"LDG\.E\.64", r"STG\.E\.128"],
     ("pool/pool", "avg_pool2d_kernelIfLi4ELb1E"): [r"LDG\.E\.128", r"STG\.E\.128"],
