@@ -72,6 +72,20 @@ static inline Dim make_dim(const ConvParams& p, int i) {
   return d;
 }
 
+// Which of the positions first, first + step, ... lie in [0, last]: those numbered from begin to end; of the first n.
+struct Span {
+  int64_t begin, end;
+};
+FASTCV_INLINE Span inside(int64_t first, int64_t step, int64_t last) {
+  const int64_t begin = first >= 0 ? 0 : ceil_div(-first, step);
+  return {begin, last < first ? begin : most(begin, (last - first) / step + 1)};
+}
+FASTCV_INLINE Span inside(int64_t first, int64_t step, int64_t last, int64_t n) {
+  const Span all = inside(first, step, last);
+  const int64_t begin = least(n, all.begin);
+  return {begin, most(begin, least(n, all.end))};
+}
+
 // A range of inputs along a dim, clipped to what exists.
 struct Range {
   int64_t begin, size;

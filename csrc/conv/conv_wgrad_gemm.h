@@ -129,17 +129,7 @@ FASTCV_INLINE void for_rows(const ConvWgradParams& p, int64_t first, int64_t n, 
   }
 }
 
-// The range of q for which 0 <= q * stride + offset <= last.
-struct Span {
-  int64_t begin, end;
-};
-FASTCV_INLINE Span inside(int64_t offset, int64_t stride, int64_t last) {
-  const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride);
-  return {begin, last < offset ? begin : most(begin, (last - offset) / stride + 1)};
-}
-
-// ---- A: the output gradient of rows [row, row + rows) of a group as panels [pixel][Q::kRows]
-// ------------------------------
+// ---- A: the output gradient of rows [row, row + rows) of a group as panels [pixel][Q::kRows] ----------------------
 
 template <class Q, class E = typename Q::E>
 void pack_a_channels_last(const Plan<Q>& plan, int64_t channel, int64_t rows, int64_t first, int64_t n, E* dst) {
@@ -192,8 +182,7 @@ void pack_a_row_major(const Plan<Q>& plan, int64_t channel, int64_t rows, int64_
   }
 }
 
-// ---- B: the input at columns [column, column + vectors * w) of a group as a panel [pixel][vectors * w]
-// -----------------
+// ---- B: the input at columns [column, column + vectors * w) of a group as a panel [pixel][vectors * w] ------------
 
 // One run of `length` columns that are neighbours in memory wherever their `span` kernel offsets lie inside the row.
 template <class Q, class S = typename Q::S, class G = typename Q::G>
