@@ -5,8 +5,8 @@
 // An ordinary convolution has one phase. Along each dim, output o = cell * out_step + phase reads the inputs
 // cell * in_step + offset; the offsets of a phase's taps form an arithmetic progression.
 #pragma once
+#include "common/simd.h"
 #include "conv/conv.h"
-#include "conv/conv_tails.h"
 
 namespace fastcv::FASTCV_ISA {
 

@@ -9,7 +9,7 @@
 #include "conv/conv_wgrad.h"
 
 #include "common/dispatch.h"
-#include "conv/conv_tails.h"
+#include "common/simd.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
