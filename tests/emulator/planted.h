@@ -1,5 +1,5 @@
-// What the planted kernels share: how one is launched and what is said of it, and the operands and the places of sums
-// of those that multiply matrices.
+// What the planted kernels share: how one is launched and what is said of it; what copies read; operands and sums
+// of products.
 //
 // A kernel takes x, y and whether it is to be right. It leaves a positive number in every y when it found what it
 // should.
