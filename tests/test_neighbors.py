@@ -97,27 +97,23 @@ def test_any_strides(make: Callable[[Tensor], Tensor]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_same_bits_for_any_threads_and_batch(dtype: torch.dtype) -> None:
+def test_same_bits_for_any_threads_and_batch(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
     x, y = torch.randn(70, 300).to(dtype), torch.randn(530, 300).to(dtype)
     for p in (1.0, 2.0, 3.0):
         matrix, (distances, indices) = F.cdist(x, y, p), F.knn(x, y, 40, p)
-        before = torch.get_num_threads()
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
-                assert torch.equal(F.cdist(x, y, p), matrix)
-                again = F.knn(x, y, 40, p)
-                assert torch.equal(again[0], distances) and torch.equal(again[1], indices)
-                for i in (0, 37, 69):
-                    assert torch.equal(F.cdist(x[i : i + 1], y, p)[0], matrix[i])
-                    assert torch.equal(F.cdist(x, y[i : i + 1], p)[:, 0], matrix[:, i])
-                    alone = F.knn(x[i : i + 1], y, 40, p)
-                    assert torch.equal(alone[0][0], distances[i]) and torch.equal(alone[1][0], indices[i])
-                    assert torch.equal(F.nearest(x[i : i + 1], y, p)[1][0], indices[i, 0])
-                stacked = F.knn(x.expand(3, 70, 300), torch.stack([y, y + 1, y]), 40, p)
-                assert torch.equal(stacked[0][2], distances) and torch.equal(stacked[1][0], indices)
-        finally:
-            torch.set_num_threads(before)
+        for n in (1, 2, 3):
+            threads(n)
+            assert torch.equal(F.cdist(x, y, p), matrix)
+            again = F.knn(x, y, 40, p)
+            assert torch.equal(again[0], distances) and torch.equal(again[1], indices)
+            for i in (0, 37, 69):
+                assert torch.equal(F.cdist(x[i : i + 1], y, p)[0], matrix[i])
+                assert torch.equal(F.cdist(x, y[i : i + 1], p)[:, 0], matrix[:, i])
+                alone = F.knn(x[i : i + 1], y, 40, p)
+                assert torch.equal(alone[0][0], distances[i]) and torch.equal(alone[1][0], indices[i])
+                assert torch.equal(F.nearest(x[i : i + 1], y, p)[1][0], indices[i, 0])
+            stacked = F.knn(x.expand(3, 70, 300), torch.stack([y, y + 1, y]), 40, p)
+            assert torch.equal(stacked[0][2], distances) and torch.equal(stacked[1][0], indices)
 
 
 r = torch.randn

@@ -47,7 +47,7 @@ def test_every_gradient_variant(op: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("squared", [False, True])
-def test_gradient_of_few_points_in_partial_sums(squared: bool) -> None:
+def test_gradient_of_few_points_in_partial_sums(squared: bool, threads: Callable[[int], None]) -> None:
     """Blocks of queries, padding, batches, wide rows: near the float64 gradient, and the same bits for any number of threads."""
     for m, n, d, k in ((5000, 8, 5, 1), (2049, 3, 64, 2), (4500, 40, 33, 3)):
         x, y = torch.randn(2, m, d), torch.randn(2, n, d)
@@ -56,11 +56,7 @@ def test_gradient_of_few_points_in_partial_sums(squared: bool) -> None:
         raw = lambda dtype, g=grad, x=x, y=y, t=distances, i=index: torch.ops.fastcv.knn_backward(  # noqa: E731
             *(v.to(dtype) for v in (g, x, y, t)), i, 2.0, squared, True, True
         )
-        before, found = torch.get_num_threads(), []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(raw(torch.float32))
-        torch.set_num_threads(before)
+        found = [threads(count) or raw(torch.float32) for count in (1, 2)]
         with fastcv.use(knn_backward="ref"):
             expected = raw(torch.float64)
         for i in (0, 1):
@@ -69,19 +65,16 @@ def test_gradient_of_few_points_in_partial_sums(squared: bool) -> None:
             torch.testing.assert_close(found[0][i].double(), expected[i], rtol=0, atol=rounding)
 
 
-def test_gradients_have_the_same_bits_for_any_threads() -> None:
+def test_gradients_have_the_same_bits_for_any_threads(threads: Callable[[int], None]) -> None:
     def run() -> list[Tensor]:
         torch.manual_seed(0)
         x, y = torch.randn(2, 90, 130, requires_grad=True), torch.randn(2, 300, 130, requires_grad=True)
         return [*torch.autograd.grad(F.cdist(x, y).sum(), (x, y)), *torch.autograd.grad(F.knn(x, y, 5)[0].sum(), (x, y))]
 
-    before, first = torch.get_num_threads(), run()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-    finally:
-        torch.set_num_threads(before)
+    first = run()
+    for n in (1, 2, 3):
+        threads(n)
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 1.5, 2.0, 3.0, INF])
