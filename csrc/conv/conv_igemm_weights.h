@@ -51,9 +51,9 @@ class IgemmWeights {
   // What is not packed, and what is known of the packed weights.
   void load_rest() {
     for (int64_t u = 0; u < units(); ++u) load_bias(u / plan.vectors, u % plan.vectors);
-    special = false;
+    special_seen = false;
     if constexpr (P::kStored > 1)
-      for (int64_t u = 0; u < units(); ++u) special |= special_weights[u] != 0;
+      for (int64_t u = 0; u < units(); ++u) special_seen |= special_weights[u] != 0;
   }
 
   // A panel's weights from `row` on, a row being that of Plan::kdim.
@@ -66,7 +66,7 @@ class IgemmWeights {
   }
 
   // Is a weight that was cut into parts not finite?
-  bool any_special() const { return special; }
+  bool any_special() const { return special_seen; }
 
  private:
   int64_t units() const { return plan.groups * plan.vectors; }  // vectors of output channels
@@ -193,7 +193,7 @@ class IgemmWeights {
   Acc* biases;
   int64_t* tap_rows;
   char* special_weights;  // [groups][vectors]
-  bool special;
+  bool special_seen;
 };
 
 }  // namespace fastcv::FASTCV_ISA
