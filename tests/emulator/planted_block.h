@@ -2,7 +2,8 @@
 // written and outside of what there is, lost updates, wrong steps, outputs that nobody writes.
 #pragma once
 #include "common/gpu.cuh"
-#include "common/ptx.cuh"
+#include "common/ptx_sm90.cuh"
+#include "common/reduce.cuh"
 #include "planted.h"
 
 namespace fastcv::emulated {
