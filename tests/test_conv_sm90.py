@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from programs import ROOT, lines_of
 
-ROOT = Path(__file__).resolve().parent.parent
 TILES = ["128x128x1", "256x64x1", "256x128x1", "128x256x1", "128x128x2", "256x64x2", "256x128x2", "128x256x2"]
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """'<tile> <layer> <seed>' -> what the emulator said; 'plan <pixels> <outputs> <steps>' -> the tile."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    program = tmp_path_factory.mktemp("conv_sm90") / "conv_sm90"
-    sources = [ROOT / "tests/emulator/conv_sm90.cpp", *sorted((ROOT / "csrc/emulator").glob("*.cpp"))]
-    flags = ["-std=c++20", "-O1", "-w", "-DFASTCV_GPU=emulated", "-DFASTCV_EMULATOR=1", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
-    lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = lines_of(tmp_path_factory.mktemp("conv_sm90"), "tests/emulator/conv_sm90.cpp", emulator=True)
     return dict(line.split(": ", 1) for line in lines)
 
 
