@@ -18,7 +18,10 @@ const char* why_not_bf16(const ConvWgradParams& p) {
 // Vector multiply-adds per pair of an input and an output channel.
 double cost(const ConvWgradParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.in_channels / p.groups), k = static_cast<double>(p.out_channels / p.groups);
-  if (algorithm == Algorithm::direct) return 1.15 * 9 * static_cast<double>(p.batch * p.out[1] * p.out[2]);
+  if (algorithm == Algorithm::direct) {
+    const double all = 9 * static_cast<double>(p.out[1] * p.out[2]), inside = products(p, false);
+    return 1.15 * static_cast<double>(p.batch) * (c >= 32 && inside < 0.9 * all ? inside : all);
+  }
   const auto [cut, points] = winograd_cut(algorithm, p.out, p.dilation);
   const double tiles = cut * static_cast<double>(p.batch);
   // A point of a tile costs its product and its shares of both transforms, a point alone its sums' transform.
