@@ -72,10 +72,7 @@ const char* why_not_small_groups(const ConvParams& p) {
   }
   return nullptr;
 }
-const char* slower_small_groups(const ConvParams& p) {
-  if (p.c < 8) return "is for 8 channels or more in all";
-  return p.groups < p.c && p.stride[2] > 1 ? "is for stride 1, or depthwise" : nullptr;
-}
+const char* slower_small_groups(const ConvParams& p) { return p.c < 8 ? "is for 8 channels or more in all" : nullptr; }
 
 const char* why_not_winograd(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";

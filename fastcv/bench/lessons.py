@@ -100,7 +100,8 @@ ALGORITHMS = {
     ),
     "small_groups": (
         "Depthwise, and groups of a few channels: vectors along the channels, and a row of outputs at a time, whose inputs are "
-        "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones."
+        "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones. "
+        "Weight gradients hold the sums instead: all lanes of a group see one channel's gradient, and none is idle."
     ),
     "gemm": "A matrix product in tiles that stay in registers, with operands packed so that every load is a full vector.",
     "rows": "Row by row: neighbours in a row share vectors, the work is split by rows.",
