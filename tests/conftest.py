@@ -1,4 +1,6 @@
-"""Shared by all tests: fixed seeds (of torch and of hypothesis), and the marker for tests that need a GPU."""
+"""Shared by all tests: fixed seeds (of torch and of hypothesis), the number of threads, and the marker for tests that need a GPU."""
+
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -21,3 +23,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads; the test's end restores it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

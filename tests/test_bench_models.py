@@ -1,7 +1,6 @@
 """Whole models against deployment engines: the race, its judge, its tables and page, the command, and the table of benchmarks/."""
 
 import csv
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs import ROOT, loaded
 from torch import Tensor, nn
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -18,7 +18,6 @@ pytest.importorskip("rich")
 from fastcv.bench import Row, engines, model_race, model_tables, models, peers, plan, roofs, store  # noqa: E402
 from fastcv.bench.machine import describe  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 needs_onnxruntime = pytest.mark.skipif(bool(peers.missing("onnxruntime")), reason="needs onnx and onnxruntime")
 needs_openvino = pytest.mark.skipif(bool(peers.missing("openvino")), reason="needs onnx and openvino")
 
@@ -428,9 +427,7 @@ def test_bad_input_is_one_sentence(args: tuple[str, ...], message: str, folder: 
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[Any, int]:
-    spec = importlib.util.spec_from_file_location("engines_table", ROOT / "benchmarks" / "engines.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("benchmarks/engines.py")
     monkeypatch.setattr("sys.argv", ["engines.py", "--vs", "torch", "--seconds", "0", "--models", "lenet5", *args])
     return module, module.main()
 

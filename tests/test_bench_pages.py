@@ -1,7 +1,6 @@
 """Pictures, pages, ladders, whole models, call costs, history and the README's table: from rows to what a reader sees."""
 
 import csv
-import importlib.util
 import random
 import re
 from html.parser import HTMLParser
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs import ROOT, loaded
 
 pytest.importorskip("matplotlib")
 typer_testing = pytest.importorskip("typer.testing")
@@ -20,8 +20,6 @@ from fastcv.bench import Row, guard, history, ladder, lessons, models, overhead,
 from fastcv.bench.machine import describe  # noqa: E402
 from fastcv.testing import cases_of  # noqa: E402
 from fastcv.testing.cases.networks import case_of  # noqa: E402
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -273,15 +271,8 @@ def test_roofs_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the README's table
 
 
-def readme() -> Any:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_readme_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, file = readme(), tmp_path / "README.md"
+    script, file = loaded("benchmarks/readme.py"), tmp_path / "README.md"
     table = tables.against_torch(rows())
     tables.write_csv(tmp_path / "ops.csv", table)
     (tmp_path / "ops.md").write_text(tables.against_torch_markdown("The machine.", table))
@@ -304,5 +295,5 @@ def test_the_readme_is_written_between_its_markers(tmp_path: Path, monkeypatch: 
 def test_the_committed_results_make_a_table() -> None:
     with open(ROOT / "benchmarks" / "results" / "ops.csv", newline="") as file:
         committed = list(csv.DictReader(file))
-    text = readme().table(committed, "machine", "summary")
+    text = loaded("benchmarks/readme.py").table(committed, "machine", "summary")
     assert text.count("\n| ") >= 20

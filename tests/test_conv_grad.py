@@ -1,5 +1,6 @@
 """Gradients of convolutions: of any order, only those asked for, in every layout."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -222,15 +223,12 @@ def test_weight_gradients_equal_the_reference(variant: str, name: str, layouts: 
 
 
 @pytest.mark.parametrize("variant", [n for n in WGRADS if "bf16" in n])
-def test_weight_gradients_do_not_depend_on_threads(variant: str) -> None:
-    args, threads = wgrad_case("long", torch.bfloat16, True, True), torch.get_num_threads()
+def test_weight_gradients_do_not_depend_on_threads(variant: str, threads: Callable[[int], None]) -> None:
+    args = wgrad_case("long", torch.bfloat16, True, True)
     g = torch.Generator().manual_seed(2)
     args[:2] = [torch.randn(t.shape, generator=g).bfloat16().to(memory_format=torch.channels_last) for t in args[:2]]
-    try:
-        with fastcv.use(conv_wgrad=variant):
-            one, two, five = (torch.set_num_threads(n) or torch.ops.fastcv.conv_wgrad(*args) for n in (1, 2, 5))
-    finally:
-        torch.set_num_threads(threads)
+    with fastcv.use(conv_wgrad=variant):
+        one, two, five = (threads(n) or torch.ops.fastcv.conv_wgrad(*args) for n in (1, 2, 5))
     assert torch.equal(one, two) and torch.equal(one, five)
     exact = torch.nn.grad.conv2d_weight(args[0].double(), (64, 32, 3, 3), args[1].double(), padding=1)
     theirs = torch.nn.grad.conv2d_weight(args[0], (64, 32, 3, 3), args[1], padding=1)

@@ -5,6 +5,7 @@ Small integers make every sum exact in any order, so most tests compare bit for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -185,22 +186,19 @@ def test_epilogue(variant: str, groups: int, channels_last: bool) -> None:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("variant", USABLE)
 @pytest.mark.parametrize("name", ["3x3", "3x3-stride2", "stem", "groups-of-4", "depthwise", "3d"])
-def test_same_bits_for_any_batch_and_threads(name: str, variant: str, channels_last: bool) -> None:
+def test_same_bits_for_any_batch_and_threads(name: str, variant: str, channels_last: bool, threads: Callable[[int], None]) -> None:
     layer, dtype, precision = LAYERS[name], dtype_for(variant), precision_for(variant)
     x = normal((5, *layer.input[1:]), dtype, channels_last)
-    w, threads = normal(layer.weight, dtype, seed=1), torch.get_num_threads()
+    w = normal(layer.weight, dtype, seed=1)
     y = run("conv", variant, x, w, None, *layer.geometry, None, 0, precision)
     gy = normal(tuple(y.shape), dtype, channels_last, seed=2)
     gx = run("conv_dgrad", variant, gy, w, None, list(layer.input[2:]), *layer.geometry, precision)
-    try:
-        for n in (1, 3, 7):
-            torch.set_num_threads(n)
-            assert torch.equal(run("conv", variant, x, w, None, *layer.geometry, None, 0, precision), y)
-            one, one_gy = x[2:3].clone(memory_format=torch.preserve_format), gy[2:3].clone(memory_format=torch.preserve_format)
-            assert torch.equal(run("conv", variant, one, w, None, *layer.geometry, None, 0, precision), y[2:3])
-            assert torch.equal(run("conv_dgrad", variant, one_gy, w, None, list(layer.input[2:]), *layer.geometry, precision), gx[2:3])
-    finally:
-        torch.set_num_threads(threads)
+    for n in (1, 3, 7):
+        threads(n)
+        assert torch.equal(run("conv", variant, x, w, None, *layer.geometry, None, 0, precision), y)
+        one, one_gy = x[2:3].clone(memory_format=torch.preserve_format), gy[2:3].clone(memory_format=torch.preserve_format)
+        assert torch.equal(run("conv", variant, one, w, None, *layer.geometry, None, 0, precision), y[2:3])
+        assert torch.equal(run("conv_dgrad", variant, one_gy, w, None, list(layer.input[2:]), *layer.geometry, precision), gx[2:3])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from programs import lines_of
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    program = tmp_path_factory.mktemp("plans") / "conv_plans"
-    command = [compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", str(ROOT / "tests/emulator/conv_plans.cpp"), "-o", str(program)]
-    subprocess.run(command, check=True)
-    lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = lines_of(tmp_path_factory.mktemp("plans"), "tests/emulator/conv_plans.cpp")
     return dict(line.split(" ", 1) for line in lines)
 
 

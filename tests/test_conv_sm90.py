@@ -1,29 +1,19 @@
-"""Convolution on Hopper's tensor cores: every tile and cluster on the emulator, and the plan that picks among them."""
+"""Convolution on Hopper's tensor cores: every tile and cluster on the emulator, with statistics, and the plan that picks among them."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from programs import ROOT, lines_of
 
-ROOT = Path(__file__).resolve().parent.parent
 TILES = ["128x128x1", "256x64x1", "256x128x1", "128x256x1", "128x128x2", "256x64x2", "256x128x2", "128x256x2"]
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """'<tile> <layer> <seed>' -> what the emulator said; 'plan <pixels> <outputs> <steps>' -> the tile."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    program = tmp_path_factory.mktemp("conv_sm90") / "conv_sm90"
-    sources = [ROOT / "tests/emulator/conv_sm90.cpp", *sorted((ROOT / "csrc/emulator").glob("*.cpp"))]
-    flags = ["-std=c++20", "-O1", "-w", "-DFASTCV_GPU=emulated", "-DFASTCV_EMULATOR=1", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
-    lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    """'<tile> <layer> <seed>', 'statistics <tile> <layer>' -> what the emulator said; 'plan <pixels> <outputs> <steps>' -> the tile."""
+    lines = lines_of(tmp_path_factory.mktemp("conv_sm90"), "tests/emulator/conv_sm90.cpp", emulator=True)
     return dict(line.split(": ", 1) for line in lines)
 
 
@@ -31,6 +21,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_tile_makes_the_same_sums(said: dict[str, str], tile: str) -> None:
     ran = {call: words for call, words in said.items() if call.startswith(f"{tile} ")}
     assert len(ran) == 4 and set(ran.values()) == {"ok"}, ran
+
+
+@pytest.mark.parametrize("tile", [*TILES, "pingpong"])
+def test_every_tile_takes_the_same_statistics(said: dict[str, str], tile: str) -> None:
+    ran = {call: words for call, words in said.items() if call.startswith(f"statistics {tile} ")}
+    assert len(ran) == 2 and set(ran.values()) == {"ok"}, ran
 
 
 def plan(said: dict[str, str], pixels: int, outputs: int, steps: int) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,15 +52,13 @@ def test_equals_reference(row: str, name: str, last: tuple[bool, bool]) -> None:
 @pytest.mark.parametrize("last", LAST, ids=str)
 @pytest.mark.parametrize("shape,k", [((9, 40, 12, 13), 150), ((3, 16, 60, 61), 16), ((2, 270, 7, 7), 20)], ids=str)
 @pytest.mark.parametrize("row", ROWS)
-def test_same_bits_for_any_threads(row: str, shape: tuple[int, ...], k: int, last: tuple[bool, bool]) -> None:
+def test_same_bits_for_any_threads(
+    row: str, shape: tuple[int, ...], k: int, last: tuple[bool, bool], threads: Callable[[int], None]
+) -> None:
     x, dy = torch.randn(shape), torch.randn(shape[0], k, *shape[2:])
     x, dy = (t.to(memory_format=torch.channels_last) if e else t for t, e in zip((x, dy), last, strict=True))
-    threads = torch.get_num_threads()
-    try:
-        with fastcv.use(conv_wgrad=row):
-            first, *others = [torch.set_num_threads(n) or WGRAD(x, dy, [3, 3], [1, 1], [1, 1], [1, 1], 1, 0) for n in (1, 2, 5)]
-    finally:
-        torch.set_num_threads(threads)
+    with fastcv.use(conv_wgrad=row):
+        first, *others = [threads(n) or WGRAD(x, dy, [3, 3], [1, 1], [1, 1], [1, 1], 1, 0) for n in (1, 2, 5)]
     assert all(torch.equal(first, other) for other in others)
 
 

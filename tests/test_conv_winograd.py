@@ -6,6 +6,8 @@ from how much they amplify a rounding error (csrc/conv/conv_winograd_algebra.h: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,21 +104,19 @@ def test_epilogue(row: str, channels_last: bool) -> None:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape,k", [((9, 40, 12, 13), 36), ((3, 16, 60, 61), 16), ((20, 33, 7, 7), 40)], ids=str)
 @pytest.mark.parametrize("row", ROWS)
-def test_same_bits_for_any_batch_and_threads(row: str, shape: tuple[int, ...], k: int, channels_last: bool) -> None:
+def test_same_bits_for_any_batch_and_threads(
+    row: str, shape: tuple[int, ...], k: int, channels_last: bool, threads: Callable[[int], None]
+) -> None:
     # From one image to all of them, and with the threads, blocks of tiles change and both ways of sharing work occur.
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, w = torch.randn(shape).to(memory_format=layout), torch.randn(k, shape[1], 3, 3)
     layer = ([1, 1], [1, 1], [1, 1], 1)
-    threads = torch.get_num_threads()
-    try:
-        with fastcv.use(conv=row):
-            y = CONV(x, w, None, *layer, None, 0, 0)
-            for n in (1, 2, 5):
-                torch.set_num_threads(n)
-                assert torch.equal(CONV(x, w, None, *layer, None, 0, 0), y)
-                assert torch.equal(CONV(x[2:3].clone(memory_format=layout), w, None, *layer, None, 0, 0), y[2:3])
-    finally:
-        torch.set_num_threads(threads)
+    with fastcv.use(conv=row):
+        y = CONV(x, w, None, *layer, None, 0, 0)
+        for n in (1, 2, 5):
+            threads(n)
+            assert torch.equal(CONV(x, w, None, *layer, None, 0, 0), y)
+            assert torch.equal(CONV(x[2:3].clone(memory_format=layout), w, None, *layer, None, 0, 0), y[2:3])
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])

@@ -4,18 +4,15 @@ The processes of a world start once and run every check of it; a test asks wheth
 """
 
 import copy
-import datetime
-import os
+import functools
 import pickle
-import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import outcomes_of
 from torch import Tensor, nn
 
 import fastcv
@@ -36,37 +33,9 @@ def check(world: int) -> Callable[[Callable[[int], None]], Callable[[int], None]
     return register
 
 
-def process(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=300))
-    outcome = dict.fromkeys(CHECKS[world], "not run: an earlier check failed, and the processes are out of step")
-    for name, function in CHECKS[world].items():
-        torch.manual_seed(0)
-        try:
-            function(rank)
-            dist.barrier()
-            outcome[name] = ""
-        except Exception:
-            outcome[name] = traceback.format_exc()
-            break
-    with open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(outcome, file)
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def outcomes() -> Iterator[Callable[[int], list[dict[str, str]]]]:
-    done: dict[int, list[dict[str, str]]] = {}
-
-    def of(world: int) -> list[dict[str, str]]:
-        if world not in done:
-            with tempfile.TemporaryDirectory() as folder:
-                mp.spawn(process, (world, folder), nprocs=world)
-                done[world] = [pickle.load(open(os.path.join(folder, f"{rank}.pickle"), "rb")) for rank in range(world)]  # noqa: SIM115
-        return done[world]
-
-    yield of
+def outcomes() -> Callable[[int], list[dict[str, str]]]:
+    return functools.cache(lambda world: outcomes_of(world, CHECKS[world]))
 
 
 def own(t: Tensor, rank: int) -> Tensor:

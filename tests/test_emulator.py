@@ -1,21 +1,18 @@
 """CUDA kernels on the CPU: the emulator finds planted bugs, and every CUDA kernel passes under it in several orders."""
 
 import re
-import shutil
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from programs import lines_of
 
 import fastcv
 from fastcv import functional
 from fastcv.testing.cases import CASES, Case
 from fastcv.testing.compare import check_case
 
-ROOT = Path(__file__).resolve().parent.parent
 BUGS = {
     "rotate": "nobody wrote|a race",
     "rotate_twice": "a race",
@@ -52,15 +49,8 @@ BUGS = {
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[str]]:
     """(kernel, 'right' or 'planted') -> what the emulator said, one entry per seed."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    program = tmp_path_factory.mktemp("emulator") / "planted"
-    sources = [ROOT / "tests/emulator/planted.cpp", *sorted((ROOT / "csrc/emulator").glob("*.cpp"))]
-    flags = ["-std=c++20", "-O1", "-DFASTCV_GPU=emulated", "-DFASTCV_EMULATOR=1", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
     said = defaultdict(list)
-    for line in subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines():
+    for line in lines_of(tmp_path_factory.mktemp("emulator"), "tests/emulator/planted.cpp", emulator=True):
         kernel, kind, words = re.fullmatch(r"(\w+) (right|planted) \d+: (.*)", line).groups()
         said[kernel, kind].append(words)
     return said

@@ -1,24 +1,14 @@
 """Which CUDA kernel a GPU of which architecture gets: the real table code, compiled with a table of three rows."""
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from programs import lines_of
 
 
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """'<capability> <size> <forced or ->' -> the row taken, or why there is none; then each row's reason."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    program = tmp_path_factory.mktemp("architectures") / "architectures"
-    sources = [ROOT / "tests/emulator/architectures.cpp", ROOT / "csrc/common/variant.cpp", ROOT / "csrc/common/isa.cpp"]
-    subprocess.run([compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)], check=True)
-    lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    sources = ("tests/emulator/architectures.cpp", "csrc/common/variant.cpp", "csrc/common/isa.cpp")
+    lines = lines_of(tmp_path_factory.mktemp("architectures"), *sources)
     return {call: said.split(" | ") for call, said in (line.split(" -> ") for line in lines)}
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -204,18 +205,14 @@ def everything(x: torch.Tensor, image: torch.Tensor, w: torch.Tensor) -> list[to
     return results
 
 
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+def test_any_number_of_threads_gives_the_same_bits(threads: Callable[[int], None]) -> None:
     args = torch.randn(301, 130), torch.randn(3, 21, 61, 67), torch.randn(500, 130)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = everything(*args)
-        for threads in (2, 3):
-            torch.set_num_threads(threads)
-            for a, b in zip(one, everything(*args), strict=True):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(before)
+    threads(1)
+    one = everything(*args)
+    for n in (2, 3):
+        threads(n)
+        for a, b in zip(one, everything(*args), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_an_image_alone_gives_the_same_bits() -> None:

@@ -1,23 +1,20 @@
 """benchmarks/models.py: rows come by their work, are kept as they come, and make one table of several runs."""
 
 import csv
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from programs import loaded
 
-PROGRAM = Path(__file__).parent.parent / "benchmarks" / "models.py"
 SMALL = ("--models", "lenet5", "linear_classifier", "--seconds", "0", "--batches", "2", "1")
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("models_table", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("benchmarks/models.py")
     monkeypatch.setattr(module, "TRIAL", 0.0)
     return module
 

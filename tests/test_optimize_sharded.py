@@ -5,30 +5,27 @@ watch.py looks at, as a checkpoint with zeros there would.
 """
 
 import copy
-import datetime
-import pickle
-import tempfile
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import outcomes_of
 from torch import Tensor, nn
 
 import fastcv
+import fastcv.compiler  # makes the backend's name known in a checkout
 from fastcv.optimizer.forwards import KernelForward, installed
 from fastcv.optimizer.kernels import is_managed
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 
 WORLD = 2
-CHECKS: dict[str, Callable[[], None]] = {}
+CHECKS: dict[str, Callable[[int], None]] = {}
 
 
-def check(function: Callable[[], None]) -> Callable[[], None]:
+def check(function: Callable[[int], None]) -> Callable[[int], None]:
     CHECKS[function.__name__] = function
     return function
 
@@ -105,7 +102,7 @@ def root(model: nn.Module, **options: Any) -> nn.Module:
 
 
 @check
-def a_checkpoint_under_the_root() -> None:
+def a_checkpoint_under_the_root(rank: int) -> None:
     for options in ({}, {"reshard_after_forward": True}, {"reshard_after_forward": False}):
         model = follows_a_checkpoint(lambda m, options=options: root(fastcv.optimize(m), **options))
         forwards = [installed(m) for m in model.modules()]
@@ -118,12 +115,12 @@ def a_checkpoint_under_the_root() -> None:
 
 
 @check
-def a_checkpoint_optimised_after_sharding() -> None:
+def a_checkpoint_optimised_after_sharding(rank: int) -> None:
     follows_a_checkpoint(lambda m: fastcv.optimize(root(m), inplace=True))
 
 
 @check
-def packed_before_sharding() -> None:
+def packed_before_sharding(rank: int) -> None:
     def wrap(model: nn.Module) -> nn.Module:
         model = fastcv.optimize(model)
         settled(model)
@@ -133,7 +130,7 @@ def packed_before_sharding() -> None:
 
 
 @check
-def a_checkpoint_in_a_compiled_model() -> None:
+def a_checkpoint_in_a_compiled_model(rank: int) -> None:
     def wrap(model: nn.Module) -> nn.Module:
         return torch.compile(root(model), backend="fastcv")
 
@@ -141,7 +138,7 @@ def a_checkpoint_in_a_compiled_model() -> None:
 
 
 @check
-def compiled_before_sharding() -> None:
+def compiled_before_sharding(rank: int) -> None:
     def wrap(model: nn.Module) -> nn.Module:
         model.compile(backend="fastcv")
         settled(model)
@@ -151,7 +148,7 @@ def compiled_before_sharding() -> None:
 
 
 @check
-def an_optimizer_that_leaves_elements_alone() -> None:
+def an_optimizer_that_leaves_elements_alone(rank: int) -> None:
     """Gradients in evaluation mode, zero where one looks; the step is taken on the shards."""
     net = Net().eval()
     model = root(fastcv.optimize(copy.deepcopy(net)))
@@ -175,32 +172,9 @@ def an_optimizer_that_leaves_elements_alone() -> None:
         assert_follows(ours, torchs)
 
 
-def process(rank: int, folder: str) -> None:
-    import fastcv.compiler  # noqa: F401 - makes the backend's name known in a checkout
-
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=300))
-    outcome = dict.fromkeys(CHECKS, "not run: an earlier check failed, and the processes are out of step")
-    for name, function in CHECKS.items():
-        torch.manual_seed(0)
-        try:
-            function()
-            dist.barrier()
-            outcome[name] = ""
-        except Exception:
-            outcome[name] = traceback.format_exc()
-            break
-    with open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(outcome, file)
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def outcomes() -> list[dict[str, str]]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(process, (folder,), nprocs=WORLD)
-        return [pickle.load(open(f"{folder}/{rank}.pickle", "rb")) for rank in range(WORLD)]
+    return outcomes_of(WORLD, CHECKS)
 
 
 @pytest.mark.parametrize("name", CHECKS)

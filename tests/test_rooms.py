@@ -44,7 +44,7 @@ def test_kernels_are_framework_free(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.name.endswith("_ref.cpp")], ids=name)
 def test_references_are_plain(path: Path) -> None:
-    assert not re.search(r"immintrin|common/simd\.h|_mm\d*_|parallel_for|parallel_slots", path.read_text())
+    assert not re.search(r"immintrin|common/simd|_mm\d*_|parallel_for|parallel_slots", path.read_text())
 
 
 GPU_SOURCES = [p for p in KERNELS if p.suffix in {".cu", ".cuh"}]
@@ -69,7 +69,7 @@ def test_nothing_allocates_copies_or_waits_on_a_gpu(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOORS, ids=name)
 def test_doors_do_no_arithmetic(path: Path) -> None:
-    assert not re.search(r"immintrin|common/simd\.h|_mm\d+_", path.read_text())
+    assert not re.search(r"immintrin|common/simd|_mm\d+_", path.read_text())
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix in {".cpp", ".cu"} and p.parent.name not in ("csrc", "common")], ids=name)

@@ -315,7 +315,7 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
      FASTCV_LAUNCHERS(conv_igemm_tf32_sm90)},
     {"igemm_tf32x3_sm90a", "sm90a", &why_not_igemm_tf32x3_sm90, &split_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_tf32x3_sm90)},
-    {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
+    {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &halo_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
     {"igemm_phases_sm90a", "sm90a", &why_not_igemm_phases_sm90, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_phases_sm90)},
     {"igemm_pairs_sm80", "sm80", &why_not_igemm_pairs_sm80, &igemm_pairs_gpu_workspace,

@@ -133,8 +133,7 @@ class Depthwise {
         for (int64_t r = 0; r < d[2].in_step; ++r) {
           Acc* to = out + r * residue;
           const int64_t start = first + r, step = d[2].in_step;
-          const int64_t lo = least(residue, start >= 0 ? 0 : ceil_div(-start, step));
-          const int64_t hi = most(lo, least(residue, ceil_div(most(0, d[2].in - start), step)));
+          const auto [lo, hi] = inside(start, step, d[2].in - 1, residue);
           clear(to, 0, lo);
           clear(to, hi, residue);
           int64_t k = lo;

@@ -156,8 +156,7 @@ class Im2col {
     const int64_t step = d[2].in_step, iw = run.cell[2] * step + offset[2];
     if (flat) return copy_line(x + run.cell[2], run.size, out);
     if (id < 0 || id >= p.in[0] || ih < 0 || ih >= p.in[1]) return clear(out, run.size);
-    const int64_t lo = iw >= 0 ? 0 : least(run.size, ceil_div(-iw, step));
-    const int64_t hi = iw >= p.in[2] ? lo : most(lo, least(run.size, ceil_div(p.in[2] - iw, step)));
+    const auto [lo, hi] = inside(iw, step, p.in[2] - 1, run.size);
     const float* from = x + (id * p.in[1] + ih) * p.in[2] + iw;
     clear(out, lo);
     clear(out + hi, run.size - hi);

@@ -5,8 +5,8 @@
 // An ordinary convolution has one phase. Along each dim, output o = cell * out_step + phase reads the inputs
 // cell * in_step + offset; the offsets of a phase's taps form an arithmetic progression.
 #pragma once
+#include "common/simd.h"
 #include "conv/conv.h"
-#include "conv/conv_tails.h"
 
 namespace fastcv::FASTCV_ISA {
 
@@ -70,6 +70,20 @@ static inline Dim make_dim(const ConvParams& p, int i) {
   d.cells = ceil_div(d.out, d.out_step);
   d.phases = least(d.out_step, d.out);
   return d;
+}
+
+// Which of the positions first, first + step, ... lie in [0, last]: those numbered from begin to end; of the first n.
+struct Span {
+  int64_t begin, end;
+};
+FASTCV_INLINE Span inside(int64_t first, int64_t step, int64_t last) {
+  const int64_t begin = first >= 0 ? 0 : ceil_div(-first, step);
+  return {begin, last < first ? begin : most(begin, (last - first) / step + 1)};
+}
+FASTCV_INLINE Span inside(int64_t first, int64_t step, int64_t last, int64_t n) {
+  const Span all = inside(first, step, last);
+  const int64_t begin = least(n, all.begin);
+  return {begin, most(begin, least(n, all.end))};
 }
 
 // A range of inputs along a dim, clipped to what exists.

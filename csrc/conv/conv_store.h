@@ -1,7 +1,7 @@
 // The end of every convolution kernel: from sums (bias included) to y, with residual and activation.
 #pragma once
+#include "common/simd.h"
 #include "conv/conv.h"
-#include "conv/conv_tails.h"
 
 namespace fastcv::FASTCV_ISA {
 

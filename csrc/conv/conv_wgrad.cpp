@@ -173,7 +173,10 @@ constexpr GpuVariant<ConvWgradParams> kGpuRows[] = {
     // TMA does has not been seen on a GPU.
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &wgrad_igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_wgrad_igemm_tf32x3)},
-    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace, FASTCV_LAUNCHERS(conv_wgrad_igemm_sm90)},
+    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace<1>,
+     FASTCV_LAUNCHERS(conv_wgrad_igemm_sm90)},
+    {"igemm_multicast_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace<2>,
+     FASTCV_LAUNCHERS(conv_wgrad_igemm_multicast_sm90)},
 };
 
 }  // namespace

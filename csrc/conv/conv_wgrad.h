@@ -85,13 +85,14 @@ FASTCV_CONV_WGRAD_BF16(amx, )
 FASTCV_CONV_WGRAD_BF16(amxmodel, FASTCV_IF_LINKED)
 #undef FASTCV_CONV_WGRAD_BF16
 
-#define FASTCV_CONV_WGRAD(gpu)                                                                                \
-  namespace gpu {                                                                                             \
-  FASTCV_IF_LINKED int conv_wgrad_igemm(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_wgrad_igemm_tf32x3(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
-  FASTCV_IF_LINKED int conv_wgrad_igemm_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream);   \
-  FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream);    \
+#define FASTCV_CONV_WGRAD(gpu)                                                                                        \
+  namespace gpu {                                                                                                     \
+  FASTCV_IF_LINKED int conv_wgrad_igemm(const ConvWgradParams&, void* workspace, CUstream_st* stream);                \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_multicast_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_tf32x3(const ConvWgradParams&, void* workspace, CUstream_st* stream);         \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream);           \
+  FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);                \
+  FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream);            \
   }
 FASTCV_CONV_WGRAD(cuda)
 FASTCV_CONV_WGRAD(emulated)

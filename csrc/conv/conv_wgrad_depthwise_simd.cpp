@@ -9,7 +9,7 @@
 #include "conv/conv_wgrad.h"
 
 #include "common/dispatch.h"
-#include "conv/conv_tails.h"
+#include "common/simd.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
@@ -70,8 +70,7 @@ FASTCV_INLINE void for_blocks(int64_t n, F&& f) {
   for (; i < n; ++i) f(Block<1>{}, i);
 }
 
-// ---- channels_last
-// ------------------------------------------------------------------------------------------------------
+// ---- channels_last ------------------------------------------------------------------------------------------------
 
 // One kernel offset as a row of the output sees it: where its input lies, and for which q that is inside.
 struct Taps {
@@ -166,8 +165,7 @@ void run_channels_last(const Plan<T>& plan, int64_t item, T* partial) {
   }
 }
 
-// ---- row-major
-// ------------------------------------------------------------------------------------------------------------
+// ---- row-major ----------------------------------------------------------------------------------------------------
 
 // sums[b][lane] += sum over the pixels of `rows` output rows of g * x[offset[b]]
 template <int B, class S, class T>

@@ -156,8 +156,7 @@ FASTCV_INLINE void for_rows(const ConvWgradParams& p, int64_t first, int64_t n, 
   }
 }
 
-// ---- A: the output gradient of rows [row, row + rows) of a group as panels [pixel][Q::kRows]
-// ------------------------------
+// ---- A: the output gradient of rows [row, row + rows) of a group as panels [pixel][Q::kRows] ----------------------
 
 template <class Q, class E = typename Q::E>
 void pack_a_channels_last(const Plan<Q>& plan, int64_t channel, int64_t rows, int64_t first, int64_t n, E* dst) {
@@ -210,8 +209,7 @@ void pack_a_row_major(const Plan<Q>& plan, int64_t channel, int64_t rows, int64_
   }
 }
 
-// ---- B: the input at columns [column, column + vectors * w) of a group as a panel [pixel][vectors * w]
-// -----------------
+// ---- B: the input at columns [column, column + vectors * w) of a group as a panel [pixel][vectors * w] ------------
 
 // One run of `length` columns that are neighbours in memory wherever their `span` kernel offsets lie inside the row.
 template <class Q, class S = typename Q::S, class G = typename Q::G>

@@ -105,117 +105,82 @@ struct WinogradAlgebra<4> {
   }
 };
 
+// A transform of a line of N points to M.
+template <int N, int M>
+using WinogradLine = void(const Vec<float> (&)[N], Vec<float> (&)[M]);
+template <int N, int M>
+constexpr int points_in(WinogradLine<N, M>*) {
+  return N;
+}
+template <int N, int M>
+constexpr int points_out(WinogradLine<N, M>*) {
+  return M;
+}
+
+// Both dims: `down` on every column of what get(row, column) gives, `across` on every row of that, each vector of the
+// result to keep(row, column, vector).
+template <auto* down, auto* across, class Get, class Keep>
+FASTCV_INLINE void transform_tile(Get get, Keep keep) {
+  constexpr int kRows = points_in(down), kNewRows = points_out(down);
+  constexpr int kColumns = points_in(across), kNewColumns = points_out(across);
+  Vec<float> half[kNewRows][kColumns];
+#pragma GCC unroll 6
+  for (int j = 0; j < kColumns; ++j) {
+    Vec<float> line[kRows], changed[kNewRows];
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) line[i] = get(i, j);
+    down(line, changed);
+#pragma GCC unroll 6
+    for (int i = 0; i < kNewRows; ++i) half[i][j] = changed[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kNewRows; ++i) {
+    Vec<float> changed[kNewColumns];
+    across(half[i], changed);
+#pragma GCC unroll 6
+    for (int j = 0; j < kNewColumns; ++j) keep(i, j, changed[j]);
+  }
+}
+
 // A tile of H x W outputs. Pixel (i, j) is at x + i * row + j * column, point (i, j) at out + (i * (W + 2) + j) * step.
 template <int H, int W>
 FASTCV_INLINE void winograd_input(const float* x, int64_t row, int64_t column, float* out, int64_t step) {
-  constexpr int NH = H + 2, NW = W + 2;
-  Vec<float> half[NH][NW];
-#pragma GCC unroll 6
-  for (int j = 0; j < NW; ++j) {
-    Vec<float> d[NH], v[NH];
-#pragma GCC unroll 6
-    for (int i = 0; i < NH; ++i) d[i] = load(x + i * row + j * column);
-    WinogradAlgebra<H>::input(d, v);
-#pragma GCC unroll 6
-    for (int i = 0; i < NH; ++i) half[i][j] = v[i];
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < NH; ++i) {
-    Vec<float> v[NW];
-    WinogradAlgebra<W>::input(half[i], v);
-#pragma GCC unroll 6
-    for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * step, v[j]);
-  }
+  transform_tile<WinogradAlgebra<H>::input, WinogradAlgebra<W>::input>(
+      [&](int i, int j) __attribute__((always_inline)) { return load(x + i * row + j * column); },
+      [&](int i, int j, Vec<float> v) __attribute__((always_inline)) { store(out + (i * (W + 2) + j) * step, v); });
 }
 
 // Tap (i, j) is the vector i * 3 + j at w; Rotated: upside down and mirrored.
 template <int H, int W, bool Rotated>
 FASTCV_INLINE void winograd_weight(const float* w, float* out, int64_t step) {
-  constexpr int NH = H + 2, NW = W + 2, L = Vec<float>::width;
-  Vec<float> half[NH][3];
-#pragma GCC unroll 3
-  for (int j = 0; j < 3; ++j) {
-    Vec<float> g[3], u[NH];
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) g[i] = load(w + (Rotated ? 8 - (i * 3 + j) : i * 3 + j) * L);
-    WinogradAlgebra<H>::weight(g, u);
-#pragma GCC unroll 6
-    for (int i = 0; i < NH; ++i) half[i][j] = u[i];
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < NH; ++i) {
-    Vec<float> u[NW];
-    WinogradAlgebra<W>::weight(half[i], u);
-#pragma GCC unroll 6
-    for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * step, u[j]);
-  }
+  constexpr int L = Vec<float>::width;
+  transform_tile<WinogradAlgebra<H>::weight, WinogradAlgebra<W>::weight>(
+      [&](int i, int j)
+          __attribute__((always_inline)) { return load(w + (Rotated ? 8 - (i * 3 + j) : i * 3 + j) * L); },
+      [&](int i, int j, Vec<float> v) __attribute__((always_inline)) { store(out + (i * (W + 2) + j) * step, v); });
 }
 
 template <int H, int W>
 FASTCV_INLINE void winograd_output(const float* m, int64_t step, Vec<float> bias, Vec<float> (&y)[H][W]) {
-  constexpr int NH = H + 2, NW = W + 2;
-  Vec<float> half[H][NW];
-#pragma GCC unroll 6
-  for (int j = 0; j < NW; ++j) {
-    Vec<float> d[NH], v[H];
-#pragma GCC unroll 6
-    for (int i = 0; i < NH; ++i) d[i] = load(m + (i * NW + j) * step);
-    WinogradAlgebra<H>::output(d, v);
-#pragma GCC unroll 4
-    for (int i = 0; i < H; ++i) half[i][j] = v[i];
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < H; ++i) {
-    WinogradAlgebra<W>::output(half[i], y[i]);
-#pragma GCC unroll 4
-    for (int j = 0; j < W; ++j) y[i][j] += bias;
-  }
+  transform_tile<WinogradAlgebra<H>::output, WinogradAlgebra<W>::output>(
+      [&](int i, int j) __attribute__((always_inline)) { return load(m + (i * (W + 2) + j) * step); },
+      [&](int i, int j, Vec<float> v) __attribute__((always_inline)) { y[i][j] = v + bias; });
 }
 
 // The H x W output gradients of a tile, addressed as the pixels of winograd_input are.
 template <int H, int W>
 FASTCV_INLINE void winograd_output_transposed(const float* dy, int64_t row, int64_t column, float* out, int64_t step) {
-  constexpr int NH = H + 2, NW = W + 2;
-  Vec<float> half[NH][W];
-#pragma GCC unroll 4
-  for (int j = 0; j < W; ++j) {
-    Vec<float> d[H], v[NH];
-#pragma GCC unroll 4
-    for (int i = 0; i < H; ++i) d[i] = load(dy + i * row + j * column);
-    WinogradAlgebra<H>::output_transposed(d, v);
-#pragma GCC unroll 6
-    for (int i = 0; i < NH; ++i) half[i][j] = v[i];
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < NH; ++i) {
-    Vec<float> v[NW];
-    WinogradAlgebra<W>::output_transposed(half[i], v);
-#pragma GCC unroll 6
-    for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * step, v[j]);
-  }
+  transform_tile<WinogradAlgebra<H>::output_transposed, WinogradAlgebra<W>::output_transposed>(
+      [&](int i, int j) __attribute__((always_inline)) { return load(dy + i * row + j * column); },
+      [&](int i, int j, Vec<float> v) __attribute__((always_inline)) { store(out + (i * (W + 2) + j) * step, v); });
 }
 
 // From the sums of the points to the gradients of the nine taps.
 template <int H, int W>
 FASTCV_INLINE void winograd_weight_transposed(const float* sums, int64_t step, Vec<float> (&taps)[9]) {
-  constexpr int NH = H + 2, NW = W + 2;
-  Vec<float> half[3][NW];
-#pragma GCC unroll 6
-  for (int j = 0; j < NW; ++j) {
-    Vec<float> u[NH], g[3];
-#pragma GCC unroll 6
-    for (int i = 0; i < NH; ++i) u[i] = load(sums + (i * NW + j) * step);
-    WinogradAlgebra<H>::weight_transposed(u, g);
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) half[i][j] = g[i];
-  }
-#pragma GCC unroll 3
-  for (int i = 0; i < 3; ++i) {
-    Vec<float> g[3];
-    WinogradAlgebra<W>::weight_transposed(half[i], g);
-#pragma GCC unroll 3
-    for (int j = 0; j < 3; ++j) taps[i * 3 + j] = g[j];
-  }
+  transform_tile<WinogradAlgebra<H>::weight_transposed, WinogradAlgebra<W>::weight_transposed>(
+      [&](int i, int j) __attribute__((always_inline)) { return load(sums + (i * (W + 2) + j) * step); },
+      [&](int i, int j, Vec<float> v) __attribute__((always_inline)) { taps[i * 3 + j] = v; });
 }
 
 }  // namespace fastcv::FASTCV_ISA

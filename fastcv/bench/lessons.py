@@ -25,12 +25,15 @@ ALGORITHMS = {
     "igemm_sm90a": (
         "The specialised kernel made persistent: as many blocks as multiprocessors, each of which stays for several tiles, so that the "
         "next tile's copies arrive under the end of the last. Predicted: bound by the second-level cache, which would have to feed a "
-        "128 x 128 tile with 12 TB/s at the tensor cores' full speed."
+        "128 x 128 tile with 12 TB/s at the tensor cores' full speed. Before a batch norm in training it takes mean and variance of its "
+        "outputs from the sums that a tile still holds: 1024 clocks of conversions to double for 128 x 128, predicted, against 2074 of "
+        "reading them anew."
     ),
     "igemm_multicast": (
         "Pairs of blocks, a cluster, make tiles that need the same weights: each copies half of them, to both. 128 pixels x 256 output "
         "channels then take 6.2 TB/s from the second-level cache at the tensor cores' full speed, half of what 128 x 128 alone takes. "
-        "A stage is free again only when both blocks are done with it."
+        "A stage is free again only when both blocks are done with it. In a weight gradient they share gradients: 24 KB a step instead of "
+        "32, 527 clocks of copies beside 512 of products, predicted, instead of 703."
     ),
     "igemm_pingpong": (
         "Each of the two multiplying groups has a tile of its own and they take turns: one multiplies while the other stores. For short "
@@ -71,8 +74,9 @@ ALGORITHMS = {
         "The input gradient of a convolution with a stride, which is a transposed convolution: outputs whose places agree modulo "
         "the stride form a phase, and each phase is a convolution of stride 1 with those taps that meet whole inputs. No zeros "
         "are multiplied: stride 2 has a quarter of the products that inserted zeros would cost. Predicted for 3x3, 128 channels, "
-        "28 to 56, batch 64, in 16-bit numbers: 19 us of products; 40 us with what the second-level cache delivers and the ends "
-        "of four launches."
+        "28 to 56, batch 64, in 16-bit numbers: 19 us of products; 37 us with what the second-level cache delivers and the ends "
+        "of tiles. Four phases share a launch: 512 channels, 7 to 14, are 400 tiles for 132 multiprocessors instead of four times 100, "
+        "26 us instead of 34."
     ),
     "im2col": (
         "The matrix of windows is written out, then multiplied. The copy costs memory traffic of kernel height times kernel "

@@ -12,18 +12,6 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 
-def ntuple(value: int | Sequence[int], n: int, name: str) -> list[int]:
-    """``value`` as a list of n ints; one int is repeated. Raises TypeError or RuntimeError naming the argument."""
-    if isinstance(value, (int, torch.SymInt)):
-        return [value] * n
-    values = list(value)
-    if len(values) == 1:
-        return values * n
-    if len(values) != n:
-        raise RuntimeError(f"expected {name} to be a single integer value or a list of {n} values, but got {name}={values}")
-    return values
-
-
 def needs_grad(*tensors: Tensor | None) -> bool:
     """True if autograd would record an operation on these tensors.
 

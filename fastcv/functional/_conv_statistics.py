@@ -1,7 +1,8 @@
 """Convolutions before a batch norm in training, whose kernel takes the statistics of what it writes.
 
-On a GPU, igemm_sm80 adds them up from the sums that its tiles still hold, so that no pass over the output is spent on them; other kernels,
-and the CPU's, leave them to a pass of batch norm's (csrc/conv/conv_torch.cpp). Statistics are of the values as they are stored, in float64.
+On a GPU, implicit products on tensor cores add them up from the sums that their tiles still hold, so that no pass over the output is spent
+on them; other kernels, and the CPU's, leave them to a pass of batch norm's (csrc/conv/conv_torch.cpp). Statistics are of the values as
+they are stored, in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import Tensor
 from .. import _ext
 from ._batch_norm import leave_statistics
 from ._common import autocast_lower, differentiable, needs_grad
-from .conv import Geometry, _conv_backward, _empty, _in_channels, _in_rows, _output_channels_last, _precision, conv_sizes
+from ._conv_arguments import precision_of
+from ._conv_autograd import Geometry, conv_backward
+from ._conv_ops import conv_sizes, empty_output, in_channels, in_rows, output_channels_last
 
 _raw = _ext.op("conv_statistics")
 
@@ -31,7 +34,7 @@ def _(
     precision: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sizes = conv_sizes(input, weight, stride, padding, dilation)
-    y = _empty(input, sizes, _output_channels_last(input, weight))
+    y = empty_output(input, sizes, output_channels_last(input, weight))
     return y, input.new_empty(sizes[1], dtype=torch.float64), input.new_empty(sizes[1], dtype=torch.float64)
 
 
@@ -41,7 +44,7 @@ def _(
 ):
     """Each mapped call has statistics of its own: all become groups of one convolution."""
     size = info.batch_size
-    x, w, b = _in_channels(x, in_dims[0], size), _in_rows(w, in_dims[1], size), _in_rows(b, in_dims[2], size)
+    x, w, b = in_channels(x, in_dims[0], size), in_rows(w, in_dims[1], size), in_rows(b, in_dims[2], size)
     y, mean, var = _raw(x, w, b, stride, padding, dilation, groups * size, precision)
     return (y.unflatten(1, (size, -1)), mean.unflatten(0, (size, -1)), var.unflatten(0, (size, -1))), (1, 0, 0)
 
@@ -60,14 +63,14 @@ def _save(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-    return (None,) * 8 if grad is None else _conv_backward(ctx, grad)
+    return (None,) * 8 if grad is None else conv_backward(ctx, grad)
 
 
 _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
 
 
 def _measured(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
-    precision = _precision(x)
+    precision = precision_of(x)
     if needs_grad(x, w, b):
         return _with_grad(x, w, b, None, geometry, precision, 0, 0.0)
     return _raw(x, w, b, *geometry, precision)

@@ -96,23 +96,6 @@ class _Neighbors(BaseEstimator):
         distances, indices = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
         return (distances, indices) if return_distance else indices
 
-    def _weights(self, distances: np.ndarray) -> np.ndarray | None:
-        """One weight per neighbour, or None where all count the same."""
-        if self.weights in ("uniform", None):
-            return None
-        if callable(self.weights):
-            return np.asarray(self.weights(distances))
-        with np.errstate(divide="ignore"):
-            weights = 1.0 / distances.astype(np.float64)
-        infinite = np.isinf(weights)
-        exact = infinite.any(1)
-        weights[exact] = infinite[exact]  # a query that is a reference listens to nobody else
-        return weights
-
-    def _check_weights(self) -> None:
-        if self.weights not in ("uniform", "distance", None) and not callable(self.weights):
-            raise ValueError(f'weights must be "uniform", "distance", None or a function of distances, got {self.weights!r}')
-
 
 class NearestNeighbors(_Neighbors):
     """Unsupervised nearest neighbours, as ``sklearn.neighbors.NearestNeighbors`` with ``algorithm="brute"``.
@@ -137,13 +120,8 @@ class NearestNeighbors(_Neighbors):
         return self
 
 
-class KNeighborsClassifier(ClassifierMixin, _Neighbors):
-    """Classification by a vote of the nearest neighbours, as ``sklearn.neighbors.KNeighborsClassifier``.
-
-    weights: "uniform", "distance" (each vote counts the inverse of its distance; a query that is a fitted sample listens to
-    that alone) or a function from distances to weights. The rest as in `NearestNeighbors`. A tied vote goes to the class that
-    sorts first. One label per sample.
-    """
+class _Supervised(_Neighbors):
+    """What both estimators that predict share: their arguments, and how much each neighbour counts."""
 
     def __init__(
         self,
@@ -159,6 +137,32 @@ class KNeighborsClassifier(ClassifierMixin, _Neighbors):
         self.metric = metric
         self.p = p
         self.progress = progress
+
+    def _weights(self, distances: np.ndarray) -> np.ndarray | None:
+        """One weight per neighbour, or None where all count the same."""
+        if self.weights in ("uniform", None):
+            return None
+        if callable(self.weights):
+            return np.asarray(self.weights(distances))
+        with np.errstate(divide="ignore"):
+            weights = 1.0 / distances.astype(np.float64)
+        infinite = np.isinf(weights)
+        exact = infinite.any(1)
+        weights[exact] = infinite[exact]  # a query that is a reference listens to nobody else
+        return weights
+
+    def _check_weights(self) -> None:
+        if self.weights not in ("uniform", "distance", None) and not callable(self.weights):
+            raise ValueError(f'weights must be "uniform", "distance", None or a function of distances, got {self.weights!r}')
+
+
+class KNeighborsClassifier(ClassifierMixin, _Supervised):
+    """Classification by a vote of the nearest neighbours, as ``sklearn.neighbors.KNeighborsClassifier``.
+
+    weights: "uniform", "distance" (each vote counts the inverse of its distance; a query that is a fitted sample listens to
+    that alone) or a function from distances to weights. The rest as in `NearestNeighbors`. A tied vote goes to the class that
+    sorts first. One label per sample.
+    """
 
     def fit(self, X: Any, y: Any) -> KNeighborsClassifier:
         """Keeps X (n_samples, n_features) and the labels y (n_samples,)."""
@@ -193,26 +197,11 @@ class KNeighborsClassifier(ClassifierMixin, _Neighbors):
         return np.concatenate(shares)
 
 
-class KNeighborsRegressor(RegressorMixin, _Neighbors):
+class KNeighborsRegressor(RegressorMixin, _Supervised):
     """Regression by the mean of the nearest neighbours, as ``sklearn.neighbors.KNeighborsRegressor``.
 
     Arguments as in `KNeighborsClassifier`; one or several targets per sample.
     """
-
-    def __init__(
-        self,
-        n_neighbors: int = 5,
-        *,
-        weights: str | Callable[[np.ndarray], np.ndarray] | None = "uniform",
-        metric: str = "minkowski",
-        p: float = 2,
-        progress: bool | str = "auto",
-    ) -> None:
-        self.n_neighbors = n_neighbors
-        self.weights = weights
-        self.metric = metric
-        self.p = p
-        self.progress = progress
 
     def fit(self, X: Any, y: Any) -> KNeighborsRegressor:
         """Keeps X (n_samples, n_features) and the targets y, (n_samples,) or (n_samples, n_outputs)."""

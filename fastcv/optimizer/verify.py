@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .chain import BatchNormChain, Chain
 from .forwards import HeadForward, KernelForward, MemberForward, installed
 from .kernels import SYNCHRONISED, kind_of, op_of
-from .layout import LayoutForward, why_not_channels_last
+from .layout import LayoutForward, device_of_rows, why_not_channels_last
 from .linear import ACTIVATIONS
 from .pending import Pending
 from .report import Report, Row
@@ -59,7 +59,7 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
             if not training:
                 report.layout_kept = why_not_channels_last(model, report, args, kwargs)
             if report.layout_kept == "":
-                _go_inside(model, report, judge)
+                _go_inside(model, report, device_of_rows(args, kwargs), judge)
             break
     report.both_layouts = yardstick.both_layouts
 
@@ -68,16 +68,16 @@ def _passed(results: dict[str, Measured]) -> bool:
     return all(result.passed for result in results.values())
 
 
-def _go_inside(model: nn.Module, report: Report, judge: Callable[[nn.Module], dict[str, Measured]]) -> None:
+def _go_inside(model: nn.Module, report: Report, device: str, judge: Callable[[nn.Module], dict[str, Measured]]) -> None:
     """Sets the model's forward to run inside channels_last, if its outputs are as exact there."""
     twin = model_copy(model)
-    LayoutForward(twin, report).install()
+    LayoutForward(twin, report, device).install()
     overall = judge(twin)
     if not _passed(overall):
         report.layout_kept = "its output would err by more than twice torch's own error"
         return
     report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
-    LayoutForward(model, report).install()
+    LayoutForward(model, report, device).install()
 
 
 def _saved_bytes(watched: nn.Module) -> dict[str, int]:
