@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from ..functional._common import autocast_dtype
-from ..functional.conv import _precision as precision_of
+from ..functional._conv_arguments import precision_of
 from .forwards import InstanceForward, installed
 from .kernels import has_hooks, under_transform
 from .report import Report
