@@ -37,10 +37,10 @@ def folds(model: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) ->
     """How many chains compute a folded layer in one call."""
     count, compute = 0, ConvChain.compute
 
-    def counted(chain, pending, activation, again):
+    def counted(chain, pending, *rest):
         nonlocal count
         count += pending.normalised
-        return compute(chain, pending, activation, again)
+        return compute(chain, pending, *rest)
 
     monkeypatch.setattr(ConvChain, "compute", counted)
     model(x)
