@@ -426,6 +426,7 @@ def test_a_planted_regression_exits_with_1(tmp_path: Path) -> None:
         (("softmax", "--resume"), "--resume needs the file"),
         (("softmax", "--html", "/none/x.html"), "/none is no folder"),
         (("softmax", "--plot", "/dev/null/x"), "/dev/null"),
+        (("softmax", "--plot", "p.png"), "expected a folder"),
         (("compare", "/none/a", "/none/b"), "cannot be read"),
         (("softmax", "--device", "cuda"), "torch sees no GPU"),
     ],

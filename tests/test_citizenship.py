@@ -106,7 +106,7 @@ def test_autocast_gives_torchs_dtypes(op: str, dtype: torch.dtype, given: torch.
 def mappable(op: str) -> Call:
     """The op's call without running statistics in training: they are state, which a mapped call may not change."""
     call = Call(op, torch.float64)
-    if op in ("batch_norm", "batch_norm_act", "instance_norm"):
+    if op in ("batch_norm", "batch_norm_act", "batch_norm_max_pool2d", "instance_norm"):
         call.args = (call.args[0], None, None, *call.args[3:])
         if op != "instance_norm":
             call.kwargs = {**call.kwargs, "training": True}
@@ -314,7 +314,10 @@ def dynamic(op: str) -> tuple[Callable[[Tensor], Any], Tensor]:
     return lambda x: f(x, *rest, **kwargs), x
 
 
-GRADIENTS_TOO = ("conv2d", "conv_transpose2d", "batch_norm_act", "layer_norm", "max_pool2d", "avg_pool2d", "cross_entropy", "cdist")
+GRADIENTS_TOO = (
+    *("conv2d", "conv_transpose2d", "batch_norm_act", "batch_norm_max_pool2d", "layer_norm", "max_pool2d", "avg_pool2d"),
+    *("cross_entropy", "cdist"),
+)
 
 
 @pytest.mark.parametrize(("op", "grad"), [*((op, False) for op in TABLE), *((op, True) for op in GRADIENTS_TOO)])

@@ -75,6 +75,30 @@ def test_equals_the_plain_loops(name: str) -> None:
     assert torch.equal(run("conv_dgrad", HALO, *grad), run("conv_dgrad", "ref", *grad))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_takes_the_statistics_of_its_outputs_from_its_sums(name: str) -> None:
+    """Of integers every sum is exact; half a tile may have no outputs, and the last group none at all."""
+    from fastcv import _C
+
+    input, outputs, padding = LAYERS[name]
+    order = list(LAYERS).index(name)
+    dtype = (BF16, F16)[order % 2]
+    x, w = integers(input, dtype, 0), integers((outputs, input[1], 3, 3), dtype, 1)
+    args = (x, w, integers((outputs,), dtype, 2), [1, 1], list(padding), [1, 1], 1)
+    found = []
+    for seed in range(2):
+        _C.seed_emulator(order + seed)
+        with fastcv.use(conv=HALO):
+            found.append(OPS.conv_statistics(*args, 0))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    y, mean, var = found[0]
+    assert torch.equal(y, run("conv", HALO, *args, None, 0, 0))
+    values = y.double().transpose(0, 1).flatten(1)
+    exact_mean, exact_var = values.mean(1), values.var(1, correction=0)
+    assert ((mean - exact_mean).abs() <= 1e-14 * (exact_mean.abs() + exact_var.sqrt())).all()
+    assert ((var - exact_var).abs() <= 1e-12 * exact_var).all()
+
+
 @pytest.mark.parametrize("activation", range(7))
 def test_ends_with_every_activation(activation: int) -> None:
     x, w, bias = integers((1, 12, 5, 18), BF16, 0), integers((20, 12, 3, 3), BF16, 1), integers((20,), BF16, 2)

@@ -1,4 +1,4 @@
-"""Convolution on Hopper's tensor cores: every tile and cluster on the emulator, and the plan that picks among them."""
+"""Convolution on Hopper's tensor cores: every tile and cluster on the emulator, with statistics, and the plan that picks among them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TILES = ["128x128x1", "256x64x1", "256x128x1", "128x256x1", "128x128x2", "256x64
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """'<tile> <layer> <seed>' -> what the emulator said; 'plan <pixels> <outputs> <steps>' -> the tile."""
+    """'<tile> <layer> <seed>', 'statistics <tile> <layer>' -> what the emulator said; 'plan <pixels> <outputs> <steps>' -> the tile."""
     lines = lines_of(tmp_path_factory.mktemp("conv_sm90"), "tests/emulator/conv_sm90.cpp", emulator=True)
     return dict(line.split(": ", 1) for line in lines)
 
@@ -21,6 +21,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_tile_makes_the_same_sums(said: dict[str, str], tile: str) -> None:
     ran = {call: words for call, words in said.items() if call.startswith(f"{tile} ")}
     assert len(ran) == 4 and set(ran.values()) == {"ok"}, ran
+
+
+@pytest.mark.parametrize("tile", [*TILES, "pingpong"])
+def test_every_tile_takes_the_same_statistics(said: dict[str, str], tile: str) -> None:
+    ran = {call: words for call, words in said.items() if call.startswith(f"statistics {tile} ")}
+    assert len(ran) == 2 and set(ran.values()) == {"ok"}, ran
 
 
 def plan(said: dict[str, str], pixels: int, outputs: int, steps: int) -> tuple[int, int, int]:

@@ -84,6 +84,71 @@ def test_tensor_core_kernels_take_them_from_their_sums(name: str, numbers: tuple
                 assert ((ours - exact).abs() <= 1e-12 * exact).all()
 
 
+HOPPER = {
+    (BF16, 0): (
+        "igemm_sm90a",
+        "igemm_planned_sm90a",
+        "igemm_multicast_sm90a",
+        "igemm_pingpong_sm90a",
+        "igemm_specialised_sm90a",
+        "igemm_serial_sm90a",
+    ),
+    (F16, 0): ("igemm_sm90a", "igemm_planned_sm90a"),
+    (F32, HIGH): ("igemm_tf32_sm90a", "igemm_tf32x3_sm90a"),
+}
+
+
+@emulated
+@pytest.mark.parametrize("numbers", HOPPER, ids=["bf16", "f16", "tf32"])
+@pytest.mark.parametrize("name", ["3x3", "tails", "more channels than a tile", "rows"])
+def test_every_kernel_of_hoppers_ladder_takes_them_from_its_sums(name: str, numbers: tuple[torch.dtype, int]) -> None:
+    """As above; and, of 16-bit operands, whose sums are the same in every kernel, the same bits in all of them."""
+    from fastcv import _C
+
+    dtype, precision = numbers
+    for last in (False, True):
+        x, w, b = operands(name, dtype, last)
+        found = []
+        for variant in HOPPER[numbers]:
+            with fastcv.use(conv=variant):
+                for seed in range(2 if variant == HOPPER[numbers][0] else 1):
+                    _C.seed_emulator(seed)
+                    found.append(OPS.conv_statistics(x, w, b, *LAYERS[name][2:], precision))
+                assert torch.equal(found[-1][0], OPS.conv(x, w, b, *LAYERS[name][2:], None, 0, precision)), variant
+        for y, mean, var in found:
+            for ours, exact in zip((mean, var), exact_statistics(y), strict=True):
+                assert ((ours - exact).abs() <= 1e-12 * exact).all()
+        for other in found[1:] if dtype is not F32 else found[1:2]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@emulated
+@pytest.mark.parametrize("variant", ["igemm_sm80", "igemm_tf32_sm90a"])
+def test_a_mean_a_million_deviations_away_costs_no_digits(variant: str) -> None:
+    """The mean of the squares less the square of the mean would keep four: the one is 1e12 times the variance."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randint(-4, 5, (3, 8, 9, 10), generator=g) * 2.0**-10  # products and sums are exact in tf32 and float32
+    w = torch.randint(-1, 2, (16, 8, 1, 1), generator=g).float()
+    b = torch.full((16,), 2.0**13)
+    with fastcv.use(conv=variant):
+        y, mean, var = OPS.conv_statistics(x, w, b, [1, 1], [0, 0], [1, 1], 1, HIGH)
+    exact_mean, exact_var = exact_statistics(y - b[:, None, None])
+    assert (y.mean((0, 2, 3), dtype=F64) > 1e5 * exact_var.sqrt()).all()
+    assert ((mean - 2.0**13 - exact_mean).abs() <= 1e-15 * 2**13).all() and ((var - exact_var).abs() <= 1e-9 * exact_var).all()
+    assert (var > 0).any() and torch.equal(var == 0, exact_var == 0)
+
+
+@emulated
+def test_they_are_the_separate_pass_of_batch_norms_kernel() -> None:
+    """The other way to the same numbers on a GPU: a pass over the stored output. Both sum in double, in other orders."""
+    x, w, b = operands("3x3", BF16, True)
+    with fastcv.use(conv="igemm_sm90a"):
+        y, *fused = OPS.conv_statistics(x, w, b, *LAYERS["3x3"][2:], 0)
+    with fastcv.use(batch_norm="two_pass_sm80"):
+        for ours, theirs in zip(fused, OPS.batch_norm_statistics(y), strict=True):
+            assert ((ours - theirs).abs() <= 1e-12 * theirs).all()
+
+
 @emulated
 def test_many_tiles_of_either_size() -> None:
     x, w = torch.randn(4, 8, 66, 66).bfloat16(), torch.randn(72, 8, 1, 1).bfloat16()
@@ -97,7 +162,7 @@ def test_many_tiles_of_either_size() -> None:
 @emulated
 def test_a_kernel_that_makes_none_leaves_them_to_batch_norm() -> None:
     x, w, b = operands("3x3", BF16, True)
-    for variant in ("tiled_sm80", "direct_sm80", "halo_3x3_sm90a"):
+    for variant in ("tiled_sm80", "direct_sm80"):
         with fastcv.use(conv=variant):
             y, mean, var = OPS.conv_statistics(x, w, b, *LAYERS["3x3"][2:], 0)
         assert all(torch.equal(a, e) for a, e in zip((mean, var), OPS.batch_norm_statistics(y), strict=True))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastcv
 from fastcv import _gpu, functional
 from fastcv.functional import _fallback
+from fastcv.optimizer import layout as layouts
+from fastcv.optimizer import trace
 from fastcv.testing.cases import CASES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +101,10 @@ def test_what_a_gpu_lacks(capability: tuple[int, int], cuda_build: bool, expecte
     assert re.fullmatch(expected, _gpu.why_not.__wrapped__(0))
 
 
-OWN = ("batch_norm_act", "sum_pool2d", "upsample_bed_of_nails", "soft_iou_loss", "linear_cross_entropy", "cdist", "knn", "nearest")
+OWN = (
+    *("batch_norm_act", "batch_norm_max_pool2d", "sum_pool2d", "upsample_bed_of_nails", "soft_iou_loss", "linear_cross_entropy"),
+    *("cdist", "knn", "nearest"),
+)
 
 
 @pytest.mark.parametrize("op", OWN)
@@ -216,6 +222,93 @@ def test_optimize_takes_cuda_models(served: None, monkeypatch: pytest.MonkeyPatc
         assert ran.ours == ["conv.default", "batch_norm_eval.default", "max_pool2d.default"]
     assert not fast.fastcv_report.skipped()
     assert {row.name: row.reason for row in fast.fastcv_report.rows if row.reason} == {"head": "runs on torch: on a GPU torch multiplies"}
+
+
+class Residual(nn.Module):
+    """A stem and a residual block, which hand row-major maps to their caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv1, self.norm1 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        return (self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())) + x).relu()
+
+
+class Layouts(Ran):
+    """Of each convolution, whether it read channels_last images; and the copies that changed a layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[bool] = []
+        self.copies: list[torch.memory_format] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.fastcv.conv.default:
+            self.read.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        if function is torch.ops.aten.clone.default and (kwargs or {}).get("memory_format") is not None:
+            self.copies.append(kwargs["memory_format"])
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+@pytest.fixture
+def fused(served: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[nn.Module]:
+    """Residual on cuda in fused chains. What counts as a plain tensor has no memory here."""
+    fast = fastcv.optimize(Residual().eval(), inplace=True)
+    for module in ("kernels", "chain", "layout"):
+        monkeypatch.setattr(f"fastcv.optimizer.{module}.Tensor", FakeTensor)
+    monkeypatch.setattr(layouts, "_memory", lambda values: set())
+    monkeypatch.setattr(layouts, "random_states_kept", lambda *_: nullcontext())
+    monkeypatch.setattr(layouts, "model_copy", lambda model: model)
+    with FakeTensorMode():
+        yield moved(fast)
+
+
+def test_a_model_on_cuda_converts_row_major_images_at_its_edges_alone(fused: nn.Module) -> None:
+    x = torch.empty(2, 3, 12, 12, device="cuda")
+    with Layouts() as rows:
+        expected = fused(x)
+    assert rows.ours == ["conv.default"] * 3 and rows.read == [False] * 3 and not rows.copies
+    layouts.LayoutForward(fused, fused.fastcv_report, "cuda").install()
+    with Layouts() as inside:
+        y = fused(x)
+    assert not vars(fused)["forward"].given_up, fused.fastcv_report.layout_kept
+    assert inside.ours == ["conv.default"] * 3 and inside.read == [True] * 3
+    assert inside.copies == [torch.channels_last, torch.contiguous_format]
+    assert y.device.type == "cuda" and y.shape == expected.shape and y.stride() == expected.stride()
+    with Layouts() as own:  # the user's own layout, and another device than the one that it was tried on
+        last = torch.empty(2, 3, 12, 12, device="cuda", memory_format=torch.channels_last)
+        assert fused(last).is_contiguous(memory_format=torch.channels_last)
+        vars(fused)["forward"].device = "cpu"
+        assert fused(x).is_contiguous()
+    assert not own.copies and own.read == [True] * 3 + [False] * 3
+
+
+def test_whether_a_model_on_cuda_runs_in_channels_last_inside(fused: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stems of three channels are copied in either layout; the ordinary units of float32 arithmetic read both."""
+
+    def why_not(layout: torch.memory_format, precision: int) -> str:
+        x = torch.empty(2, 3, 12, 12, device="cuda", memory_format=layout)
+        monkeypatch.setattr(layouts, "precision_of", lambda t: precision)
+        with Layouts():
+            return layouts.why_not_channels_last(fused, fused.fastcv_report, (x,), {})
+
+    assert why_not(torch.contiguous_format, 1) == ""
+    assert why_not(torch.contiguous_format, 0) == "0 of 3 convolutions read channels_last images as they lie"
+    assert why_not(torch.channels_last, 1) == "the example has no row-major images"
+
+
+def test_random_states_of_the_gpus_of_a_model_and_of_its_input_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append(devices))
+    model = nn.Linear(2, 2)
+    trace.random_states_kept(model, torch.ones(2))
+    with FakeTensorMode():
+        trace.random_states_kept(moved(model), [{"x": torch.empty(2, device="cuda:1")}], "word")
+    assert asked == [[], [0, 1]]
 
 
 def test_optimize_leaves_models_on_old_gpus_alone_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,20 @@ def test_batch_norm_in_evaluation(last: bool) -> None:
     close(y[part], (torchs.batch_norm(exact, mean[channels], var[channels], w[channels], b[channels]) + exact).relu())
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+def test_batch_norm_and_pooling_in_evaluation(last: bool) -> None:
+    x = huge(5, 2**13, 2**8, 2**8, last=last)
+    g = torch.Generator().manual_seed(0)
+    mean, var, w, b = (torch.rand(2**13, generator=g) + 0.5 for _ in range(4))
+    with fastcv.use(batch_norm_max_pool2d="strips_sm80"):
+        y = F.batch_norm_max_pool2d(x, mean, var, w, b, activation="relu", kernel_size=2)
+    end, channels = slice(-1, None), slice(-256, None) if last else slice(-1, None)
+    columns = slice(-16, None) if last else slice(None)
+    exact = x[-1:, channels, -8:, columns].float()
+    whole = torchs.batch_norm(exact, mean[channels], var[channels], w[channels], b[channels]).relu()
+    close(y[end, channels, -4:, -8 if last else 0 :], torchs.max_pool2d(whole, 2))
+
+
 def test_group_norm() -> None:
     x, w, b = huge(80, 2**13, 2**6, 2**6), torch.rand(2**13), torch.rand(2**13)
     with fastcv.use(group_norm="two_pass_sm80"):

@@ -76,6 +76,14 @@ def test_a_row_of_eight_blocks() -> None:
         check("cluster", F.cross_entropy, torch.nn.functional.cross_entropy, x, torch.tensor([98_308]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keeper", ["cluster_sm90", "online_sm80"])
+def test_a_vocabulary_of_256k(keeper: str, dtype: torch.dtype) -> None:
+    x = (3 * torch.randn(2, 2**18, generator=torch.Generator().manual_seed(0))).to(dtype)
+    with fastcv.use(cross_entropy=keeper, cross_entropy_backward=keeper):
+        check(keeper, F.cross_entropy, torch.nn.functional.cross_entropy, x, torch.tensor([2**18 - 1, 7]), label_smoothing=0.1)
+
+
 def test_a_map_of_many_classes_is_read_again() -> None:
     x = torch.randn(2, 40, 5, 3, generator=torch.Generator().manual_seed(0))
     with fastcv.use(cross_entropy="column_sm80"):

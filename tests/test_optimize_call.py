@@ -90,7 +90,7 @@ def test_example_measures_every_module(name: str, mode: str) -> None:
     assert not report.skipped(), report
     assert set(report.errors) == ({"output"} if mode == "inference" else {"output", "gradient"})
     for row in report.rows:
-        assert (row.max_error is None) == (row.op.startswith("folded into") or row.reason.startswith("runs on torch: "))
+        assert (row.max_error is None) == (row.op.startswith(("folded into", "fused into")) or row.reason.startswith("runs on torch: "))
     assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items()) and not ours.training
     check(ours, model)
 

@@ -22,7 +22,7 @@ from fastcv.testing import cases_of, check_case
 
 FAMILIES = {
     "conv": ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv2d_fused"],
-    "norm": ["batch_norm", "batch_norm_act", "group_norm", "layer_norm", "instance_norm", "local_response_norm"],
+    "norm": ["batch_norm", "batch_norm_act", "batch_norm_max_pool2d", "group_norm", "layer_norm", "instance_norm", "local_response_norm"],
     "pool": [
         "max_pool2d",
         "avg_pool2d",

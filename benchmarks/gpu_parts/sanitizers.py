@@ -27,7 +27,7 @@ KEY, LIMIT, JOBS = ("tool", "family"), 130.0, 3
 TOOLS = ("memcheck", "racecheck", "synccheck")
 FAMILIES = {
     "conv": ("conv2d", "conv_transpose2d", "conv2d_fused", "conv1d", "conv3d"),
-    "norm": ("batch_norm", "batch_norm_act", "group_norm", "layer_norm", "local_response_norm"),
+    "norm": ("batch_norm", "batch_norm_act", "batch_norm_max_pool2d", "group_norm", "layer_norm", "local_response_norm"),
     "pool": ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "max_unpool2d", "upsample_bed_of_nails"),
     "loss": ("cross_entropy", "softmax", "nll_loss", "linear_cross_entropy", "multi_margin_loss", "kl_div", "soft_iou_loss"),
     "neighbors": ("cdist", "knn", "nearest"),

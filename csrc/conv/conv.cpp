@@ -1,7 +1,5 @@
 #include "conv/conv.h"
 
-#include <algorithm>
-
 #include "conv/conv_algorithm.h"
 #include "conv/conv_gpu.h"
 #include "conv/conv_phases.h"
@@ -13,23 +11,11 @@ namespace {
 // Direct or Winograd: a model of the cost and of the error of one image's layer. Only the layer counts, never the batch
 // or the threads: results must not depend on those.
 
-// Outputs x taps that meet the image along a dim, both ways.
-int64_t products(const ConvParams& p, int dim) {
-  const int64_t sign = p.transposed ? -1 : 1;  // input = output + sign * (tap * dilation - pad)
-  int64_t sum = 0;
-  for (int64_t tap = 0; tap < p.kernel[dim]; ++tap) {
-    const int64_t shift = sign * (tap * p.dilation[dim] - p.pad[dim]);
-    const int64_t first = std::max<int64_t>(0, -shift), last = std::min(p.out[dim], p.in[dim] - shift);
-    sum += std::max<int64_t>(0, last - first);
-  }
-  return sum;
-}
-
 // Vector multiply-adds per pair of an input and an output channel. What a call spends once, on weights, counts a
 // quarter: as in a batch of four.
 double cost(const ConvParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
-  if (algorithm == Algorithm::direct) return 1.15 * static_cast<double>(products(p, 1) * products(p, 2)) + 10 * 9 / 4.0;
+  if (algorithm == Algorithm::direct) return 1.15 * products(p, p.transposed) + 10 * 9 / 4.0;
   const auto [tiles, points] = winograd_cut(algorithm, p.out, p.dilation);
   // A point of a tile costs its product, its share of the input's transform and its share of the output's.
   return points * (tiles * (1.15 + 8 / k + 6 / c) + 10 / 4.0);
@@ -86,10 +72,7 @@ const char* why_not_small_groups(const ConvParams& p) {
   }
   return nullptr;
 }
-const char* slower_small_groups(const ConvParams& p) {
-  if (p.c < 8) return "is for 8 channels or more in all";
-  return p.groups < p.c && p.stride[2] > 1 ? "is for stride 1, or depthwise" : nullptr;
-}
+const char* slower_small_groups(const ConvParams& p) { return p.c < 8 ? "is for 8 channels or more in all" : nullptr; }
 
 const char* why_not_winograd(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
@@ -332,7 +315,7 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
      FASTCV_LAUNCHERS(conv_igemm_tf32_sm90)},
     {"igemm_tf32x3_sm90a", "sm90a", &why_not_igemm_tf32x3_sm90, &split_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_tf32x3_sm90)},
-    {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &igemm_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
+    {"halo_3x3_sm90a", "sm90a", &why_not_halo_sm90, &halo_gpu_workspace, FASTCV_LAUNCHERS(conv_halo_sm90)},
     {"igemm_phases_sm90a", "sm90a", &why_not_igemm_phases_sm90, &igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_igemm_phases_sm90)},
     {"igemm_pairs_sm80", "sm80", &why_not_igemm_pairs_sm80, &igemm_pairs_gpu_workspace,

@@ -1,5 +1,6 @@
 // Direct or Winograd: what conv.cpp and conv_wgrad.cpp choose among, each by a cost and an accuracy of its own.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace fastcv {
@@ -18,6 +19,22 @@ inline WinogradCut winograd_cut(Algorithm algorithm, const int64_t (&out)[3], co
     tiles *= static_cast<double>(dilation[1 + i] * ((cells + m[i] - 1) / m[i]));
   }
   return {tiles, static_cast<double>((m[0] + 2) * (m[1] + 2))};
+}
+
+// Outputs times taps of a layer of stride 1 that meet the image. backwards: taps lead from an output to earlier inputs.
+template <class Params>
+double products(const Params& p, bool backwards) {
+  double product = 1;
+  for (int dim = 1; dim < 3; ++dim) {
+    int64_t sum = 0;
+    for (int64_t tap = 0; tap < p.kernel[dim]; ++tap) {
+      const int64_t reach = tap * p.dilation[dim] - p.pad[dim], shift = backwards ? -reach : reach;
+      const int64_t first = std::max<int64_t>(0, -shift), last = std::min(p.out[dim], p.in[dim] - shift);
+      sum += std::max<int64_t>(0, last - first);
+    }
+    product *= static_cast<double>(sum);
+  }
+  return product;
 }
 
 // The cheapest that is accurate, for c input and k output channels of a group.

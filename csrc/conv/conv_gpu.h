@@ -84,18 +84,18 @@ inline size_t wgrad_igemm_gpu_workspace(const ConvWgradParams& p) {
 }
 
 // Weight gradient on Hopper's tensor cores: tiles of 128 x 128 (output channels x channels of a tap), or 64 x 256 where
-// output channels are few, over steps of 64 pixels.
+// output channels are few, over steps of 64 pixels. The blocks of a cluster make tiles that stand beside each other.
 struct WgradSm90Plan {
   static constexpr int64_t kSide = 64, kMultiprocessors = 132;
   WgradPlan operands;  // its segments are not these
   int64_t blocks_m, tiles_m, columns, tiles_n, steps, length, segments;
 
-  explicit WgradSm90Plan(const ConvWgradParams& p) : operands(p) {
+  WgradSm90Plan(const ConvWgradParams& p, int64_t cluster) : operands(p) {
     const auto parts = [](int64_t n, int64_t part) { return (n + part - 1) / part; };
     blocks_m = operands.kg > kSide ? 2 : 1;
     tiles_m = parts(operands.kg, blocks_m * kSide);
     columns = operands.taps * parts(operands.padded_c, kSide);
-    tiles_n = parts(columns, 4 / blocks_m);
+    tiles_n = parts(columns, cluster * (4 / blocks_m)) * cluster;
     steps = p.in[1] * p.in[2] == 0 ? 0 : parts(pixels_of(p), kSide);
     length = segment_length(tiles_m * tiles_n, steps);
     segments = steps == 0 ? 0 : parts(steps, length);
@@ -117,8 +117,9 @@ struct WgradSm90Plan {
     return best;
   }
 };
-inline size_t wgrad_sm90_gpu_workspace(const ConvWgradParams& p) {
-  const WgradSm90Plan plan(p);
+template <int64_t cluster>
+size_t wgrad_sm90_gpu_workspace(const ConvWgradParams& p) {
+  const WgradSm90Plan plan(p, cluster);
   const WgradPlan& operands = plan.operands;
   return operands.x_bytes + operands.y_bytes +
          static_cast<size_t>(plan.segments * operands.kg * operands.taps * operands.padded_c) * sizeof(float);
@@ -181,6 +182,16 @@ inline size_t moments_bytes(const ConvParams& p) {
 inline size_t igemm_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan(p);
   return plan.x_bytes + plan.w_bytes + moments_bytes(p);
+}
+
+// 3x3 convolution on tiles of 8 x 16 pixels; for statistics two doubles per output channel and half a tile, its even
+// and its odd lines.
+inline constexpr int64_t kHaloTile[2] = {8, 16};
+inline size_t halo_gpu_workspace(const ConvParams& p) {
+  const IgemmPlan plan(p);
+  const auto tiles = [&](int i) { return (p.out[i + 1] + kHaloTile[i] - 1) / kHaloTile[i]; };
+  const int64_t halves = p.statistics == nullptr ? 0 : p.n * tiles(0) * tiles(1) * 2;
+  return plan.x_bytes + plan.w_bytes + static_cast<size_t>(halves * p.k) * 16;
 }
 
 // Few pixels and a long sum: the sum in segments, so that more blocks share it. Their length, in steps of four chunks,

@@ -13,12 +13,13 @@
 #include "conv/conv_axis.cuh"
 #include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
+#include "conv/conv_statistics.cuh"
 #include "conv/conv_store.cuh"
 
 namespace fastcv::FASTCV_GPU {
 namespace {
 
-constexpr int kLines = 8, kColumns = 16, kHaloLines = kLines + 2, kHaloColumns = kColumns + 2;
+constexpr int kLines = kHaloTile[0], kColumns = kHaloTile[1], kHaloLines = kLines + 2, kHaloColumns = kColumns + 2;
 constexpr int kChannels = 64, kOutputs = 64, kTaps = 9, kGroups = 2, kThreads = 128 * kGroups + 32;
 constexpr int kHaloPixels = kHaloLines * kHaloColumns, kTile = kOutputs * kChannels, kWeights = kTaps * kTile;
 constexpr int kHalo = (kHaloPixels * kChannels * 2 + 1023) / 1024 * 512;  // elements of a stage: whole swizzled tiles
@@ -39,6 +40,7 @@ struct Halo3x3 {
   int pad_h, pad_w, slices, slots, stages;
   Divider by_tiles_h, by_tiles_w;
   bool packs;
+  double* moments = nullptr;  // where statistics are wanted: [tile][even and odd lines][output channel][2]
   Halo3x3(const ConvParams& params, const IgemmPlan& plan)
       : p(params),
         tiles_h((p.out[1] + kLines - 1) / kLines),
@@ -62,6 +64,24 @@ struct Halo3x3 {
     h *= kLines;
     w *= kColumns;
     return image;
+  }
+};
+
+// Of a tile's even or odd lines of 16 columns, one after the other, the pixels that stand in the image.
+struct LineRows {
+  int columns, count;
+  __device__ __forceinline__ LineRows(const Halo3x3& g, int64_t h, int64_t w, int odd)
+      : columns(static_cast<int>(min(g.p.out[2] - w, int64_t{kColumns}))),
+        count((static_cast<int>(min(g.p.out[1] - h, int64_t{kLines})) + 1 - odd) / 2 * columns) {}
+  __device__ __forceinline__ int end() const { return count / columns * kColumns; }
+  __device__ __forceinline__ bool has(int row) const { return row % kColumns < columns; }
+};
+struct HalfTiles {
+  Halo3x3 g;
+  __device__ __forceinline__ int64_t operator()(int64_t half) const {
+    int64_t h, w;
+    g.place(half / 2, h, w);
+    return LineRows(g, h, w, static_cast<int>(half % 2)).count;
   }
 };
 
@@ -135,6 +155,22 @@ __device__ __forceinline__ void store_line(const Halo3x3& g, const float (&d)[kO
     store_channels<S, chunk>(p, pack, k, to);
   }
   __syncwarp();
+}
+
+// The moments of the even or odd lines that the four warps of a group have just stored; `sums` holds them.
+// `barrier`: the group's own.
+template <class S>
+__device__ __forceinline__ void line_moments(const Halo3x3& g, Shared<float> sums, int64_t tile, int odd, int64_t n0,
+                                             int barrier) {
+  int64_t h, w;
+  if (g.moments == nullptr || g.place(tile, h, w) >= g.p.n) return;
+  const LineRows rows(g, h, w, odd);
+  if (rows.count <= 0) return;
+  const auto sync = [&] { sync_threads(barrier, 128); };
+  sync();
+  const int channels = static_cast<int>(min(g.p.k - n0, int64_t{kOutputs}));
+  tile_moments<S, 128, kOutputs>(g.p, sums, kPitch, rows, channels, n0, g.moments + 2 * ((tile * 2 + odd) * g.p.k + n0),
+                                 threadIdx.x % 128, sync);
 }
 
 template <class S>
@@ -212,12 +248,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         slot.forward(1, g.slots);
       }
 
+      const int64_t tile = unit * kGroups + group;
       int64_t h, w;
-      const int64_t image = g.place(unit * kGroups + group, h, w);
+      const int64_t image = g.place(tile, h, w);
       sync_threads(1 + group, 128);  // all four warps have read the images, whose place the sums take
-      const Shared<float> sums = shared_cast<float>(halos + turn.at * kHalo) + warp % 4 * (kColumns * kPitch);
-      store_line<S>(g, upper, sums, image, h + line, w, n0);
-      store_line<S>(g, lower, sums, image, h + line + 1, w, n0);
+      const Shared<float> sums = shared_cast<float>(halos + turn.at * kHalo);
+      const Shared<float> own = sums + warp % 4 * (kColumns * kPitch);
+      store_line<S>(g, upper, own, image, h + line, w, n0);
+      line_moments<S>(g, sums, tile, 0, n0, 1 + group);
+      store_line<S>(g, lower, own, image, h + line + 1, w, n0);
+      line_moments<S>(g, sums, tile, 1, n0, 1 + group);
       publish_shared();  // before the next copy
       __syncwarp();
       if (lane == 0) barrier_arrive(empty + turn.at);
@@ -256,12 +296,17 @@ int run(const ConvParams& p, void* workspace, CUstream_st* stream) {
   weights.box[2] = kOutputs;
   TensorMap image_map, weight_map;
   if (!encode(images, image_map) || !encode(weights, weight_map)) return cudaErrorInvalidValue;
-  const Halo3x3 g(p, plan);
+  Halo3x3 g(p, plan);
+  if (p.statistics != nullptr)
+    g.moments = reinterpret_cast<double*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
   constexpr int64_t kMultiprocessors = 132;
   const int64_t blocks = std::min(g.units, std::max(kMultiprocessors / g.tiles_n, int64_t{1})) * g.tiles_n;
   const size_t shared_bytes = (size_t{2} * kWeights * g.slots) + size_t{2} * kHalo * g.stages;
-  return launch(halo_sm90_kernel<S>, static_cast<unsigned>(blocks), kThreads, shared_bytes, stream, g, image_map,
-                weight_map);
+  const int error = launch(halo_sm90_kernel<S>, static_cast<unsigned>(blocks), kThreads, shared_bytes, stream, g,
+                           image_map, weight_map);
+  if (error != 0 || g.moments == nullptr) return error;
+  return merge_moments(g.moments, p.n * g.tiles_h * g.tiles_w * 2, HalfTiles{g}, p.n * p.out[1] * p.out[2], p.k,
+                       *p.statistics, stream);
 }
 
 }  // namespace

@@ -327,7 +327,7 @@ __global__ void __launch_bounds__(warps_m * warps_n * 32) igemm_kernel(const Ige
     __syncthreads();  // the next tile's copies go where the sums are
     if (g.moments != nullptr) {
       const int64_t k0 = group * g.kg + n0;
-      const int rows = static_cast<int>(min(g.rows - m0, int64_t{tile_m}));
+      const FirstRows rows{static_cast<int>(min(g.rows - m0, int64_t{tile_m}))};
       const int columns = static_cast<int>(min(g.kg - n0, int64_t{tile_n}));
       tile_moments<S, threads, tile_n>(p, sums, pitch, rows, columns, k0, g.moments + 2 * (m0 / tile_m * p.k + k0), t,
                                        [] { __syncthreads(); });

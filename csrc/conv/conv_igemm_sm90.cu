@@ -2,7 +2,6 @@
 // tile to a block, or blocks that stay.
 #include "conv/conv.h"
 
-#include "conv/conv_igemm_sm90.cuh"
 #include "conv/conv_pipeline_sm90.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -17,12 +16,6 @@ int run(const ConvParams& p, int64_t most_blocks, void* workspace, CUstream_st* 
 }
 
 }  // namespace
-
-int multiply_sm90(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, const Steps& y,
-                  CUstream_st* stream) {
-  return p.dtype == DType::bf16 ? multiply_pipeline<Shape<bf16>>(p, plan, x, w, y, stream)
-                                : multiply_pipeline<Shape<f16>>(p, plan, x, w, y, stream);
-}
 
 int conv_igemm_specialised_sm90(const ConvParams& p, void* workspace, CUstream_st* stream) {
   return run(p, INT32_MAX, workspace, stream);

@@ -7,10 +7,17 @@
 
 namespace fastcv::FASTCV_GPU {
 
-template <class Shape>
-__global__ void __launch_bounds__(kGroupThreads*(kGroups + 1), 1)
-    igemm_pipeline_kernel(const Sm90Problem g, const __grid_constant__ TensorMap images,
-                          const __grid_constant__ TensorMap weights) {
+// A convolution, and what a launch makes: one, or several whose units follow each other.
+struct Sm90Call {
+  const Sm90Problem& g;
+  const TensorMap &images, &weights;
+  __device__ __forceinline__ int64_t units() const { return g.units; }
+  // The convolution of a unit, which becomes that one's.
+  __device__ __forceinline__ const Sm90Call& at(int64_t&) const { return *this; }
+};
+
+template <class Shape, class Calls>
+__device__ __forceinline__ void run_pipeline(const Calls& calls) {
   if constexpr (!kHasGroups) {
     trap("needs sm_90a");
   } else {
@@ -38,18 +45,20 @@ __global__ void __launch_bounds__(kGroupThreads*(kGroups + 1), 1)
     if (group == kGroups) {
       registers_give<40>();
       if (t == kGroups * kGroupThreads)
-        for (int64_t unit = first; unit < g.units; unit += apart) {
+        for (int64_t unit = first; unit < calls.units(); unit += apart) {
           int64_t n = unit;
-          const int64_t m = g.by_tiles_n.split(n) * Shape::cluster + rank;
-          const TileCopies<Shape> copies(g, images, weights, m * Shape::pixels, n * Shape::outputs);
-          bring_tile<Shape>(g, copies, shared, full, empty, turn, rank);
+          const Sm90Call& call = calls.at(n);
+          const int64_t m = call.g.by_tiles_n.split(n) * Shape::cluster + rank;
+          const TileCopies<Shape> copies(call.g, call.images, call.weights, m * Shape::pixels, n * Shape::outputs);
+          bring_tile<Shape>(call.g, copies, shared, full, empty, turn, rank);
         }
     } else {
       registers_take<232>();
       const Shared<float> sums =
           shared_cast<float>(shared + Shape::stages * Shape::stage_bytes + group * Shape::slab_bytes);
-      for (int64_t unit = first; unit < g.units; unit += apart) {
+      for (int64_t unit = first; unit < calls.units(); unit += apart) {
         int64_t n = unit;
+        const Sm90Problem& g = calls.at(n).g;
         const int64_t m = g.by_tiles_n.split(n) * Shape::cluster + rank;
         Sums<Shape> d;
         multiply_tile<Shape>(d, g.steps(), shared, full, empty, turn, group, [] {});
@@ -63,43 +72,42 @@ __global__ void __launch_bounds__(kGroupThreads*(kGroups + 1), 1)
   }
 }
 
-using Sm90Kernel = void(const Sm90Problem, const TensorMap, const TensorMap);
+constexpr unsigned kPipelineThreads = kGroupThreads * (kGroups + 1);
 
-// Operands in chunks (conv_gpu.h) to y, whose steps are its own: `kernel` in `most_blocks` blocks or as many as there
-// are tiles.
 template <class Shape>
-int multiply_sm90(Sm90Kernel kernel, unsigned threads, int64_t most_blocks, const ConvParams& p, const IgemmPlan& plan,
-                  const void* x, const void* w, const Steps& y, CUstream_st* stream) {
-  const Sm90Problem g = Sm90Problem::of<Shape>(p, plan, y);
-  TensorMap images, weights;
-  if (!sm90_maps<Shape>(p, plan, g, x, w, images, weights)) return cudaErrorInvalidValue;
-  const int64_t clusters = std::min(g.units, most_blocks / Shape::cluster);
-  return launch_clusters(kernel, static_cast<unsigned>(clusters * Shape::cluster), Shape::cluster, threads,
-                         Shape::shared_bytes, stream, g, images, weights);
+__global__ void __launch_bounds__(kPipelineThreads, 1)
+    igemm_pipeline_kernel(const Sm90Problem g, const __grid_constant__ TensorMap images,
+                          const __grid_constant__ TensorMap weights) {
+  run_pipeline<Shape>(Sm90Call{g, images, weights});
 }
 
-// The same after converting what the copies cannot read.
+using Sm90Kernel = void(const Sm90Problem, const TensorMap, const TensorMap);
+
+// A convolution by `kernel` in `most_blocks` blocks or as many as there are tiles, after converting what the copies
+// cannot read.
 template <class Shape>
 int launch_sm90(Sm90Kernel kernel, unsigned threads, int64_t most_blocks, const ConvParams& p, void* workspace,
                 CUstream_st* stream) {
   const IgemmPlan plan = Shape::parts == 2 ? split_plan(p) : IgemmPlan(p);
   const void *x, *w;
-  const int error = chunked_operands<typename Shape::S, Shape::parts>(p, plan, workspace, x, w, stream);
+  int error = chunked_operands<typename Shape::S, Shape::parts>(p, plan, workspace, x, w, stream);
   if (error != 0) return error;
-  return multiply_sm90<Shape>(kernel, threads, most_blocks, p, plan, x, w, Steps(p.k, p.out, p.channels_last), stream);
+  Sm90Problem g = Sm90Problem::of<Shape>(p, plan, Steps(p.k, p.out, p.channels_last));
+  if (p.statistics != nullptr)
+    g.moments = reinterpret_cast<double*>(static_cast<char*>(workspace) + plan.x_bytes + plan.w_bytes);
+  TensorMap images, weights;
+  if (!sm90_maps<Shape>(p, plan, g, x, w, images, weights)) return cudaErrorInvalidValue;
+  const int64_t clusters = std::min(g.units, most_blocks / Shape::cluster);
+  error = launch_clusters(kernel, static_cast<unsigned>(clusters * Shape::cluster), Shape::cluster, threads,
+                          Shape::shared_bytes, stream, g, images, weights);
+  if (error != 0 || g.moments == nullptr) return error;
+  return merge_moments(g.moments, kLeastTileRows, g.rows, p.k, *p.statistics, stream);
 }
 
 template <class Shape>
 int launch_pipeline(const ConvParams& p, void* workspace, CUstream_st* stream,
                     int64_t most_blocks = kSm90Multiprocessors) {
-  return launch_sm90<Shape>(igemm_pipeline_kernel<Shape>, kGroupThreads * (kGroups + 1), most_blocks, p, workspace,
-                            stream);
-}
-template <class Shape>
-int multiply_pipeline(const ConvParams& p, const IgemmPlan& plan, const void* x, const void* w, const Steps& y,
-                      CUstream_st* stream) {
-  return multiply_sm90<Shape>(igemm_pipeline_kernel<Shape>, kGroupThreads * (kGroups + 1), kSm90Multiprocessors, p,
-                              plan, x, w, y, stream);
+  return launch_sm90<Shape>(igemm_pipeline_kernel<Shape>, kPipelineThreads, most_blocks, p, workspace, stream);
 }
 
 }  // namespace fastcv::FASTCV_GPU

@@ -12,6 +12,7 @@
 #include "conv/conv_axis.cuh"
 #include "conv/conv_chunks.cuh"
 #include "conv/conv_sm90.h"
+#include "conv/conv_statistics.cuh"
 #include "conv/conv_store.cuh"
 
 namespace fastcv::FASTCV_GPU {
@@ -44,6 +45,8 @@ struct Sm90Problem {
   Divider by_tiles_n, by_out_h, by_out_w;
   bool box;    // pixels are copied as they lie
   bool packs;  // y can be written 16 bytes at a time
+  // Where statistics are wanted: of the outputs, kLeastTileRows pixels at a time.
+  double* moments = nullptr;
 
   template <class Shape>
   static Sm90Problem of(const ConvParams& p, const IgemmPlan& plan, const Steps& y) {
@@ -271,12 +274,14 @@ __device__ __forceinline__ void multiply_tile(Sums<Shape>& d, int steps, Shared<
 }
 
 // A group's sums to y, 64 x 64 at a time through shared memory, so that neighbouring threads write neighbouring
-// elements. `barrier`: a named barrier of the group's own.
+// elements; and, where they are wanted, the moments of each 64 x 64, which are the same in every tile. `barrier`: a
+// named barrier of the group's own.
 template <class Shape>
 __device__ __forceinline__ void store_tile(const Sm90Problem& g, const Sums<Shape>& d, int64_t m_first, int64_t n_first,
                                            Shared<float> sums, int barrier) {
   using S = typename Shape::S;
   using Two = Pack<float, 2>;
+  static_assert(kLeastTileRows == 64);
   constexpr int chunk = 16 / sizeof(S), pitch = Shape::pitch;
   const ConvParams& p = g.p;
   const int t = threadIdx.x % 128, lane = t % 32, row = t / 32 * 16 + lane / 4;
@@ -317,6 +322,13 @@ __device__ __forceinline__ void store_tile(const Sm90Problem& g, const Sums<Shap
         for (int j = 0; j < 4; ++j) pack[e + j] = four.at[j];
       }
       store_channels<S, chunk>(p, pack, k, to);
+    }
+    if (g.moments != nullptr) {
+      const FirstRows rows{static_cast<int>(min(g.rows - m0, kLeastTileRows))};
+      const int channels = static_cast<int>(min(p.k - n0, int64_t{Shape::slab}));
+      tile_moments<S, 128, Shape::slab>(p, sums, pitch, rows, channels, n0,
+                                        g.moments + 2 * (m0 / kLeastTileRows * p.k + n0), t,
+                                        [&] { sync_threads(barrier, 128); });
     }
   }
 }

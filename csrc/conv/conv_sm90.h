@@ -60,7 +60,7 @@ inline IgemmPlan split_plan(const ConvParams& p) {
 }
 inline size_t split_gpu_workspace(const ConvParams& p) {
   const IgemmPlan plan = split_plan(p);
-  return plan.x_bytes + plan.w_bytes;
+  return plan.x_bytes + plan.w_bytes + moments_bytes(p);
 }
 
 #define FASTCV_CONV_KERNELS(gpu)                                                                             \

@@ -18,7 +18,10 @@ const char* why_not_bf16(const ConvWgradParams& p) {
 // Vector multiply-adds per pair of an input and an output channel.
 double cost(const ConvWgradParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.in_channels / p.groups), k = static_cast<double>(p.out_channels / p.groups);
-  if (algorithm == Algorithm::direct) return 1.15 * 9 * static_cast<double>(p.batch * p.out[1] * p.out[2]);
+  if (algorithm == Algorithm::direct) {
+    const double all = 9 * static_cast<double>(p.out[1] * p.out[2]), inside = products(p, false);
+    return 1.15 * static_cast<double>(p.batch) * (c >= 32 && inside < 0.9 * all ? inside : all);
+  }
   const auto [cut, points] = winograd_cut(algorithm, p.out, p.dilation);
   const double tiles = cut * static_cast<double>(p.batch);
   // A point of a tile costs its product and its shares of both transforms, a point alone its sums' transform.
@@ -66,12 +69,39 @@ const char* why_not_winograd(const ConvWgradParams& p) {
   return nullptr;
 }
 
+template <int vector_bytes>
+const char* why_not_small_groups(const ConvWgradParams& p) {
+  const int64_t group = p.in_channels / p.groups, vector = vector_bytes / (p.dtype == DType::f64 ? 8 : 4);
+  if (p.in_channels != p.out_channels) return "needs as many output channels as input channels";
+  if (group < 2 || group > vector || vector % group != 0)
+    return "needs groups of 2, 4 or more channels, of which a vector holds one or several";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.batch * p.out[1] * p.out[2] == 0) return "needs at least one pixel";
+  constexpr int64_t kLimit = 1 << 14;  // vectors
+  for (int i = 1; i < 3; ++i)
+    if (p.out[i] > kLimit || p.stride[i] > kLimit || p.dilation[i] > kLimit || p.kernel[i] > 128)
+      return "needs input rows under the kernel that fit into cache";
+  const int64_t columns = (p.out[2] - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1;
+  const int64_t lines = (p.kernel[1] - 1) * p.dilation[1] + 1;
+  return columns * lines > kLimit ? "needs input rows under the kernel that fit into cache" : nullptr;
+}
+
+const char* slower_small_groups(const ConvWgradParams& p) {
+  return why_not_winograd(p) == nullptr && best(p) != Algorithm::direct ? "another algorithm costs less" : nullptr;
+}
+
 #define FASTCV_WINOGRAD(name, isa)                                                                 \
   {#name "_f32_" #isa,      Isa::isa,      &why_not_winograd, &isa::conv_wgrad_##name##_workspace, \
    &isa::conv_wgrad_##name, slower_##name, nullptr,           inexact_##name}
-#define FASTCV_ROWS(isa)                                                                                     \
+#define FASTCV_ROWS(isa, vector_bytes)                                                                       \
   {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace,    \
    &isa::conv_wgrad_depthwise},                                                                              \
+      {"small_groups_" #isa,                                                                                 \
+       Isa::isa,                                                                                             \
+       &why_not_small_groups<vector_bytes>,                                                                  \
+       &isa::conv_wgrad_small_groups_workspace,                                                              \
+       &isa::conv_wgrad_small_groups,                                                                        \
+       &slower_small_groups},                                                                                \
       FASTCV_WINOGRAD(winograd4, isa), FASTCV_WINOGRAD(winograd4x2, isa), FASTCV_WINOGRAD(winograd2, isa), { \
     "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                            \
   }
@@ -81,10 +111,10 @@ constexpr Variant<ConvWgradParams> kRows[] = {
     {"gemm_bf16_amx", Isa::amx, &why_not_bf16, &amx::conv_wgrad_bf16_workspace, &amx::conv_wgrad_bf16},
     {"gemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16, &avx512bf16::conv_wgrad_bf16_workspace,
      &avx512bf16::conv_wgrad_bf16},
-    FASTCV_ROWS(avx512),
-    FASTCV_ROWS(avx2),
+    FASTCV_ROWS(avx512, 64),
+    FASTCV_ROWS(avx2, 32),
 #endif
-    FASTCV_ROWS(portable),
+    FASTCV_ROWS(portable, 16),
 #if defined(__x86_64__)
     // Behind a row that takes everything: never taken unless asked for.
     {"gemm_bf16_amxmodel_avx512", Isa::avx512, &why_not_bf16, &amxmodel::conv_wgrad_bf16_workspace,
@@ -143,7 +173,10 @@ constexpr GpuVariant<ConvWgradParams> kGpuRows[] = {
     // TMA does has not been seen on a GPU.
     {"igemm_tf32x3_sm80", "sm80", &why_not_igemm_tf32x3_sm80, &wgrad_igemm_gpu_workspace,
      FASTCV_LAUNCHERS(conv_wgrad_igemm_tf32x3)},
-    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace, FASTCV_LAUNCHERS(conv_wgrad_igemm_sm90)},
+    {"igemm_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace<1>,
+     FASTCV_LAUNCHERS(conv_wgrad_igemm_sm90)},
+    {"igemm_multicast_sm90a", "sm90a", &why_not_igemm_sm90, &wgrad_sm90_gpu_workspace<2>,
+     FASTCV_LAUNCHERS(conv_wgrad_igemm_multicast_sm90)},
 };
 
 }  // namespace

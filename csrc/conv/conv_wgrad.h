@@ -57,16 +57,18 @@ void conv_wgrad_ref(const ConvWgradParams&, const Exec&);
 #define FASTCV_CONV_WGRAD_WINOGRAD(name)                             \
   size_t conv_wgrad_##name##_workspace(const ConvWgradParams&, int); \
   void conv_wgrad_##name(const ConvWgradParams&, const Exec&);
-#define FASTCV_CONV_WGRAD(isa)                                        \
-  namespace isa {                                                     \
-  size_t conv_wgrad_workspace(const ConvWgradParams&, int);           \
-  void conv_wgrad(const ConvWgradParams&, const Exec&);               \
-  FASTCV_CONV_WGRAD_WINOGRAD(winograd4)                               \
-  FASTCV_CONV_WGRAD_WINOGRAD(winograd4x2)                             \
-  FASTCV_CONV_WGRAD_WINOGRAD(winograd2)                               \
-  const char* conv_wgrad_depthwise_why_not(const ConvWgradParams&);   \
-  size_t conv_wgrad_depthwise_workspace(const ConvWgradParams&, int); \
-  void conv_wgrad_depthwise(const ConvWgradParams&, const Exec&);     \
+#define FASTCV_CONV_WGRAD(isa)                                           \
+  namespace isa {                                                        \
+  size_t conv_wgrad_workspace(const ConvWgradParams&, int);              \
+  void conv_wgrad(const ConvWgradParams&, const Exec&);                  \
+  FASTCV_CONV_WGRAD_WINOGRAD(winograd4)                                  \
+  FASTCV_CONV_WGRAD_WINOGRAD(winograd4x2)                                \
+  FASTCV_CONV_WGRAD_WINOGRAD(winograd2)                                  \
+  const char* conv_wgrad_depthwise_why_not(const ConvWgradParams&);      \
+  size_t conv_wgrad_depthwise_workspace(const ConvWgradParams&, int);    \
+  void conv_wgrad_depthwise(const ConvWgradParams&, const Exec&);        \
+  size_t conv_wgrad_small_groups_workspace(const ConvWgradParams&, int); \
+  void conv_wgrad_small_groups(const ConvWgradParams&, const Exec&);     \
   }
 FASTCV_CONV_WGRAD(portable)
 FASTCV_CONV_WGRAD(avx2)
@@ -83,13 +85,14 @@ FASTCV_CONV_WGRAD_BF16(amx, )
 FASTCV_CONV_WGRAD_BF16(amxmodel, FASTCV_IF_LINKED)
 #undef FASTCV_CONV_WGRAD_BF16
 
-#define FASTCV_CONV_WGRAD(gpu)                                                                                \
-  namespace gpu {                                                                                             \
-  FASTCV_IF_LINKED int conv_wgrad_igemm(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_wgrad_igemm_tf32x3(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
-  FASTCV_IF_LINKED int conv_wgrad_igemm_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream);   \
-  FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);        \
-  FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream);    \
+#define FASTCV_CONV_WGRAD(gpu)                                                                                        \
+  namespace gpu {                                                                                                     \
+  FASTCV_IF_LINKED int conv_wgrad_igemm(const ConvWgradParams&, void* workspace, CUstream_st* stream);                \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_multicast_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream); \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_tf32x3(const ConvWgradParams&, void* workspace, CUstream_st* stream);         \
+  FASTCV_IF_LINKED int conv_wgrad_igemm_sm90(const ConvWgradParams&, void* workspace, CUstream_st* stream);           \
+  FASTCV_IF_LINKED int conv_wgrad_tiled(const ConvWgradParams&, void* workspace, CUstream_st* stream);                \
+  FASTCV_IF_LINKED int conv_wgrad_depthwise(const ConvWgradParams&, void* workspace, CUstream_st* stream);            \
   }
 FASTCV_CONV_WGRAD(cuda)
 FASTCV_CONV_WGRAD(emulated)

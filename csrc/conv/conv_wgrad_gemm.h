@@ -8,7 +8,9 @@
 // Chunks are grouped into parts with sums of their own, in number a function of the geometry only; the parts are added
 // in order at the end. With matrix tiles the micro-kernel is that of conv_amx.h and A is [row][step]. Columns run over
 // (offset, channel) for a channels_last input and over (channel, offset) otherwise: the order in which the input is
-// read, and in which the weight of the same layout is written.
+// read, and in which the weight of the same layout is written. Where many offsets lead outside the image, as dilated
+// ones of small maps do, columns run over (offset, channel) too, and a panel leaves out the pixels that its offset has
+// no input for.
 #pragma once
 #include "conv/conv_plan.h"
 #include "conv/conv_wgrad.h"
@@ -30,6 +32,8 @@ constexpr int64_t kBlockRows = 512;  // output channels packed at once: with kCh
 constexpr int64_t kMinPart = 8;      // chunks: a shorter part would spend its time on the sum of the parts
 constexpr int64_t kEnoughItems = 64;
 constexpr int64_t kMaxPartBytes = 4 << 20;
+constexpr int64_t kRunCost = 4;          // steps that the registers of one more run of steps cost
+constexpr int64_t kEnoughOutside = 128;  // steps outside the image, on the average of all offsets, worth leaving out
 
 // Pixel by pixel, widened to the type of the sums.
 template <class Storage>
@@ -55,6 +59,25 @@ struct PlainSteps {
   FASTCV_INLINE Vec<T> multiply_add(Vec<E> a, Vec<E> b, Vec<T> sum) { return fma(a, b, sum); }
 };
 
+// The range of q for which 0 <= q * stride + offset <= last.
+struct Span {
+  int64_t begin, end;
+};
+FASTCV_INLINE Span inside(int64_t offset, int64_t stride, int64_t last) {
+  const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride);
+  return {begin, last < offset ? begin : most(begin, (last - offset) / stride + 1)};
+}
+
+// The share of the pairs of an output and a kernel offset along a dim that meet the input.
+inline double share_inside(const ConvWgradParams& p, int dim) {
+  int64_t met = 0;
+  for (int64_t r = 0; r < p.kernel[dim]; ++r) {
+    const Span q = inside(r * p.dilation[dim] - p.pad[dim], p.stride[dim], p.in[dim] - 1);
+    met += most(0, least(q.end, p.out[dim]) - q.begin);
+  }
+  return static_cast<double>(met) / static_cast<double>(most(1, p.kernel[dim] * p.out[dim]));
+}
+
 // What follows from the geometry and the product.
 template <class Q>
 struct Plan {
@@ -65,6 +88,7 @@ struct Plan {
   ConvWgradParams p;
   int64_t cg, kg, taps, columns, image_steps;
   int64_t plane, steps, row_panels, row_blocks, column_panels, column_blocks, chunks, parts;
+  bool skips, by_offset;  // a panel is of one offset and leaves pixels out; columns run over (offset, channel)
 
   Plan(const ConvWgradParams& params, int threads) : p(params) {
     bool pointwise = true;
@@ -84,6 +108,9 @@ struct Plan {
     row_panels = ceil_div(kg, Q::kRows);
     row_blocks = ceil_div(kg, kBlockRows);
     column_panels = ceil_div(columns, panel);
+    const double outside = 1 - share_inside(p, 0) * share_inside(p, 1) * share_inside(p, 2);
+    skips = Q::kPair == 1 && cg % panel == 0 && outside > 0.1 && outside * static_cast<double>(steps) > kEnoughOutside;
+    by_offset = p.input_channels_last || skips;
     chunks = most(ceil_div(steps, kChunk), least(kFewChunks, ceil_div(steps, kShortChunk)));
     const int64_t items = most(1, p.groups * row_blocks * column_panels);
     const int64_t bytes = most(1, p.out_channels * columns * static_cast<int64_t>(sizeof(T)));
@@ -314,8 +341,9 @@ void pack_b_row_major(const Plan<Q>& plan, int64_t group, int64_t column, int ve
         continue;
       }
       for_images(plan, first, n, [&](int64_t image, int64_t pixel, int64_t pixels, int64_t at) {
-        gather_column<Q>(plan.p, group * plan.cg + j / plan.taps, j % plan.taps, image, pixel, pixels,
-                         row + at * Q::kPair);
+        const int64_t c = plan.by_offset ? j % plan.cg : j / plan.taps;
+        const int64_t tap = plan.by_offset ? j / plan.cg : j % plan.taps;
+        gather_column<Q>(plan.p, group * plan.cg + c, tap, image, pixel, pixels, row + at * Q::kPair);
         for (int64_t i = pixels; i % Q::kPair != 0; ++i) row[at * Q::kPair + i] = G{};
       });
     }
@@ -368,14 +396,42 @@ void multiply(const E* a, const E* b, int64_t n, T* out, bool add) {
     }
 }
 
+// a_step, out_step: from one panel of rows to the next.
 template <class Q, class T = typename Q::T, class E = typename Q::E>
-void multiply_panel(const E* a, const E* b, int64_t n, int vectors, int64_t row_panels, T* out, int64_t out_step,
-                    bool add) {
-  for (int64_t r = 0; r < row_panels; ++r, a += n * Q::kRows, out += out_step) {
+void multiply_panel(const E* a, int64_t a_step, const E* b, int64_t n, int vectors, int64_t row_panels, T* out,
+                    int64_t out_step, bool add) {
+  for (int64_t r = 0; r < row_panels; ++r, a += a_step, out += out_step) {
     if (vectors == 1) multiply<Q, 1>(a, b, n, out, add);
     else if (vectors == kVectors) multiply<Q, kVectors>(a, b, n, out, add);
     else multiply<Q, 2>(a, b, n, out, add);
   }
+}
+
+// f(at, length): the steps among [first, first + n) that a kernel offset has an input for, in runs: of whole rows, or
+// of a part of each where that is less work.
+template <class Q, class F>
+void for_inside(const Plan<Q>& plan, int64_t tap, int64_t first, int64_t n, F&& f) {
+  const ConvWgradParams& p = plan.p;
+  const int64_t s = tap % p.kernel[2], r = tap / p.kernel[2] % p.kernel[1], t = tap / p.kernel[2] / p.kernel[1];
+  const Span across = inside(s * p.dilation[2] - p.pad[2], p.stride[2], p.in[2] - 1);
+  const bool narrow = least(across.end, p.out[2]) - across.begin + kRunCost < p.out[2];
+  int64_t begin = 0, end = 0;  // of the run that still grows
+  for_images(plan, first, n, [&](int64_t, int64_t pixel, int64_t pixels, int64_t image_at) {
+    for_rows(p, pixel, pixels, [&](int64_t depth, int64_t row, int64_t q, int64_t length, int64_t at) {
+      const int64_t d = depth * p.stride[0] - p.pad[0] + t * p.dilation[0];
+      const int64_t h = row * p.stride[1] - p.pad[1] + r * p.dilation[1];
+      if (d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1]) return;
+      const int64_t from = narrow ? most(q, across.begin) : q, to = narrow ? least(q + length, across.end) : q + length;
+      if (from >= to) return;
+      const int64_t start = image_at + at + from - q;
+      if (start != end) {
+        if (begin < end) f(begin, end - begin);
+        begin = start;
+      }
+      end = start + to - from;
+    });
+  });
+  if (begin < end) f(begin, end - begin);
 }
 
 template <class Q, class T = typename Q::T>
@@ -398,6 +454,11 @@ void run_item(const Plan<Q>& plan, int64_t item, T* partial, T* scratch) {
   auto* gathered = reinterpret_cast<typename Q::G*>(b + Plan<Q>::panel * kChunk);
   T* tiles = partial + part * plan.part_elements() +
              (group * plan.row_panels + first_row / Q::kRows) * plan.column_panels * Plan<Q>::tile;
+  const int64_t out_step = plan.column_panels * Plan<Q>::tile;
+  if (plan.skips)
+    for (int64_t r = 0; r < ceil_div(rows, Q::kRows); ++r)
+      __builtin_memset(tiles + first_panel * Plan<Q>::tile + r * out_step, 0,
+                       (last_panel - first_panel) * Plan<Q>::tile * sizeof(T));
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t first = plan.steps * chunk / plan.chunks, n = plan.steps * (chunk + 1) / plan.chunks - first;
     const int64_t channel = group * plan.kg + first_row;
@@ -407,13 +468,24 @@ void run_item(const Plan<Q>& plan, int64_t item, T* partial, T* scratch) {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * Plan<Q>::panel;
       const int vectors = static_cast<int>(least(kVectors, ceil_div(plan.columns - column, w)));
-      if (p.input_channels_last) pack_b_channels_last(plan, group, column, vectors, first, n, b, gathered);
-      else pack_b_row_major(plan, group, column, vectors, first, n, b, gathered);
       T* out = tiles + panel * Plan<Q>::tile;
-      const int64_t out_step = plan.column_panels * Plan<Q>::tile;
-      if constexpr (Q::kTiles)
-        Q::multiply_panel(a, b, n, vectors, ceil_div(rows, Q::kRows), out, out_step, chunk > first_chunk);
-      else multiply_panel<Q>(a, b, n, vectors, ceil_div(rows, Q::kRows), out, out_step, chunk > first_chunk);
+      const auto pack_b = [&](int64_t from, int64_t steps) {
+        if (p.input_channels_last) pack_b_channels_last(plan, group, column, vectors, from, steps, b, gathered);
+        else pack_b_row_major(plan, group, column, vectors, from, steps, b, gathered);
+      };
+      const int64_t row_panels = ceil_div(rows, Q::kRows);
+      if constexpr (Q::kTiles) {
+        pack_b(first, n);
+        Q::multiply_panel(a, b, n, vectors, row_panels, out, out_step, chunk > first_chunk);
+      } else if (plan.skips) {
+        for_inside(plan, column / plan.cg, first, n, [&](int64_t at, int64_t steps) {
+          pack_b(first + at, steps);
+          multiply_panel<Q>(a + at * Q::kRows, n * Q::kRows, b, steps, vectors, row_panels, out, out_step, true);
+        });
+      } else {
+        pack_b(first, n);
+        multiply_panel<Q>(a, n * Q::kRows, b, n, vectors, row_panels, out, out_step, chunk > first_chunk);
+      }
     }
   }
 }
@@ -434,7 +506,7 @@ void finish_row(const Plan<Q>& plan, int64_t k, const T* partial, T* row) {
     store(row + j, sum);
   }
   S* out = static_cast<S*>(p.grad_weight) + k * plan.columns;
-  if (p.input_channels_last == p.weight_channels_last || plan.cg == 1 || plan.taps == 1) {
+  if (plan.by_offset == p.weight_channels_last || plan.cg == 1 || plan.taps == 1) {
     int64_t j = 0;
     for (; j + w <= plan.columns; j += w) store(out + j, load(row + j));
     if (j < plan.columns) {
@@ -442,7 +514,7 @@ void finish_row(const Plan<Q>& plan, int64_t k, const T* partial, T* row) {
       store_n(out + j, load(row + j), left);
     }
   } else {
-    const int64_t inner = p.input_channels_last ? plan.cg : plan.taps, outer = plan.columns / inner;
+    const int64_t inner = plan.by_offset ? plan.cg : plan.taps, outer = plan.columns / inner;
     for (int64_t i = 0; i < inner; ++i)
       for (int64_t o = 0; o < outer; ++o) store_one(out + i * outer + o, row[o * inner + i]);
   }

@@ -7,9 +7,13 @@
 // either operand, the gradient's as it lies, the input's by im2col at its column's tap. A full barrier says that a
 // step's copies have landed, an empty one that both groups are done with it. Segments are written in float and added up
 // in their order by a second kernel.
+//
+// In a cluster two blocks make tiles beside each other, of the same output channels: each copies the gradients of half
+// of a step's pixels to both, and a stage is empty when the groups of both are done with it.
 #include "conv/conv_wgrad.h"
 
 #include "common/divide.cuh"
+#include "common/ptx_cluster.cuh"
 #include "common/ptx_wgmma_transposed.cuh"
 #include "conv/conv_chunks.cuh"
 #include "conv/conv_gpu.h"
@@ -22,24 +26,26 @@ constexpr int kSide = Plan::kSide, kGroups = 2, kThreads = 128 * kGroups + 32, k
 constexpr int kBlock = kSide * kSide, kBlockBytes = kBlock * 2;  // 64 channels of 64 pixels
 constexpr int kColumns = 2 * kSide;                              // of a group
 
-// The tile: rows, columns and steps in flight, all but the last in blocks of 64.
-template <int blocks_m>
+// The tile: rows, columns and steps in flight, all but the last in blocks of 64. `share`: the pixels of a step whose
+// gradients a block of the cluster copies.
+template <int blocks_m, int cluster>
 struct Tile {
-  static constexpr int m = blocks_m, n = 4 / blocks_m, blocks = m + n, stages = 24 / blocks;
+  static constexpr int m = blocks_m, n = 4 / blocks_m, blocks = m + n, stages = 24 / blocks, share = kSide / cluster;
   static constexpr size_t shared_bytes = size_t{stages} * blocks * kBlockBytes;
   static_assert(shared_bytes <= 227 * 1024);
 };
 
 struct IgemmWgradSm90 {
   float* partial;  // [segment][output channel][tap][channel, padded]
-  int64_t tiles, kg, taps, padded_c;
+  int64_t units;   // clusters' worth of tiles, of all segments
+  int64_t kg, taps, padded_c;
   int columns, steps_c, steps, length;  // 64 channels of a tap: all, of a tap; 64 pixels: all, of a segment
   int kernel_w, pad_h, pad_w, stride_h, stride_w, dilation_h, dilation_w;
-  Divider by_tiles_m, by_tiles_n, by_out_h, by_out_w;
+  Divider by_tiles_m, by_clusters_n, by_out_h, by_out_w;
 
-  IgemmWgradSm90(const ConvWgradParams& p, const Plan& plan, void* sums)
+  IgemmWgradSm90(const ConvWgradParams& p, const Plan& plan, int cluster, void* sums)
       : partial(static_cast<float*>(sums)),
-        tiles(plan.tiles_m * plan.tiles_n * plan.segments),
+        units(plan.tiles_m * (plan.tiles_n / cluster) * plan.segments),
         kg(plan.operands.kg),
         taps(plan.operands.taps),
         padded_c(plan.operands.padded_c),
@@ -55,7 +61,7 @@ struct IgemmWgradSm90 {
         dilation_h(static_cast<int>(p.dilation[1])),
         dilation_w(static_cast<int>(p.dilation[2])),
         by_tiles_m(plan.tiles_m),
-        by_tiles_n(plan.tiles_n),
+        by_clusters_n(plan.tiles_n / cluster),
         by_out_h(p.out[1]),
         by_out_w(p.out[2]) {}
 };
@@ -72,14 +78,26 @@ struct Turn {
   }
 };
 
-template <class S, int blocks_m>
+// This warp is done with a stage.
+template <int cluster>
+__device__ __forceinline__ void release(Shared<uint64_t> empty) {
+  if (threadIdx.x % 32 != 0) return;
+  if constexpr (cluster == 1) {
+    barrier_arrive(empty);
+  } else {
+#pragma unroll
+    for (unsigned rank = 0; rank < cluster; ++rank) barrier_arrive_at(empty, rank);
+  }
+}
+
+template <class S, int blocks_m, int cluster>
 __global__ void __launch_bounds__(kThreads, 1)
     wgrad_igemm_sm90_kernel(const IgemmWgradSm90 g, const __grid_constant__ TensorMap images,
                             const __grid_constant__ TensorMap gradients) {
   if constexpr (!kHasGroups) {
     trap("needs sm_90a");
   } else {
-    using T = Tile<blocks_m>;
+    using T = Tile<blocks_m, cluster>;
     FASTCV_DYNAMIC_SHARED(uint16_t, shared);
     FASTCV_SHARED(uint64_t, full, T::stages);
     FASTCV_SHARED(uint64_t, empty, T::stages);
@@ -87,22 +105,29 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (t == 0) {
       for (int i = 0; i < T::stages; ++i) {
         barrier_init(full + i, 1);
-        barrier_init(empty + i, kGroups * 4);
+        barrier_init(empty + i, kGroups * 4 * cluster);
       }
       barriers_ready();
     }
-    __syncthreads();
+    unsigned rank = 0;
+    if constexpr (cluster > 1) {
+      rank = cluster_rank();
+      cluster_sync();
+    } else {
+      __syncthreads();
+    }
 
     Turn<T::stages> turn;
-    for (int64_t tile = blockIdx.x; tile < g.tiles; tile += gridDim.x) {
-      int64_t row = tile;  // tiles of one segment run together: they read the same pixels
+    for (int64_t unit = blockIdx.x / cluster; unit < g.units; unit += gridDim.x / cluster) {
+      int64_t row = unit;  // tiles of one segment run together: they read the same pixels
       int64_t column = g.by_tiles_m.split(row);
-      const int64_t segment = g.by_tiles_n.split(column);
-      const int m0 = static_cast<int>(row) * T::m, n0 = static_cast<int>(column) * T::n;
+      const int64_t segment = g.by_clusters_n.split(column);
+      const int m0 = static_cast<int>(row) * T::m;
+      const int n0 = (static_cast<int>(column) * cluster + static_cast<int>(rank)) * T::n;
       const int begin = static_cast<int>(segment) * g.length, end = min(begin + g.length, g.steps);
 
       if (group == kGroups) {
-        if (lane != 0) return;
+        if (lane != 0) break;
         int channel[T::n], off_h[T::n], off_w[T::n];
 #pragma unroll
         for (int j = 0; j < T::n; ++j) {  // beyond the last column: channels that are not there, so zeros
@@ -117,12 +142,19 @@ __global__ void __launch_bounds__(kThreads, 1)
           const int image = static_cast<int>(g.by_out_h.split(h));
           const int at_h = static_cast<int>(h) * g.stride_h - g.pad_h;
           const int at_w = static_cast<int>(w) * g.stride_w - g.pad_w;
-          barrier_wait(empty + turn.stage, turn.parity ^ 1);
+          if constexpr (cluster == 1) barrier_wait(empty + turn.stage, turn.parity ^ 1);
+          else barrier_wait_cluster(empty + turn.stage, turn.parity ^ 1);
           const Shared<uint16_t> to = shared + turn.stage * T::blocks * kBlock;
           barrier_expect(full + turn.stage, T::blocks * kBlockBytes);
 #pragma unroll
-          for (int i = 0; i < T::m; ++i)
-            copy_tile_3d(to + i * kBlock, gradients, (m0 + i) * kSide, step * kSide, 0, full + turn.stage);
+          for (int i = 0; i < T::m; ++i) {
+            const int first = static_cast<int>(rank) * T::share, channels = (m0 + i) * kSide;
+            const Shared<uint16_t> rows = to + (i * kBlock + first * kSide);
+            if constexpr (cluster == 1) copy_tile_3d(rows, gradients, channels, step * kSide, 0, full + turn.stage);
+            else
+              copy_tile_3d_multicast(rows, gradients, channels, step * kSide + first, 0, full + turn.stage,
+                                     (1u << cluster) - 1);
+          }
 #pragma unroll
           for (int j = 0; j < T::n; ++j)
             copy_im2col_4d(to + (T::m + j) * kBlock, images, channel[j], at_w, at_h, image, off_w[j], off_h[j],
@@ -132,28 +164,27 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
 
       const int m = blocks_m == 2 ? group : 0, n = blocks_m == 2 ? 0 : 2 * group;  // this group's first blocks
-      const bool busy = (m0 + m) * kSide < g.kg && n0 + n < g.columns;
-      float d[kColumns / 2] = {};
+      float d[kColumns / 2];
       int before = 0;  // the stage that the step before this one read
       for (int step = begin; step < end; ++step, turn.next()) {
         barrier_wait(full + turn.stage, turn.parity);
-        if (busy) {
-          const Shared<uint16_t> from = shared + turn.stage * T::blocks * kBlock;
-          const uint64_t a = operand_transposed(from + m * kBlock, kBlockBytes);
-          const uint64_t b = operand_transposed(from + (T::m + n) * kBlock, kBlockBytes);
-          group_begin();
+        const Shared<uint16_t> from = shared + turn.stage * T::blocks * kBlock;
+        const uint64_t a = operand_transposed(from + m * kBlock, kBlockBytes);
+        const uint64_t b = operand_transposed(from + (T::m + n) * kBlock, kBlockBytes);
+        group_begin();
 #pragma unroll
-          for (int k = 0; k < kSide / 16; ++k)
-            multiply_group_transposed<S, kColumns>(d, a + 128 * k, b + 128 * k, step > begin || k > 0);
-          group_commit();
-          group_wait<1>();
-        }
-        if (step > begin && lane == 0) barrier_arrive(empty + before);
+        for (int k = 0; k < kSide / 16; ++k)
+          multiply_group_transposed<S, kColumns>(d, a + 128 * k, b + 128 * k, step > begin || k > 0);
+        group_commit();
+        group_wait<1>();
+        if (step > begin) release<cluster>(empty + before);
         before = turn.stage;
       }
       group_wait<0>();
-      if (lane == 0) barrier_arrive(empty + before);
-      if (!busy) continue;
+      release<cluster>(empty + before);
+      // What lies outside was multiplied too: products that only some groups make, the compiler would have wait for
+      // each other.
+      if ((m0 + m) * kSide >= g.kg) continue;
 
 #pragma unroll
       for (int block = 0; block < 2; ++block) {
@@ -172,6 +203,10 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
+    }
+    if constexpr (cluster > 1) {
+      __syncwarp();
+      cluster_sync();  // no block leaves while the other copies to it or arrives at its barriers
     }
   }
 }
@@ -223,8 +258,8 @@ TensorTile image_tile(const ConvWgradParams& p, const void* x, int64_t padded) {
   return tile;
 }
 
-// The gradient as one long image: [pixel][channel].
-TensorTile gradient_tile(const ConvWgradParams& p, const void* grad, int64_t padded) {
+// The gradient as one long image: [pixel][channel]; `pixels` of a copy.
+TensorTile gradient_tile(const ConvWgradParams& p, const void* grad, int64_t padded, uint32_t pixels) {
   TensorTile tile{};
   tile.base = grad;
   tile.dtype = p.dtype;
@@ -234,34 +269,36 @@ TensorTile gradient_tile(const ConvWgradParams& p, const void* grad, int64_t pad
   tile.size[2] = 1;
   tile.stride[0] = tile.size[0] * 2;
   tile.stride[1] = tile.stride[0] * tile.size[1];
-  tile.box[0] = tile.box[1] = kSide;
+  tile.box[0] = kSide;
+  tile.box[1] = pixels;
   tile.box[2] = 1;
   return tile;
 }
 
-template <class S, int blocks_m>
+template <class S, int blocks_m, int cluster>
 int multiply(const ConvWgradParams& p, const Plan& plan, const S* x, const S* grad, void* partial,
              CUstream_st* stream) {
+  using T = Tile<blocks_m, cluster>;
   TensorMap images, gradients;
   if (!encode(image_tile(p, x, plan.operands.padded_c), images) ||
-      !encode(gradient_tile(p, grad, plan.operands.padded_k), gradients))
+      !encode(gradient_tile(p, grad, plan.operands.padded_k, T::share), gradients))
     return cudaErrorInvalidValue;
-  const IgemmWgradSm90 g(p, plan, partial);
-  const auto blocks = static_cast<unsigned>(std::min(g.tiles, Plan::kMultiprocessors));
-  return launch(wgrad_igemm_sm90_kernel<S, blocks_m>, blocks, kThreads, Tile<blocks_m>::shared_bytes, stream, g, images,
-                gradients);
+  const IgemmWgradSm90 g(p, plan, cluster, partial);
+  const auto blocks = static_cast<unsigned>(std::min(g.units, Plan::kMultiprocessors / cluster) * cluster);
+  return launch_clusters(wgrad_igemm_sm90_kernel<S, blocks_m, cluster>, blocks, cluster, kThreads, T::shared_bytes,
+                         stream, g, images, gradients);
 }
 
-template <class S>
+template <class S, int cluster>
 int run(const ConvWgradParams& p, void* workspace, CUstream_st* stream) {
-  const Plan plan(p);
+  const Plan plan(p, cluster);
   const WgradPlan& operands = plan.operands;
   float* partial = reinterpret_cast<float*>(static_cast<char*>(workspace) + operands.x_bytes + operands.y_bytes);
   if (plan.segments > 0) {
     const S *x, *grad;
     if (const int error = chunked_gradients(p, operands, workspace, x, grad, stream); error != 0) return error;
-    const int error = plan.blocks_m == 2 ? multiply<S, 2>(p, plan, x, grad, partial, stream)
-                                         : multiply<S, 1>(p, plan, x, grad, partial, stream);
+    const int error = plan.blocks_m == 2 ? multiply<S, 2, cluster>(p, plan, x, grad, partial, stream)
+                                         : multiply<S, 1, cluster>(p, plan, x, grad, partial, stream);
     if (error != 0) return error;
   }
   const int64_t packs = operands.kg * operands.taps * operands.padded_c / 4;
@@ -273,7 +310,10 @@ int run(const ConvWgradParams& p, void* workspace, CUstream_st* stream) {
 }  // namespace
 
 int conv_wgrad_igemm_sm90(const ConvWgradParams& p, void* workspace, CUstream_st* stream) {
-  return p.dtype == DType::bf16 ? run<bf16>(p, workspace, stream) : run<f16>(p, workspace, stream);
+  return p.dtype == DType::bf16 ? run<bf16, 1>(p, workspace, stream) : run<f16, 1>(p, workspace, stream);
+}
+int conv_wgrad_igemm_multicast_sm90(const ConvWgradParams& p, void* workspace, CUstream_st* stream) {
+  return p.dtype == DType::bf16 ? run<bf16, 2>(p, workspace, stream) : run<f16, 2>(p, workspace, stream);
 }
 
 }  // namespace fastcv::FASTCV_GPU

@@ -15,9 +15,8 @@ void run(const CdistBackwardParams& p) {
         double sum = 0;
         for (int64_t j = 0; j < p.n; ++j) {
           const S* x2 = static_cast<const S*>(p.x2) + b * p.x2_batch + j * p.depth;
-          // The largest difference is recognised in the arithmetic that found it.
-          const S difference = x1[d] - x2[d];
-          sum += neighbors_ref::slope(grad[b * gs[0] + i * gs[1] + j * gs[2]], difference,
+          sum += neighbors_ref::slope(grad[b * gs[0] + i * gs[1] + j * gs[2]],
+                                      neighbors_ref::difference(x1[d], x2[d], p.p),
                                       distance[b * ds[0] + i * ds[1] + j * ds[2]], p.p);
         }
         static_cast<S*>(p.out)[(b * p.m + i) * p.depth + d] = static_cast<S>(sum);

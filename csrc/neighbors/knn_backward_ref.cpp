@@ -19,7 +19,7 @@ void run(const KnnBackwardParams& p) {
       const S* x = static_cast<const S*>(p.x) + b * p.x_batch + m * p.depth;
       const S* y = static_cast<const S*>(p.y) + b * p.y_batch + n * p.depth;
       for (int64_t d = 0; d < p.depth; ++d) {
-        const S difference = x[d] - y[d];
+        const double difference = neighbors_ref::difference(x[d], y[d], p.p);
         const double slope = p.squared ? 2 * g * difference : neighbors_ref::slope(g, difference, distance, p.p);
         gx[m * p.depth + d] += slope;
         gy[n * p.depth + d] -= slope;

@@ -329,7 +329,7 @@ struct FilterChunk {
         }
       }
     }
-    drop_pairs();
+    if (p.k > 2 || p.n > together) drop_pairs();  // else the limits were the last ones from the start
     sum_pairs();
     return true;
   }

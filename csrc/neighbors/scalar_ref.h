@@ -25,6 +25,13 @@ inline double root(double sum, double p) {
   return p == 2 ? std::sqrt(sum) : std::pow(sum, 1 / p);
 }
 
+// a - b; for p = inf as the distances of this type round it: by being equal to one the largest is recognised.
+template <class S>
+double difference(S a, S b, double p) {
+  const double exact = static_cast<double>(a) - static_cast<double>(b);
+  return p == INFINITY ? static_cast<double>(static_cast<S>(exact)) : exact;
+}
+
 // d distance / d a where x = a - b is one coordinate's difference, times g: torch's subgradients (0 at distance 0).
 inline double slope(double g, double x, double distance, double p) {
   const double sign = x > 0 ? 1 : x < 0 ? -1 : x;

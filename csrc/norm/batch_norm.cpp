@@ -30,13 +30,12 @@ constexpr Variant<BatchNormBackwardParams> kBackwardRows[] = {
     {"ref", Isa::portable, nullptr, nullptr, &batch_norm_backward_ref},
 };
 
-size_t gpu_workspace(const BatchNormParams& p) { return p.training ? channel_sets(p).bytes() : 0; }
 size_t gpu_backward_workspace(const BatchNormBackwardParams& p) {
   return channel_sets(p).bytes() + static_cast<size_t>(p.c) * 2 * sizeof(double);
 }
 
 constexpr GpuVariant<BatchNormParams> kGpuRows[] = {
-    {"two_pass_sm80", "sm80", nullptr, &gpu_workspace, FASTCV_LAUNCHERS(batch_norm)},
+    {"two_pass_sm80", "sm80", nullptr, &batch_norm_gpu_workspace, FASTCV_LAUNCHERS(batch_norm)},
 };
 constexpr GpuVariant<BatchNormBackwardParams> kBackwardGpuRows[] = {
     {"two_pass_sm80", "sm80", nullptr, &gpu_backward_workspace, FASTCV_LAUNCHERS(batch_norm_backward)},
@@ -50,6 +49,9 @@ constexpr GpuVariant<BatchNormUpdateParams> kUpdateGpuRows[] = {
 };
 
 }  // namespace
+
+size_t batch_norm_workspace(const BatchNormParams& p) { return workspace(p, 1); }
+size_t batch_norm_gpu_workspace(const BatchNormParams& p) { return p.training ? channel_sets(p).bytes() : 0; }
 
 const VariantTable<BatchNormParams> batch_norm_table("batch_norm", kRows, kGpuRows);
 const VariantTable<BatchNormBackwardParams> batch_norm_backward_table("batch_norm_backward", kBackwardRows,

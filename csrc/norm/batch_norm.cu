@@ -7,49 +7,12 @@
 // it takes part in. Prediction for an H200: 85 % of its copy bandwidth (4.3 TB/s) on tensors beyond its L2 (60 MB).
 #include "norm/batch_norm.h"
 
+#include "norm/batch_norm.cuh"
 #include "norm/norm_sums.cuh"
 #include "norm/norm_sweeps.cuh"
 
 namespace fastcv::FASTCV_GPU {
 namespace {
-
-template <class S>
-struct Forward {
-  using T = acc_t<S>;
-  static constexpr int kInputs = 2, kOutputs = 1;
-  struct alignas(16) Coefficients {
-    T high, low, scale, bias;
-  };
-  const S* in[2];  // x, residual
-  S* out[1];
-  NormVector weight, bias, mean, var;
-  double eps;
-  Divider c;
-  Bend<T> bend;
-  explicit Forward(const BatchNormParams& p)
-      : in{static_cast<const S*>(p.x), static_cast<const S*>(p.residual)},
-        out{static_cast<S*>(p.y)},
-        weight(p.weight),
-        bias(p.bias),
-        mean(p.training ? NormVector{p.save_mean, DType::f64} : p.mean),
-        var(p.training ? NormVector{p.save_var, DType::f64} : p.var),
-        eps(p.eps),
-        c(p.c),
-        bend(p.act) {}
-  __device__ __forceinline__ Coefficients coefficients(int64_t channel) const {
-    c.split(channel);
-    Coefficients made;
-    split(get(mean, channel, 0), made.high, made.low);
-    made.scale = static_cast<T>(get(weight, channel, 1) / sqrt(get(var, channel, 0) + eps));
-    made.bias = static_cast<T>(get(bias, channel, 0));
-    return made;
-  }
-  __device__ __forceinline__ void operator()(const Coefficients& k, const T (&v)[2], T (&y)[1]) const {
-    T result = ((v[0] - k.high) - k.low) * k.scale + k.bias;
-    if (in[1] != nullptr) result += v[1];
-    y[0] = bend.activate(result);
-  }
-};
 
 // The gradient behind the gate, and the normalised input. Inputs are the gradient, x and the saved result.
 template <class S>
@@ -165,8 +128,8 @@ int batch_norm(const BatchNormParams& p, void* workspace, CUstream_st* stream) {
       if (error != 0) return error;
     }
     if (p.y == nullptr) return static_cast<int>(cudaSuccess);
-    return p.channels_last ? sweep<S>(Forward<S>(p), 1, p.c, p.n * p.s, true, stream)
-                           : sweep<S>(Forward<S>(p), p.n, p.c, p.s, false, stream);
+    return p.channels_last ? sweep<S>(BatchNormRule<S>(p), 1, p.c, p.n * p.s, true, stream)
+                           : sweep<S>(BatchNormRule<S>(p), p.n, p.c, p.s, false, stream);
   });
 }
 

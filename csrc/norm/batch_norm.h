@@ -60,6 +60,10 @@ extern const VariantTable<BatchNormParams> batch_norm_table;
 extern const VariantTable<BatchNormBackwardParams> batch_norm_backward_table;
 extern const VariantTable<BatchNormUpdateParams> batch_norm_update_table;
 
+// Scratch bytes of the kernels of any instruction set, and of the CUDA kernel.
+size_t batch_norm_workspace(const BatchNormParams&);
+size_t batch_norm_gpu_workspace(const BatchNormParams&);
+
 void batch_norm_ref(const BatchNormParams&, const Exec&);
 void batch_norm_backward_ref(const BatchNormBackwardParams&, const Exec&);
 void batch_norm_update_ref(const BatchNormUpdateParams&, const Exec&);

@@ -1,23 +1,10 @@
 // How batch norm cuts its work: which elements are summed and mapped together, in what order, on which thread.
 #include "norm/batch_norm.h"
 
-#include "norm/norm_driver.h"
+#include "norm/batch_norm_forward.h"
 
 namespace fastcv {
 namespace {
-
-// NCHW: units of work of one channel. Small planes are taken many at a time, large ones in parts.
-struct Segment {
-  int64_t plane, planes, start, len;  // planes [plane, plane + planes), elements [start, start + len) of each
-};
-Segment segment(int64_t i, int64_t n, int64_t s) {
-  if (s > kNormSegment) {
-    const int64_t parts = ceil_div(s, kNormSegment), start = i % parts * kNormSegment;
-    return {i / parts, 1, start, min64(kNormSegment, s - start)};
-  }
-  const int64_t planes = kNormSegment / s;
-  return {i * planes, min64(planes, n - i * planes), 0, s};
-}
 
 // f(plane, start, length) over all planes of [n * c][s], large planes in parts.
 template <class F>
@@ -30,105 +17,6 @@ void each_plane(const Exec& exec, int64_t planes, int64_t s, F&& f) {
     }
   });
 }
-
-// A thread per channel keeps the channel in its cache between the two passes; with too few channels work is cut finer.
-bool channel_per_task(const Exec& exec, int64_t c, int64_t segments) { return segments <= 1 || c >= 2 * exec.threads; }
-
-struct Forward {
-  const BatchNormParams& p;
-  const NormKernels& kernels;
-  const int64_t bytes = element_bytes(p.dtype);
-  Carver carve;
-  double *hi, *scale, *shift;
-  const double count = static_cast<double>(p.n * p.s);
-
-  Forward(const BatchNormParams& params, const NormKernels& kernels, void* workspace)
-      : p(params), kernels(kernels), carve{static_cast<char*>(workspace)} {
-    hi = carve.take<double>(p.c);
-    scale = carve.take<double>(p.c);
-    shift = carve.take<double>(p.c);
-  }
-
-  void set_affine(int64_t c, double mean, double var) {
-    const Affine a = affine_of(p.dtype, mean, inverse_std(var, p.eps), read(p.weight, c, 1), read(p.bias, c, 0));
-    hi[c] = a.hi;
-    scale[c] = a.scale;
-    shift[c] = a.shift;
-  }
-  void set_statistics(int64_t c, Moments m) {
-    p.save_mean[c] = m.mean;
-    p.save_var[c] = m.m2 / count;
-    set_affine(c, m.mean, m.m2 / count);
-  }
-  void set_given_statistics() {
-    for (int64_t c = 0; c < p.c; ++c) set_affine(c, read(p.mean, c, 0), read(p.var, c, 0));
-  }
-
-  void planes(const Exec& exec) {
-    const auto apply = [&](int64_t from, int64_t c, Pieces pieces) {
-      kernels.run_apply(at(p.x, from, bytes), at(p.residual, from, bytes), at(p.y, from, bytes), pieces,
-                        {hi[c], scale[c], shift[c]}, p.act);
-    };
-    const auto apply_all = [&] {
-      each_plane(exec, p.n * p.c, p.s, [&](int64_t plane, int64_t start, int64_t len) {
-        apply(plane * p.s + start, plane % p.c, {1, 0, len});
-      });
-    };
-    if (!p.training) {
-      set_given_statistics();
-      return apply_all();
-    }
-    const int64_t segments = norm_segments(p.n, p.s), image = p.c * p.s;
-    const auto moments = [&](int64_t c, int64_t i) {
-      const Segment g = segment(i, p.n, p.s);
-      return kernels.run_moments(at(p.x, g.plane * image + c * p.s + g.start, bytes), {g.planes, image, g.len});
-    };
-    const auto merged = [&](auto&& part) {
-      Moments total = {0, 0};
-      double before = 0;
-      for (int64_t i = 0; i < segments; ++i) {
-        const Segment g = segment(i, p.n, p.s);
-        const double n = static_cast<double>(g.planes * g.len);
-        merge(before, total, n, part(i));
-        before += n;
-      }
-      return total;
-    };
-    if (channel_per_task(exec, p.c, segments)) {
-      parallel_for(exec, p.c, grain_of(p.n * p.s), [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c) {
-          set_statistics(c, merged([&](int64_t i) { return moments(c, i); }));
-          if (p.y != nullptr) apply((p.n - 1) * image + c * p.s, c, {p.n, -image, p.s});
-        }
-      });
-      return;
-    }
-    Moments* parts = carve.take<Moments>(p.c * segments);
-    parallel_for(exec, p.c * segments, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) parts[i] = moments(i / segments, i % segments);
-    });
-    for (int64_t c = 0; c < p.c; ++c) set_statistics(c, merged([&](int64_t i) { return parts[c * segments + i]; }));
-    if (p.y != nullptr) apply_all();
-  }
-
-  void rows(const Exec& exec) {
-    const int64_t R = p.n * p.s, C = p.c;
-    if (p.training) {
-      double* mean = carve.take<double>(C);
-      double* m2 = carve.take<double>(C);
-      rows_moments(exec, kernels, p.x, bytes, R, C, carve.take<double>(2 * norm_supers(R, C) * C), mean, m2);
-      for (int64_t c = 0; c < C; ++c) set_statistics(c, {mean[c], m2[c]});
-      if (p.y == nullptr) return;
-    } else {
-      set_given_statistics();
-    }
-    rows_backwards(exec, R, C, [&](int64_t first, int64_t rows) {
-      const int64_t from = first * C;
-      kernels.row_apply(at(p.x, from, bytes), at(p.residual, from, bytes), at(p.y, from, bytes), {rows, C},
-                        {hi, scale, shift}, p.act);
-    });
-  }
-};
 
 struct Backward {
   const BatchNormBackwardParams& p;
@@ -247,9 +135,29 @@ void drive(const BatchNormParams& p, const Exec& exec, const NormKernels& kernel
     for (int64_t c = 0; c < p.c && p.training; ++c) p.save_mean[c] = p.save_var[c] = 0;
     return;
   }
-  Forward run(p, kernels, exec.workspace);
-  if (p.channels_last) run.rows(exec);
-  else run.planes(exec);
+  BatchNormForward run(p, kernels, exec.workspace);
+  const int64_t bytes = run.bytes, image = p.c * p.s;
+  if (p.channels_last)
+    return run.rows(exec, [&] {
+      if (p.y == nullptr) return;
+      rows_backwards(exec, p.n * p.s, p.c, [&](int64_t first, int64_t rows) {
+        const int64_t from = first * p.c;
+        kernels.row_apply(at(p.x, from, bytes), at(p.residual, from, bytes), at(p.y, from, bytes), {rows, p.c},
+                          {run.hi, run.scale, run.shift}, p.act);
+      });
+    });
+  const auto apply = [&](int64_t from, int64_t c, Pieces pieces) {
+    kernels.run_apply(at(p.x, from, bytes), at(p.residual, from, bytes), at(p.y, from, bytes), pieces, run.affine(c),
+                      p.act);
+  };
+  run.planes(
+      exec, p.y == nullptr, [&](int, int64_t c) { apply((p.n - 1) * image + c * p.s, c, {p.n, -image, p.s}); },
+      [&] {
+        if (p.y == nullptr) return;
+        each_plane(exec, p.n * p.c, p.s, [&](int64_t plane, int64_t start, int64_t len) {
+          apply(plane * p.s + start, plane % p.c, {1, 0, len});
+        });
+      });
 }
 
 void drive(const BatchNormBackwardParams& p, const Exec& exec, const NormKernels& kernels) {

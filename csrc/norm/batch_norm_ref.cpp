@@ -33,7 +33,7 @@ void batch_norm_ref(const BatchNormParams& p, const Exec&) {
     for (int64_t n = 0; n < p.n; ++n)
       for (int64_t s = 0; s < p.s; ++s) {
         const int64_t i = offset(p, n, c, s);
-        double v = (get(p.x, p.dtype, i) - mean) * scale + get(p.bias, c, 0);
+        double v = normalised(get(p.x, p.dtype, i), mean, scale, get(p.bias, c, 0));
         if (p.residual != nullptr) v += get(p.residual, p.dtype, i);
         put(p.y, p.dtype, i, activate(p.act, v));
       }

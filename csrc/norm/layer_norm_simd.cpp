@@ -72,6 +72,8 @@ struct Backward {
           min64(kChunk<T>, l - start),
           [&](int64_t j, int k) {
             const int64_t i = start + j;
+            ask(grad + i);
+            ask(x + i);
             const V g = load(grad + i) * detail::load_raw(weight + i);
             a[k] += g;
             b[k] = fma(g, load(x + i) - hi, b[k]);

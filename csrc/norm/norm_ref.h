@@ -22,6 +22,9 @@ namespace {
 }
 [[maybe_unused]] void put(const NormVector& v, int64_t i, double x) { put(const_cast<void*>(v.data), v.dtype, i, x); }
 
+[[maybe_unused]] double normalised(double x, double mean, double scale, double bias) {
+  return (x - mean) * scale + bias;
+}
 [[maybe_unused]] double activate(const Activation& a, double v) {
   const double bent = v <= 0 ? (a.slope == 0 ? 0 : a.slope * v) : v;
   return a.cap > 0 && bent > a.cap ? a.cap : bent;

@@ -223,8 +223,10 @@ def writable(name: str) -> None:
 
 
 def writable_folder(name: str) -> Path:
-    """The folder, made where it is missing. Raises OSError in one sentence."""
+    """The folder, made where it is missing. Raises OSError in one sentence, ValueError for the name of a picture."""
     folder = Path(name)
+    if folder.suffix in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{folder}: expected a folder, which several pictures go into")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -25,12 +25,15 @@ ALGORITHMS = {
     "igemm_sm90a": (
         "The specialised kernel made persistent: as many blocks as multiprocessors, each of which stays for several tiles, so that the "
         "next tile's copies arrive under the end of the last. Predicted: bound by the second-level cache, which would have to feed a "
-        "128 x 128 tile with 12 TB/s at the tensor cores' full speed."
+        "128 x 128 tile with 12 TB/s at the tensor cores' full speed. Before a batch norm in training it takes mean and variance of its "
+        "outputs from the sums that a tile still holds: 1024 clocks of conversions to double for 128 x 128, predicted, against 2074 of "
+        "reading them anew."
     ),
     "igemm_multicast": (
         "Pairs of blocks, a cluster, make tiles that need the same weights: each copies half of them, to both. 128 pixels x 256 output "
         "channels then take 6.2 TB/s from the second-level cache at the tensor cores' full speed, half of what 128 x 128 alone takes. "
-        "A stage is free again only when both blocks are done with it."
+        "A stage is free again only when both blocks are done with it. In a weight gradient they share gradients: 24 KB a step instead of "
+        "32, 527 clocks of copies beside 512 of products, predicted, instead of 703."
     ),
     "igemm_pingpong": (
         "Each of the two multiplying groups has a tile of its own and they take turns: one multiplies while the other stores. For short "
@@ -71,8 +74,9 @@ ALGORITHMS = {
         "The input gradient of a convolution with a stride, which is a transposed convolution: outputs whose places agree modulo "
         "the stride form a phase, and each phase is a convolution of stride 1 with those taps that meet whole inputs. No zeros "
         "are multiplied: stride 2 has a quarter of the products that inserted zeros would cost. Predicted for 3x3, 128 channels, "
-        "28 to 56, batch 64, in 16-bit numbers: 19 us of products; 40 us with what the second-level cache delivers and the ends "
-        "of four launches."
+        "28 to 56, batch 64, in 16-bit numbers: 19 us of products; 37 us with what the second-level cache delivers and the ends "
+        "of tiles. Four phases share a launch: 512 channels, 7 to 14, are 400 tiles for 132 multiprocessors instead of four times 100, "
+        "26 us instead of 34."
     ),
     "im2col": (
         "The matrix of windows is written out, then multiplied. The copy costs memory traffic of kernel height times kernel "
@@ -96,7 +100,8 @@ ALGORITHMS = {
     ),
     "small_groups": (
         "Depthwise, and groups of a few channels: vectors along the channels, and a row of outputs at a time, whose inputs are "
-        "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones."
+        "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones. "
+        "Weight gradients hold the sums instead: all lanes of a group see one channel's gradient, and none is idle."
     ),
     "gemm": "A matrix product in tiles that stay in registers, with operands packed so that every load is a full vector.",
     "rows": "Row by row: neighbours in a row share vectors, the work is split by rows.",
@@ -104,6 +109,18 @@ ALGORITHMS = {
         "Channel by channel within a pixel: in channels-last memory the channels of a pixel are one dense run, and every vector is full."
     ),
     "window": "One output, one window, read straight from memory.",
+    "bands": (
+        "Two ops whose map in between is never written: a band of input rows that fits a cache is normalised by the one, and pooled from "
+        "there by the other. Each element is normalised once but for the rows that two bands' windows share, by the same loops as alone, "
+        "so to the same bits; of a row-major tensor a channel follows right behind its statistics, from the cache. Batch norm, ReLU and a "
+        "3x3 pooling of stride 2 write the map, read it again and write a quarter of it; this writes the quarter."
+    ),
+    "strips": (
+        "The same on a GPU, in one kernel. A thread keeps the constants of 16 bytes of channels in registers and walks down a column of "
+        "outputs; a row of inputs that two windows share is normalised once for both. Row-major planes are brought into shared memory, "
+        "normalised on the way, and looked through there. Predicted for the stem of ResNet-50, 256 images, 16-bit, on an H200 (not "
+        "measured): 131 us of memory beside about 140 us of arithmetic, where normalising and pooling one after the other move 322 us."
+    ),
     "gather": (
         "Every place collects what belongs to it, instead of every source adding to its targets: no two threads write the same place."
     ),

@@ -70,7 +70,10 @@ def level(size: int) -> str:
 
 
 def source_state() -> tuple[str, bool]:
-    """(commit, changed since) of the checkout that this package lies in; the commit it was built from, unchanged, elsewhere."""
+    """(commit, changed since) of the checkout that this package lies in; the commit it was built from, unchanged, elsewhere.
+
+    Results that were written since are no change: those of a run of several scripts come from one state of the source.
+    """
     root = Path(__file__).resolve().parents[2]
     built = _ext.build_info()["git"] if _ext.is_built() else ""
     if not (root / ".git").exists():
@@ -78,7 +81,10 @@ def source_state() -> tuple[str, bool]:
     try:
         head, status = (
             subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-            for command in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for command in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"),
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return built, False

@@ -24,7 +24,8 @@ def size_text(count: int | None) -> str:
         return ""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 1 << shift:
-            return f"{count / (1 << shift):.3g} {unit}"
+            value = count / (1 << shift)
+            return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
     return f"{count} B"
 
 

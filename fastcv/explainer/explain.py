@@ -17,7 +17,7 @@ from ..optimizer.kernels import op_of, resembles, why_left_alone
 from ..optimizer.optimize import restore
 from ..optimizer.report import Report
 from ..optimizer.report import Row as ReportRow
-from ..optimizer.trace import model_copy
+from ..optimizer.trace import model_copy, random_states_kept
 from . import work
 from .explanation import Backward as BackwardPart
 from .explanation import Choice, Explanation, Layer
@@ -55,7 +55,7 @@ def explain(model: nn.Module, *inputs: Any, seconds: float = 2.0, backward: bool
     for name, contender in contenders.items():
         arguments = _channels_last((inputs, kwargs)) if name == "channels_last" else (inputs, kwargs)
         runs[name] = _Run(contender, *arguments, backward and name != "channels_last")
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(backward or (torch.is_grad_enabled() and model.training)):
+    with random_states_kept(model, inputs, kwargs), torch.set_grad_enabled(backward or (torch.is_grad_enabled() and model.training)):
         for run in runs.values():
             for _ in range(2):  # warm-up: folded and packed weights, first touch of memory
                 run.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,11 +26,15 @@ DX, DWEIGHT, DBIAS, DRESIDUAL = 1, 2, 4, 8  # what batch_norm_backward is asked 
 # Fake kernels ------------------------------------------------------------------------------------------------------------------
 
 
-def empty_like(input: Tensor) -> Tensor:
-    """Laid out as csrc/norm/norm_door.h does it: what is row-major stays so, else channels_last by fact or by suggestion."""
+def in_channels_last(input: Tensor) -> bool:
+    """The layout of results, as csrc/norm/norm_door.h has it: what is row-major stays so, else channels_last by fact or by suggestion."""
     last = torch.channels_last if input.dim() == 4 else torch.channels_last_3d
     dense = input.dim() in (4, 5) and input.is_contiguous(memory_format=last)
-    return empty_as(input, input.shape, channels_last=not input.is_contiguous() and (dense or is_channels_last(input)))
+    return not input.is_contiguous() and (dense or is_channels_last(input))
+
+
+def empty_like(input: Tensor) -> Tensor:
+    return empty_as(input, input.shape, channels_last=in_channels_last(input))
 
 
 def vector_like(t: Vector, wanted: int, input: Tensor) -> Tensor:
@@ -207,14 +212,16 @@ def _double_backward(ctx: Any, v: Vector, vw: Vector, vb: Vector, vr: Vector) ->
 _backward_with_grad = differentiable("BatchNormBackward", _backward, _save_backward, _double_backward)
 
 
-def _gradients(ctx: Any, grad: Tensor, training: bool, weight_at: int) -> tuple[Vector, ...]:
-    """Of input, residual, weight and bias, in this order. weight_at: which of the arguments the weight is; the bias comes behind it."""
-    input, output, mean, var, weight, bias = ctx.saved_tensors
-    eps, slope, cap = ctx.scalars
-    need = ctx.needs_input_grad
-    need_weight, need_bias = need[weight_at : weight_at + 2]
+def gradients(
+    grad: Tensor, tensors: Sequence[Vector], scalars: Sequence[float], training: bool, need: Sequence[bool]
+) -> tuple[Vector, ...]:
+    """Of input, residual, weight and bias, those that ``need`` says. tensors: input, output (null: the gate is recomputed), mean, var,
+    weight, bias; scalars: eps, slope, cap.
+    """
+    input, output, mean, var, weight, bias = tensors
+    eps, slope, cap = scalars
     plain = slope == 1.0 and cap <= 0
-    wanted = DX * need[0] | DWEIGHT * need_weight | DBIAS * need_bias | DRESIDUAL * (need[1] and not plain)
+    wanted = DX * need[0] | DWEIGHT * need[2] | DBIAS * need[3] | DRESIDUAL * (need[1] and not plain)
     args = (grad, input, output, mean, var, weight, bias, training, eps, slope, cap, wanted)
     if wanted:
         dx, dweight, dbias, dresidual = (_backward_with_grad if needs_grad(grad, input, weight, bias) else _backward)(*args)
@@ -223,9 +230,15 @@ def _gradients(ctx: Any, grad: Tensor, training: bool, weight_at: int) -> tuple[
     return (
         dx if need[0] else None,
         (grad if plain else dresidual) if need[1] else None,
-        dweight if need_weight else None,
-        dbias if need_bias else None,
+        dweight if need[2] else None,
+        dbias if need[3] else None,
     )
+
+
+def _gradients(ctx: Any, grad: Tensor, training: bool, weight_at: int) -> tuple[Vector, ...]:
+    """weight_at: which of the arguments the weight is; the bias comes behind it."""
+    need = ctx.needs_input_grad
+    return gradients(grad, ctx.saved_tensors, ctx.scalars, training, (*need[:2], *need[weight_at : weight_at + 2]))
 
 
 def _kept_output(output: Tensor, residual: Vector, slope: float, cap: float) -> Vector:

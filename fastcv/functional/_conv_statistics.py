@@ -1,7 +1,8 @@
 """Convolutions before a batch norm in training, whose kernel takes the statistics of what it writes.
 
-On a GPU, igemm_sm80 adds them up from the sums that its tiles still hold, so that no pass over the output is spent on them; other kernels,
-and the CPU's, leave them to a pass of batch norm's (csrc/conv/conv_torch.cpp). Statistics are of the values as they are stored, in float64.
+On a GPU, implicit products on tensor cores add them up from the sums that their tiles still hold, so that no pass over the output is spent
+on them; other kernels, and the CPU's, leave them to a pass of batch norm's (csrc/conv/conv_torch.cpp). Statistics are of the values as
+they are stored, in float64.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _gpu
-from . import conv, loss, neighbors, norm, pool
+from . import _batch_norm_max_pool2d, conv, loss, neighbors, norm, pool
 
 # ---- what torch has no function for -------------------------------------------------------------------------------------
 
@@ -58,6 +58,14 @@ def _batch_norm_act(
         raise ValueError(f"fastcv batch_norm_act: activation must be None, 'relu', 'relu6' or 'leaky_relu', got {activation!r}")
     y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _activated(y, residual, activation, negative_slope)
+
+
+def _batch_norm_then_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
+    """All arguments behind the tenth are max pooling's, by name."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    windows = {k: kwargs.pop(k) for k in names if k in kwargs}
+    head, tail = args[:8], dict(zip(("activation", "negative_slope"), args[8:], strict=False))
+    return F.max_pool2d(_batch_norm_act(*head, **kwargs, **tail), **windows)
 
 
 def _sum_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False) -> Tensor:
@@ -135,6 +143,7 @@ def _nearest(x: Tensor, y: Tensor, p: float = 2.0, *, squared: bool = False, met
 _OWN = {
     conv: {"convolve": _convolve, "transposed": _transposed},
     norm: {"batch_norm_act": _batch_norm_act},
+    _batch_norm_max_pool2d: {"batch_norm_max_pool2d": _batch_norm_then_max_pool2d},
     pool: {"sum_pool2d": _sum_pool2d, "upsample_bed_of_nails": _upsample_bed_of_nails},
     loss: {"soft_iou_loss": _soft_iou_loss, "linear_cross_entropy": _linear_cross_entropy},
     neighbors: {"cdist": _cdist, "knn": _knn, "nearest": _nearest},

@@ -62,7 +62,18 @@ def _float32_on_cuda(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 _ACTIVATIONS = {None: (1.0, 0.0), "relu": (0.0, 0.0), "relu6": (0.0, 6.0), "leaky_relu": (0.01, 0.0)}
 
 
-def _normalise(
+def _slope_and_cap(op: str, activation: str | None, negative_slope: float) -> tuple[float, float]:
+    """What the kernels know an activation by (csrc/norm/norm.h)."""
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"fastcv {op}: activation must be None, 'relu', 'relu6' or 'leaky_relu', got {activation!r}")
+    if activation != "leaky_relu":
+        return _ACTIVATIONS[activation]
+    if not 0 <= negative_slope < float("inf"):
+        raise ValueError(f"fastcv {op}: negative_slope must be a finite number >= 0, got {negative_slope}")
+    return float(negative_slope), 0.0
+
+
+def _checked(
     op: str,
     input: Tensor,
     running_mean: Tensor | None,
@@ -72,10 +83,8 @@ def _normalise(
     training: bool,
     momentum: float,
     eps: float,
-    residual: Tensor | None = None,
-    slope: float = 1.0,
-    cap: float = 0.0,
-) -> Tensor:
+) -> tuple[Tensor | None, ...] | None:
+    """running_mean, running_var, weight and bias as vectors, after torch's checks; None for an empty input that torch lets pass."""
     dim = input.dim()
     shape = input.shape
     if training:
@@ -96,7 +105,7 @@ def _normalise(
         if running_mean is not running_var:
             raise ValueError("running_mean and running_var must either both be None or neither be None")
     if dim == 1 and input.numel() == 0 and (running_mean is None or running_mean.numel() == 0):
-        return input.clone()  # no channels at all: torch lets it pass
+        return None
     if dim < 2:
         kind = IndexError if running_mean is None else RuntimeError
         raise kind(f"fastcv {op}: expected an input of at least 2 dimensions, got {list(input.shape)}")
@@ -113,9 +122,30 @@ def _normalise(
         running_mean = _as_vector(op, "running_mean", running_mean, channels)
         running_var = _as_vector(op, "running_var", running_var, channels)
         break
-    grad = needs_grad(input, weight, bias, residual)
     if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):
         raise RuntimeError(f"fastcv {op} is not differentiable with respect to running_mean and running_var: they cannot require grad")
+    return running_mean, running_var, weight, bias
+
+
+def _normalise(
+    op: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None = None,
+    slope: float = 1.0,
+    cap: float = 0.0,
+) -> Tensor:
+    vectors = _checked(op, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if vectors is None:
+        return input.clone()
+    running_mean, running_var, weight, bias = vectors
+    grad = needs_grad(input, weight, bias, residual)
     if not training:
         run = _batch_norm.evaluate_with_grad if grad else _batch_norm.evaluate
         return run(input, residual, running_mean, running_var, weight, bias, eps, slope, cap)
@@ -125,7 +155,7 @@ def _normalise(
         normalise = _batch_norm.measured_with_grad if grad else _batch_norm.evaluate
         output = normalise(input, residual, *left, weight, bias, eps, slope, cap)
         if running_mean is not None:
-            _batch_norm.update(running_mean, running_var, *left, input.numel() // channels, momentum)
+            _batch_norm.update(running_mean, running_var, *left, input.numel() // input.shape[1], momentum)
         return output
     if running_mean is not None and plainly:
         if not grad:
@@ -182,13 +212,7 @@ def batch_norm_act(
     Raises what batch_norm raises, ValueError for an unknown activation or a bad slope, RuntimeError for a residual of another
     shape or dtype. Source: csrc/norm/batch_norm.h.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"fastcv batch_norm_act: activation must be None, 'relu', 'relu6' or 'leaky_relu', got {activation!r}")
-    slope, cap = _ACTIVATIONS[activation]
-    if activation == "leaky_relu":
-        if not 0 <= negative_slope < float("inf"):
-            raise ValueError(f"fastcv batch_norm_act: negative_slope must be a finite number >= 0, got {negative_slope}")
-        slope = float(negative_slope)
+    slope, cap = _slope_and_cap("batch_norm_act", activation, negative_slope)
     if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
         raise RuntimeError(
             f"fastcv batch_norm_act: expected a residual of shape {list(input.shape)} and {input.dtype}, "

@@ -366,10 +366,16 @@ def _save_max(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(where)
 
 
+def grad_of_max_pool2d(
+    grad: Tensor, where: Tensor, size: Ints, geometry: tuple[Ints, Ints, Ints, Ints, bool], channels_last: bool
+) -> Tensor:
+    """The gradient of max pooling's input of this height and width; where: offsets or indices of the maxima."""
+    args = (grad, where, size, *geometry, channels_last)
+    return _grad_of_max(*args) if needs_grad(grad) else _max_pool2d_backward(*args)
+
+
 def _max_backward(ctx: Any, grad: Tensor, _grad_of_where: Any) -> tuple[Any, ...]:
-    size, geometry, channels_last = ctx.how
-    args = (grad, *ctx.saved_tensors, size, *geometry, channels_last)
-    return (_grad_of_max(*args) if needs_grad(grad) else _max_pool2d_backward(*args)), None, None
+    return grad_of_max_pool2d(grad, *ctx.saved_tensors, *ctx.how), None, None
 
 
 def _save_grad_of_max(ctx: Any, args: tuple[Any, ...], _output: Any) -> None:

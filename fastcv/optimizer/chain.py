@@ -3,7 +3,7 @@
 A convolution chain is conv [+ batch norm] [+ residual] [+ activation] in one kernel with folded weights, for inference, the
 convolution transposed or not: it steps aside while its batch norm trains and where a gradient is needed. (Linear layers: [+ batch
 norm] [+ activation], or + batch norm on torch's product.) A batch norm chain is batch norm [+ residual] + activation on
-batch_norm_act, also with gradients.
+batch_norm_act, or batch norm + activation + max pooling on batch_norm_max_pool2d, also with gradients.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ _DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
 
 
 class Chain(ABC):
-    """What both kinds share. name: the head's; steps: of "batch_norm", "add", "activation" those that follow the head."""
+    """What both kinds share. name: the head's; steps: of "batch_norm", "add", "activation", "max_pool" those that follow the head."""
 
     def __init__(self, name: str, head: nn.Module, steps: Sequence[str], region: Region, watched: Sequence[nn.Module]) -> None:
         self.name = name
         self.head = head
         self.steps = tuple(steps)
+        self.pools = "max_pool" in steps
         self.region = region
         self.watched = tuple(watched)
         self.activations = ACTIVATIONS.get(op_of(head), ())
@@ -60,6 +61,8 @@ class Chain(ABC):
         if frame is None or not serves(x) or x.dtype not in DTYPES or x.numel() == 0 or x.layout is not torch.strided:
             return None
         if not self.may_begin(x) or any_global_hook():
+            return None
+        if frame.grad_mode != torch.is_grad_enabled():  # a part in another mode, whose end may lie before the chain's: checkpoint's
             return None
         for module in self.watched:
             if has_hooks(module):
@@ -84,8 +87,10 @@ class Chain(ABC):
         """True if the kernel can add ``other`` as torch's addition would."""
 
     @abstractmethod
-    def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
-        """The value of ``pending`` through ``activation``. again: it was computed before, so state must not advance twice."""
+    def compute(self, pending: Pending, activation: str | None, again: bool, windows: dict[str, Any] | None = None) -> Tensor:
+        """The value of ``pending`` through ``activation`` and, where the chain pools, max pooling over ``windows``. again: it was
+        computed before, so state must not advance twice.
+        """
 
 
 class ConvChain(Chain):
@@ -160,7 +165,7 @@ class ConvChain(Chain):
             spatial = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in geometry]
         return (x.shape[0], conv.out_channels, *spatial)
 
-    def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
+    def compute(self, pending: Pending, activation: str | None, again: bool, windows: dict[str, Any] | None = None) -> Tensor:
         conv, x, slope = self.head, pending.x, float(pending.slope)  # which the user's code may give as a tensor
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
         if self.op == LINEAR:
@@ -185,9 +190,10 @@ def _has_own(parameters: dict[str, Tensor | None]) -> bool:
 
 
 class BatchNormChain(Chain):
-    """batch norm [+ residual] + activation, in training and evaluation, with and without gradients.
+    """batch norm [+ residual] + activation, or + activation + max pooling, in training and evaluation, with and without gradients.
 
-    recomputed: whether only convolutions read the result, which then need not keep it. saved_bytes: what they did not keep.
+    recomputed: whether only convolutions read the result, which then need not keep it. saved_bytes: what they did not keep, and maps
+    that were not written because their pooling followed.
     """
 
     recomputed = False
@@ -208,12 +214,16 @@ class BatchNormChain(Chain):
         x = pending.x
         return type(other) is Tensor and other.dtype is x.dtype and other.device == x.device and other.shape == x.shape
 
-    def compute(self, pending: Pending, activation: str | None, again: bool) -> Tensor:
-        bn = self.head
+    def compute(self, pending: Pending, activation: str | None, again: bool, windows: dict[str, Any] | None = None) -> Tensor:
+        bn, x = self.head, pending.x
         mean, var, training, momentum = _running_statistics(bn, again)
+        if windows is not None:
+            self.saved_bytes += x.numel() * x.element_size()
+            how = (training, momentum, bn.eps, activation, pending.slope)
+            return functional.batch_norm_max_pool2d(x, mean, var, bn.weight, bn.bias, *how, **windows)
         residual = pending.residual
         how = (training, momentum, bn.eps, residual, activation, pending.slope)
-        y = functional.batch_norm_act(pending.x, mean, var, bn.weight, bn.bias, *how)
+        y = functional.batch_norm_act(x, mean, var, bn.weight, bn.bias, *how)
         if self.recomputed and residual is None and activation is not None:
             recompute.offer(self, y)
         return y

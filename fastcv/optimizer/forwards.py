@@ -104,17 +104,34 @@ class HeadForward(KernelForward):
         return super().__call__(*args, **kwargs) if pending is None else pending
 
 
-class BatchNormForward(KernelForward):
-    """The batch norm of a convolution chain: part of the chain for the chain's own value, a batch norm for any other."""
+class MemberForward(KernelForward):
+    """A later module of a chain: a step of it for the chain's own value, by itself for any other."""
 
     def __init__(self, module: nn.Module, chain: Chain) -> None:
         super().__init__(module)
         self.chain = chain
 
+
+class BatchNormForward(MemberForward):
+    """The batch norm of a convolution chain."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else None
         if type(x) is Pending and x.chain is self.chain and not x.normalised and x.residual is None and x.extensible():
             return x.batch_norm()
+        return super().__call__(*args, **kwargs)
+
+
+class MaxPoolForward(MemberForward):
+    """The max pooling at the end of a batch norm chain."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        x, pool = args[0] if len(args) == 1 and not kwargs else None, self.module
+        if type(x) is Pending and x.chain is self.chain and not pool.return_indices:
+            names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+            pooled = x.max_pool({name: getattr(pool, name) for name in names})
+            if pooled is not None:
+                return pooled
         return super().__call__(*args, **kwargs)
 
 

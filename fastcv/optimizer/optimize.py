@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
-from .forwards import BatchNormForward, HeadForward, KernelForward, OwnerForward, RecomputingForward, installed
+from .forwards import BatchNormForward, HeadForward, KernelForward, MaxPoolForward, OwnerForward, RecomputingForward, installed
 from .kernels import LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
 from .linear import why_torch_for
 from .patterns import Plan, measured, prove
@@ -42,7 +42,8 @@ def optimize(
 
     mode: "inference" folds batch norms into convolutions and linear layers and fuses activations and residual additions,
     wherever no gradient is needed and the batch norm is in evaluation mode, and runs the linear layers that gain by it on packed
-    weights; everywhere else, and with "training", batch norm, addition and activation are fused, with gradients.
+    weights; everywhere else, and with "training", batch norm, addition and activation are fused, with gradients, and so are batch
+    norm, activation and max pooling, without the map between them.
     ops: "auto" for all, or names in fastcv.functional such as ["conv2d", "batch_norm"], and "linear" for nn.Linear. fuse: False
     leaves one kernel per module. example: an input (a tensor; a tuple or list of arguments; a dict of keyword arguments) to
     compare the outputs on, before and after, against float64: what errs by more than twice torch's own error is undone and
@@ -181,7 +182,11 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
         chain: Chain
         if op_of(head) == "batch_norm":
             chain = BatchNormChain(plan.head, head, plan.steps, region, watched)
-            row.op = "batch_norm_act"
+            row.op = "batch_norm_max_pool2d" if chain.pools else "batch_norm_act"
+            if chain.pools:
+                pool = plan.labels[-1]
+                MaxPoolForward(modules[pool], chain).install()
+                rows[pool].op = f"fused into {plan.head}"
             if recompute and "add" not in plan.steps and plan.readers:
                 chain.recomputed = True
                 for reader in plan.readers:

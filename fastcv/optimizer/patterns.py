@@ -1,7 +1,7 @@
 """Which modules may be fused, proved from the graphs of the forwards.
 
 From each convolution or linear layer (inference) or batch norm the chain is followed for as long as the value just computed has exactly one
-use and that use is the next step: a batch norm module, an addition, an activation. Modules that are called more than once,
+use and that use is the next step: a batch norm module, an addition, an activation, a max pooling. Modules that are called more than once,
 shared under several names, hooked or left alone are no part of a chain. No step between the head and the end may change a
 tensor in place, but for the chain's own addition and activation: the head's input and the residual must still be what they
 were when the kernel reads them.
@@ -20,9 +20,10 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..functional._batch_norm_max_pool2d import MOST_OFFSETS
 from ..nn.fold import outputs_of
 from .chain import ACTIVATIONS
-from .kernels import LINEAR, SYNCHRONISED, has_hooks, is_linear, is_sharded, op_of, why_left_alone
+from .kernels import LINEAR, SYNCHRONISED, has_hooks, is_linear, is_sharded, kind_of, op_of, why_left_alone
 from .linear import why_torch_for
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
@@ -127,7 +128,25 @@ class Prover:
             return ""
         nodes, steps = [node], []
         self._extend(nodes, steps, ACTIVATIONS["batch_norm"])
-        return self._plan(nodes, steps, None) if "activation" in steps else ""
+        if "activation" not in steps:
+            return ""
+        pooling = self._pooling_behind(nodes) if steps == ["activation"] and kind_of(bn).__name__ == "BatchNorm2d" else None
+        if pooling is not None:
+            plan = self._plan([*nodes, pooling], [*steps, "max_pool"], None)
+            if isinstance(plan, Plan):
+                plan.readers = []  # a pooled map is small: its readers keep it
+                return plan
+        return self._plan(nodes, steps, None)
+
+    def _pooling_behind(self, nodes: list[fx.Node]) -> fx.Node | None:
+        """The max pooling module that is the only use of the last of ``nodes``, if the kernel has its windows."""
+        use = self._only_use(nodes)
+        module = None if use is None else self._module(use)
+        if module is None or op_of(module) != "max_pool2d" or "max_pool2d" not in self.ops or self._why_not_member(use, module):
+            return None
+        rows, columns = _pair(module.kernel_size)
+        plain = not module.return_indices and _pair(module.dilation) == (1, 1) and rows * columns <= MOST_OFFSETS
+        return use if plain else None
 
     def _extend(self, nodes: list[fx.Node], steps: list[str], activations: tuple[str, ...], addition: bool = True) -> None:
         """Follows an addition, if one may be there, and an activation from the last of ``nodes``."""
@@ -222,6 +241,11 @@ class Prover:
             return name in IN_PLACE_OPERATORS
         known = home.split(".")[0] in ("", "torch", "math", "builtins") and not isinstance(node.target, _RAW_OPS)
         return not known or any(a is True for a in node.args)
+
+
+def _pair(size: Any) -> tuple[Any, Any]:
+    values = size if isinstance(size, (tuple, list)) else (size,)
+    return (values[0], values[-1])
 
 
 def _why_not_foldable(bn: nn.Module, conv: nn.Module) -> str | None:

@@ -65,7 +65,7 @@ def _version(t: Tensor) -> int | None:
 
 
 class Pending:
-    """head(x), then bn(.) if ``normalised``, then + residual if there is one; computed when first looked at."""
+    """head(x), then bn(.) if ``normalised``, then + residual and the activation if there are any; computed when first looked at."""
 
     def __init__(self, chain: Chain, x: Tensor, normalised: bool, grad_mode: bool) -> None:
         self.chain = chain
@@ -73,7 +73,7 @@ class Pending:
         self.normalised = normalised
         self.grad_mode = grad_mode
         self.residual: Tensor | None = None
-        self.residual_in_place = False
+        self.activation: str | None = None  # held back too, where the chain goes on behind it
         self.slope = 0.0  # of leaky_relu, below zero
         self.result: Tensor | None = None
         self.computed = False
@@ -83,8 +83,11 @@ class Pending:
         """True while nothing was computed and the next step would be taken in the same gradient mode."""
         return not self.computed and torch.is_grad_enabled() == self.grad_mode
 
-    def compute(self, activation: str | None = None) -> Tensor:
-        """The value so far, through ``activation``; of the tensors that the user's code passed, unchanged since then."""
+    def compute(self, activation: str | None = None, windows: dict[str, Any] | None = None) -> Tensor:
+        """The value so far, through ``activation`` and max pooling over ``windows``; of the tensors that the user's code passed,
+        unchanged since then.
+        """
+        activation = activation or self.activation
         for t, version in self.versions:
             if version is not None and t._version != version:
                 raise RuntimeError(
@@ -93,9 +96,9 @@ class Pending:
                 )
         again, self.computed = self.computed, True
         if torch.is_grad_enabled() == self.grad_mode:
-            return self.chain.compute(self, activation, again)
+            return self.chain.compute(self, activation, again, windows)
         with torch.set_grad_enabled(self.grad_mode):
-            return self.chain.compute(self, activation, again)
+            return self.chain.compute(self, activation, again, windows)
 
     def value(self) -> Tensor:
         """The tensor that torch would have given here."""
@@ -112,25 +115,39 @@ class Pending:
 
     def add(self, other: Any, in_place: bool) -> Any:
         """This value + other; in place it is this object that changes, as a tensor would."""
-        if not (self.extensible() and self.residual is None and self.chain.takes_residual(self, other)):
+        if not (self.extensible() and self.residual is self.activation is None and self.chain.takes_residual(self, other)):
             return (operator.iadd if in_place else operator.add)(self.value(), other)
         after = self
         if not in_place:
             after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
             self.computed = True
-        after.residual, after.residual_in_place = other, in_place
+        after.residual = other
         after.versions = [*self.versions, (other, _version(other))]
         return self.chain.defer(after, "add")
 
-    def activate(self, activation: str, in_place: bool, slope: float) -> Tensor | None:
+    def activate(self, activation: str, in_place: bool, slope: float) -> Pending | Tensor | None:
         """This value through the activation in one pass, or None if that is not possible."""
-        if not (self.extensible() and self.chain.takes_activation(activation)):
+        if not (self.extensible() and self.activation is None and self.chain.takes_activation(activation)):
             return None
+        if self.chain.pools:
+            after = self
+            if not in_place:
+                after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
+                after.residual, after.versions = self.residual, self.versions
+                self.computed = True
+            after.activation, after.slope = activation, slope
+            return self.chain.defer(after, "activation")
         self.slope = slope
         result = self.compute(activation)
         if in_place:
             self.result = result
         return result
+
+    def max_pool(self, windows: dict[str, Any]) -> Tensor | None:
+        """This value through max pooling over ``windows`` (arguments by name) in one pass, or None if that is not possible."""
+        if self.activation is None or self.residual is not None or not self.extensible():
+            return None
+        return self.compute(windows=windows)
 
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:

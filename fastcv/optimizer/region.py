@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import torch
+
 from .pending import Pending, holds_pending, value_of
 
 _local = threading.local()
@@ -21,10 +23,11 @@ class Region:
 class Frame:
     """One running call of an owner's forward."""
 
-    __slots__ = ("pendings", "region")
+    __slots__ = ("grad_mode", "pendings", "region")
 
     def __init__(self, region: Region) -> None:
         self.region = region
+        self.grad_mode = torch.is_grad_enabled()
         self.pendings: list[Pending] = []
 
     def __enter__(self) -> Frame:

@@ -13,7 +13,8 @@ class Row:
     """One module. op: the fastcv op it runs on ("" if none). fused: what the op computes besides, by name. reason: why it was
     left alone or not fused ("" if neither), or why torch's kernel was taken. packed_bytes: what a linear layer's weight takes
     once more, packed, from its first call on. max_error, allowed: against float64 on the example, and what torch's own allows.
-    saved_bytes: in training mode with an example, what the convolutions after it need not keep for the backward pass.
+    saved_bytes: with an example, of the map that it puts out: what the convolutions after it need not keep for the backward pass (in
+    training mode), and what was never written because its pooling is fused.
     """
 
     name: str
@@ -80,7 +81,8 @@ class Report:
         if packed := sum(row.packed_bytes for row in self.rows):
             lines.append(f"packed weights of linear layers, from the first call on: {packed / 1e6:.1f} MB beside the model's own")
         if self.saved_bytes:
-            lines.append(f"saved for one batch like the example: {self.saved_bytes / 1e6:.2f} MB, computed again in the backward pass")
+            saved = f"{self.saved_bytes / 1e6:.2f} MB"
+            lines.append(f"saved for one batch like the example: {saved}, never written or computed again in the backward pass")
         for name, (error, allowed) in self.errors.items():
             own = "torch's own in the worse of its two layouts" if self.both_layouts else "torch's own"
             lines.append(f"{name} error against float64: {error:.1e} (allowed {allowed:.1e}: 2x {own} + eps)")

@@ -13,6 +13,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,14 @@ def model_copy(model: nn.Module, meta: bool = False) -> nn.Module:
             twin = torch.empty_like(t, device="meta") if meta else t.clone()
             memo[id(t)] = nn.Parameter(twin.detach(), t.requires_grad) if isinstance(t, nn.Parameter) else twin.detach()
     return copy.deepcopy(model, memo)
+
+
+def random_states_kept(model: nn.Module, *values: Any) -> AbstractContextManager[Any]:
+    """Within it seeds may be set: after it the CPU's random state, and those of the GPUs that tensors of ``model`` and of ``values``
+    are on, are what they were.
+    """
+    tensors = [*model.parameters(), *model.buffers(), *(v for v in pytree.tree_leaves(values) if isinstance(v, Tensor))]
+    return torch.random.fork_rng(devices=sorted({t.get_device() for t in tensors if t.is_cuda}))
 
 
 class _Proxy(fx.Proxy):

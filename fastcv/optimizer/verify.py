@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .chain import BatchNormChain, Chain
-from .forwards import BatchNormForward, HeadForward, KernelForward, installed
+from .forwards import HeadForward, KernelForward, MemberForward, installed
 from .kernels import SYNCHRONISED, kind_of, op_of
-from .layout import LayoutForward, why_not_channels_last
+from .layout import LayoutForward, device_of_rows, why_not_channels_last
 from .linear import ACTIVATIONS
 from .pending import Pending
 from .report import Report, Row
@@ -59,7 +59,7 @@ def verify(model: nn.Module, report: Report, example: Any) -> None:
             if not training:
                 report.layout_kept = why_not_channels_last(model, report, args, kwargs)
             if report.layout_kept == "":
-                _go_inside(model, report, judge)
+                _go_inside(model, report, device_of_rows(args, kwargs), judge)
             break
     report.both_layouts = yardstick.both_layouts
 
@@ -68,16 +68,16 @@ def _passed(results: dict[str, Measured]) -> bool:
     return all(result.passed for result in results.values())
 
 
-def _go_inside(model: nn.Module, report: Report, judge: Callable[[nn.Module], dict[str, Measured]]) -> None:
+def _go_inside(model: nn.Module, report: Report, device: str, judge: Callable[[nn.Module], dict[str, Measured]]) -> None:
     """Sets the model's forward to run inside channels_last, if its outputs are as exact there."""
     twin = model_copy(model)
-    LayoutForward(twin, report).install()
+    LayoutForward(twin, report, device).install()
     overall = judge(twin)
     if not _passed(overall):
         report.layout_kept = "its output would err by more than twice torch's own error"
         return
     report.errors = {name: (result.error, result.allowed) for name, result in overall.items()}
-    LayoutForward(model, report).install()
+    LayoutForward(model, report, device).install()
 
 
 def _saved_bytes(watched: nn.Module) -> dict[str, int]:
@@ -129,7 +129,7 @@ def undo_fusions(model: nn.Module, rows: dict[str, Row], names: set[str] | None 
     undone = []
     for name, module in model.named_modules():
         forward = installed(module)
-        if isinstance(forward, (HeadForward, BatchNormForward)) and (names is None or forward.chain.name in names):
+        if isinstance(forward, (HeadForward, MemberForward)) and (names is None or forward.chain.name in names):
             row = rows[name]
             row.op = (op_of(module) or "") if row.op else ""  # a linear layer on torch's product has none
             if row.op:
@@ -175,7 +175,7 @@ def _watch(model: nn.Module) -> dict[str, Measured]:
         forward = installed(module)
         if isinstance(forward, HeadForward):
             _watch_chain(forward.chain, note)
-        elif isinstance(forward, KernelForward) and not isinstance(forward, BatchNormForward) and not isinstance(module, SYNCHRONISED):
+        elif isinstance(forward, KernelForward) and not isinstance(forward, MemberForward) and not isinstance(module, SYNCHRONISED):
             _watch_kernel(name, forward, note)
     return worst
 
@@ -189,7 +189,7 @@ def _measure(ours: Tensor, reference: Callable[[torch.dtype | None], Any]) -> Me
 def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
     compute = chain.compute
 
-    def measured(pending: Pending, activation: str | None, again: bool) -> Tensor:
+    def measured(pending: Pending, activation: str | None, again: bool, windows: dict[str, Any] | None = None) -> Tensor:
         modules = [chain.head] if isinstance(chain, BatchNormChain) else [chain.head, chain.bn][: 1 + pending.normalised]
         twins = [_twin(m) for m in modules if m is not None]
         x, residual = pending.x.detach().clone(memory_format=torch.preserve_format), fresh(pending.residual)
@@ -202,10 +202,12 @@ def _watch_chain(chain: Chain, note: Callable[..., Any]) -> None:
                     y = cast(copy.deepcopy(twin))(y)
                 y = y if residual is None else y + cast(residual)
                 if activation == "leaky_relu":
-                    return F.leaky_relu(y, pending.slope)
-                return y if activation is None else ACTIVATIONS[activation](y)
+                    y = F.leaky_relu(y, pending.slope)
+                elif activation is not None:
+                    y = ACTIVATIONS[activation](y)
+                return y if windows is None else F.max_pool2d(y, **windows)
 
-        return note(chain.name, compute(pending, activation, again), reference)
+        return note(chain.name, compute(pending, activation, again, windows), reference)
 
     chain.compute = measured
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from .forwards import installed
 from .kernels import SYNCHRONISED
 from .layout import in_other_layout
-from .trace import model_copy
+from .trace import model_copy, random_states_kept
 
 Results = dict[str, Tensor]
 
@@ -135,7 +135,7 @@ def run(model: nn.Module, args: Any, kwargs: Any, training: bool) -> Results:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+    with random_states_kept(model, args, kwargs), torch.set_grad_enabled(training):
         torch.manual_seed(0)
         output = model(*fresh(args), **fresh(kwargs))
         tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]

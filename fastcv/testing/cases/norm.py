@@ -58,6 +58,40 @@ def _batch_norm_act(name: str, *sizes: int, training: bool, activation: str | No
     return Case("batch_norm_act", name, build, peer=batch_norm_act_peer, grad=(0, 3, 4), dtypes=DTYPES, **more)
 
 
+def batch_norm_max_pool2d_peer(
+    input: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    training: bool,
+    activation: str | None = None,
+    **windows: Any,
+) -> torch.Tensor:
+    """What batch_norm_max_pool2d replaces: three of torch's operations."""
+    y = batch_norm_act_peer(input, running_mean, running_var, weight, bias, training, activation=activation)
+    return F.max_pool2d(y, **windows)
+
+
+def _batch_norm_max_pool2d(
+    name: str, *sizes: int, training: bool = True, activation: str | None = "relu", grad: bool = True, **more: Any
+) -> Case:
+    """``more`` has the windows' options, and the case's. Gradients in float32 alone: where 16 bits round two elements of a window to one
+    number the gradient is the first's, in float64 the larger's.
+    """
+    windows = {k: more.pop(k) for k in ("kernel_size", "stride", "padding", "dilation", "ceil_mode") if k in more}
+
+    def build(g: torch.Generator) -> Any:
+        c = sizes[1]
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+        values = (randn(g, *sizes), *_statistics(g, c), *_vectors(g, c), training)
+        count = len(values) if grad else 1  # by name what has no gradient
+        return values[:count], {**dict(zip(names[count:], values[count:], strict=True)), "activation": activation, **windows}
+
+    how = {"grad": (0, 3, 4), "dtypes": (torch.float32,)} if grad else {"dtypes": DTYPES}
+    return Case("batch_norm_max_pool2d", name, build, peer=batch_norm_max_pool2d_peer, **how, **more)
+
+
 def _group_norm(name: str, *sizes: int, groups: int, affine: bool = True, **more: Any) -> Case:
     def build(g: torch.Generator) -> Any:
         return (randn(g, *sizes), groups, *(_vectors(g, sizes[1]) if affine else [])), {}
@@ -101,6 +135,12 @@ CASES: list[Case] = [
     _batch_norm_act("eval-add-relu-8x64x56", 8, 64, 56, 56, training=False, activation="relu", residual=True, bench=True),
     _batch_norm_act("train-add-relu-8x256x28", 8, 256, 28, 28, training=True, activation="relu", residual=True, bench=True),
     _batch_norm_act("train-relu-8x64x56", 8, 64, 56, 56, training=True, activation="relu", residual=False, bench=True),
+    # the stem of ResNet and a stage of VGG, down to the pooled map
+    _batch_norm_max_pool2d("resnet-stem-8x64x112", 8, 64, 112, 112, kernel_size=3, stride=2, padding=1, bench=True),
+    _batch_norm_max_pool2d(
+        "resnet-stem-eval-8x64x112", 8, 64, 112, 112, training=False, kernel_size=3, stride=2, padding=1, grad=False, bench=True
+    ),
+    _batch_norm_max_pool2d("vgg-pool2-8x128x112", 8, 128, 112, 112, kernel_size=2, bench=True),
     # transformers, diffusion, style transfer, AlexNet
     _layer_norm("vit-64x197x768", 64, 197, 768, bench=True),
     _layer_norm("bert-4096x768", 4096, 768, bench=True),
@@ -132,6 +172,20 @@ CASES: list[Case] = [
         for act in (None, "relu", "relu6", "leaky_relu")
         for residual in (False, True)
     ),
+    _batch_norm_max_pool2d("k3s2p1", 2, 5, 15, 17, kernel_size=3, stride=2, padding=1),
+    _batch_norm_max_pool2d("k3s2p1-ceil", 1, 16, 14, 16, kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    _batch_norm_max_pool2d("k2", 3, 33, 7, 9, activation="leaky_relu", kernel_size=2),
+    _batch_norm_max_pool2d("k2x3s1x2p1x0", 1, 8, 9, 33, activation=None, kernel_size=(2, 3), stride=(1, 2), padding=(1, 0)),
+    _batch_norm_max_pool2d("k3s1p1", 2, 17, 9, 8, activation="relu6", kernel_size=3, stride=1, padding=1),
+    _batch_norm_max_pool2d("k2s3", 2, 4, 14, 13, kernel_size=2, stride=3),
+    _batch_norm_max_pool2d("dilated", 2, 6, 13, 12, kernel_size=3, stride=2, padding=1, dilation=2),
+    _batch_norm_max_pool2d("k17-past-a-byte", 1, 3, 20, 21, kernel_size=17, stride=2, padding=8),
+    _batch_norm_max_pool2d("several-bands", 1, 3, 150, 81, kernel_size=3, stride=2, padding=1),
+    _batch_norm_max_pool2d("one-pixel", 4, 6, 1, 1, activation=None, kernel_size=2, stride=1, padding=1),
+    _batch_norm_max_pool2d("eval", 3, 19, 8, 7, training=False, kernel_size=3, stride=2, padding=1),
+    _batch_norm_max_pool2d("train-inference", 2, 18, 21, 15, kernel_size=3, stride=2, padding=1, grad=False),
+    _batch_norm_max_pool2d("eval-inference", 2, 9, 12, 35, training=False, activation="relu6", kernel_size=2, grad=False),
+    _batch_norm_max_pool2d("empty-batch", 0, 4, 5, 6, kernel_size=2),
     _group_norm("odd-2x6x5x3-g3", 2, 6, 5, 3, groups=3),
     _group_norm("one-group", 3, 10, 7, 4, groups=1),
     _group_norm("group-per-channel", 2, 21, 5, 5, groups=21),
