@@ -124,7 +124,7 @@ struct CopiedWindow {
             const S* s = from + k * c_step + first * w_step;
             const int64_t s_step = d[2].in_step * w_step;
             for (int64_t j = 0; j < exist.begin; ++j) put(to + j * size, Acc(0));
-            for (int64_t j = exist.begin; j < exist.end; ++j) put(to + j * size, load_one(s + j * s_step));
+            for (int64_t j = exist.begin; j < exist.end; ++j) move(to + j * size, s + j * s_step);
             for (int64_t j = exist.end; j < cells; ++j) put(to + j * size, Acc(0));
           }
         }
@@ -136,6 +136,11 @@ struct CopiedWindow {
   FASTCV_INLINE void put(X* out, Acc v) {
     if constexpr (std::is_same_v<X, Acc>) *out = v;
     else store_one(out, v);
+  }
+
+  FASTCV_INLINE void move(X* out, const S* from) {
+    if constexpr (std::is_same_v<X, S>) *out = *from;
+    else put(out, load_one(from));
   }
 
   // n consecutive elements.
@@ -179,7 +184,7 @@ struct CopiedWindow {
         for (; j + kLanes <= pixels; j += kLanes)
           store_threes(out + 3 * j, load(from + j), load(from + plane + j), load(from + 2 * plane + j));
     for (; j < pixels; ++j)
-      for (int64_t k = 0; k < cg; ++k) put(out + j * cg + k, load_one(from + k * plane + j));
+      for (int64_t k = 0; k < cg; ++k) move(out + j * cg + k, from + k * plane + j);
   }
 };
 
