@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,26 @@ def test_other_files_are_told(tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(ValueError):
             store.Results(file, describe())
         assert file.read_bytes() == before  # what is not ours is not written to
+
+
+def test_results_written_since_do_not_change_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*command: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True, capture_output=True)
+
+    source, result = tmp_path / "fastcv/bench/machine.py", tmp_path / "benchmarks/results/ops.csv"
+    for file in (source, result):
+        file.parent.mkdir(parents=True)
+        file.write_text("one")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    monkeypatch.setattr(machine, "__file__", str(source))
+    commit, changed = machine.source_state()
+    assert len(commit) >= 7 and not changed
+    result.write_text("two")
+    assert machine.source_state() == (commit, False)
+    source.write_text("two")
+    assert machine.source_state() == (commit, True)
 
 
 # ---- sweeps

@@ -77,13 +77,12 @@ const char* why_not_small_groups(const ConvWgradParams& p) {
     return "needs groups of 2, 4 or more channels, of which a vector holds one or several";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
   if (p.batch * p.out[1] * p.out[2] == 0) return "needs at least one pixel";
-  constexpr int64_t kLimit = 1 << 14;  // vectors
-  for (int i = 1; i < 3; ++i)
-    if (p.out[i] > kLimit || p.stride[i] > kLimit || p.dilation[i] > kLimit || p.kernel[i] > 128)
+  for (int i = 1; i < 3; ++i)  // so that the products below stay small
+    if (p.out[i] > kMostWindow || p.stride[i] > kMostWindow || p.dilation[i] > kMostWindow || p.kernel[i] > 128)
       return "needs input rows under the kernel that fit into cache";
   const int64_t columns = (p.out[2] - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1;
   const int64_t lines = (p.kernel[1] - 1) * p.dilation[1] + 1;
-  return columns * lines > kLimit ? "needs input rows under the kernel that fit into cache" : nullptr;
+  return columns * lines > kMostWindow ? "needs input rows under the kernel that fit into cache" : nullptr;
 }
 
 const char* slower_small_groups(const ConvWgradParams& p) {

@@ -53,6 +53,9 @@ struct ConvWgradParams {
 
 extern const VariantTable<ConvWgradParams> conv_wgrad_table;
 
+// Of small_groups: the most vectors of the input that it copies at a time.
+constexpr int64_t kMostWindow = 1 << 14;
+
 void conv_wgrad_ref(const ConvWgradParams&, const Exec&);
 #define FASTCV_CONV_WGRAD_WINOGRAD(name)                             \
   size_t conv_wgrad_##name##_workspace(const ConvWgradParams&, int); \

@@ -14,7 +14,7 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int64_t kItems = 64;  // pieces of work, at least
+constexpr int64_t kItems = 64;  // pieces of work, if there are rows enough
 #if defined(__AVX512F__)
 constexpr int kMostSums = 24;  // in registers
 #else
@@ -35,13 +35,15 @@ struct Plan {
     vectors = ceil_div(p.in_channels, w);
     spread = group < w;
     const int64_t pixels = spread ? 1024 / group : 256;  // short sums round less, and what is copied stays in cache
-    rows = most(1, least(p.out[1], pixels / most(1, p.out[2])));
+    columns = (p.out[2] - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1;
+    const int64_t reach = (p.kernel[1] - 1) * p.dilation[1] + 1;
+    const int64_t fit = (kMostWindow / columns - reach) / p.stride[1] + 1;
+    rows = most(1, least(least(p.out[1], pixels / p.out[2]), fit));
     row_chunks = ceil_div(p.out[1], rows);
     rows = ceil_div(p.out[1], row_chunks);
     row_chunks = ceil_div(p.out[1], rows);
     chunks = p.batch * row_chunks;
-    columns = (p.out[2] - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1;
-    lines = (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1;
+    lines = (rows - 1) * p.stride[1] + reach;
     parts = most(1, least(chunks, ceil_div(kItems, vectors)));
   }
   int64_t sums_elements() const { return taps * group * w; }
