@@ -2,8 +2,9 @@
 
 On a CPU, kernels of 1x1 and depthwise convolutions read channels_last images in place and transpose row-major ones; on a GPU
 all kernels on tensor cores do, and depthwise ones read 16 bytes at a time instead of an element. A model made mostly of such
-convolutions is run inside that layout: measured to be faster on a CPU, expected to be on a GPU. Whether one may be run so is tried on the example: a forward that takes views which
-only row-major images have, changes or returns its input, or gives outputs of other strides keeps its layout.
+convolutions is run inside that layout: measured to be faster on a CPU, expected to be on a GPU. Whether one may be run so is
+tried on the example: a forward that takes views which only row-major images have, changes or returns its input, or gives
+outputs of other strides keeps its layout.
 """
 
 from __future__ import annotations
