@@ -47,7 +47,7 @@ def test_every_weight_gradient(variant: str, dtype: torch.dtype) -> None:
             assert_within_bound(dw, reference, magnitude, exact[:, 0].numel())
     takes = serves("conv_wgrad", variant, dtype)
     if variant.startswith("igemm"):  # tensor cores: 16-bit numbers, or float32 in three parts
-        takes = dtype == torch.float32 if "tf32x3" in variant else dtype in (torch.bfloat16, torch.float16)
+        takes &= dtype == torch.float32 if "tf32x3" in variant else dtype in (torch.bfloat16, torch.float16)
     assert ran or not takes or "avx" in variant or "_amx" in variant
 
 

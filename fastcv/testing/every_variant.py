@@ -16,8 +16,11 @@ Outcomes = dict[tuple[str, str], list[str]]
 
 
 def serves(op: str, variant: str, dtype: torch.dtype) -> bool:
-    """Whether the objects of a variant's instruction set hold kernels for a dtype (csrc/common/dispatch.h), whatever the call."""
+    """Whether the objects of a variant's instruction set hold kernels for CPU tensors of a dtype (csrc/common/dispatch.h), whatever
+    the call. CUDA kernels take CPU tensors in builds with the emulator."""
     needs = dict(variants(op))[variant]
+    if needs.startswith("sm"):
+        return bool(_ext.build_info()["emulator"])
     if needs in ("avx512", "avx512vnni", "avx512bf16", "amx"):
         return dtype != torch.float64
     narrow = needs == "portable" and variant != "ref" and platform.machine() in ("x86_64", "AMD64")
@@ -43,7 +46,12 @@ def check_variants(cases: Iterable[Case] | None = None, dtype: torch.dtype = tor
         function = getattr(functional, case.op)
         choices = why_not(check_case, case, function, dtype)
         # What a call lacks it lacks on every instruction set, and rows behind the chosen one were not asked for all of it.
-        lacking = {(op, name.rpartition("_")[0]) for op, name, reason in choices if reason.startswith("needs ") and ", have " not in reason}
+        # CUDA kernels lack what no other row does.
+        lacking = {
+            (op, name.rpartition("_")[0])
+            for op, name, reason in choices
+            if reason.startswith("needs ") and ", have " not in reason and "_sm" not in name
+        }
         runnable = [
             (op, name)
             for op, name, reason in choices
