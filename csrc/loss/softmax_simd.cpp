@@ -163,20 +163,29 @@ void row_backward(const S* y, const S* dy, S* dx, int64_t classes) {
   if (rest) store_n(dx + c, result(load_n(y + c, rest), load_n(dy + c, rest)), rest);
 }
 
-// One vector of neighbouring samples, n <= width of them.
-template <class S, bool log_>
-void column_backward(const S* y, const S* dy, S* dx, int64_t classes, int64_t inner, int n) {
+// U vectors of neighbouring samples, the last of n lanes. `next`: as many follow, and are asked for; the hardware does
+// not follow so many streams.
+template <class S, int U, bool log_>
+[[gnu::noinline]] void column_backward(const S* y, const S* dy, S* dx, int64_t classes, int64_t inner, int n,
+                                       bool next) {
   using T = acc_t<S>;
   using V = Vec<T>;
-  V sum(T(0));
-  for (int64_t c = 0; c < classes; ++c) {
-    const V g = load_up_to(dy + c * inner, n);
-    sum += log_ ? g : g * load_up_to(y + c * inner, n);
-  }
-  for (int64_t c = 0; c < classes; ++c) {
-    const V v = load_up_to(y + c * inner, n), g = load_up_to(dy + c * inner, n);
-    store_up_to(dx + c * inner, log_ ? g - exp(v) * sum : v * (g - sum), n);
-  }
+  constexpr int w = V::width;
+  const auto get = [&](const S* from, int u) { return U > 1 ? load(from + u * w) : load_up_to(from, n); };
+  V sum[U];
+  for (int u = 0; u < U; ++u) sum[u] = V(T(0));
+  for (int64_t c = 0; c < classes; ++c)
+    for (int u = 0; u < U; ++u) {
+      const V g = get(dy + c * inner, u);
+      sum[u] += log_ ? g : g * get(y + c * inner, u);
+    }
+  for (int64_t c = 0; c < classes; ++c)
+    for (int u = 0; u < U; ++u) {
+      if (next) __builtin_prefetch(y + c * inner + (U + u) * w), __builtin_prefetch(dy + c * inner + (U + u) * w);
+      const V v = get(y + c * inner, u), g = get(dy + c * inner, u), d = log_ ? g - exp(v) * sum[u] : v * (g - sum[u]);
+      if constexpr (U > 1) store(dx + c * inner + u * w, d);
+      else store_up_to(dx + c * inner, d, n);
+    }
 }
 
 template <class S, bool log_>
@@ -192,12 +201,18 @@ void backward(const SoftmaxParams& p, const Exec& exec) {
     });
     return;
   }
-  const int64_t per = (inner + w - 1) / w;
-  parallel_for(exec, p.outer * per, kGrain / (classes * w) + 1, [&](int64_t begin, int64_t end) {
+  const bool wide = classes * 8 * w * static_cast<int64_t>(sizeof(S)) <= kTileBytes;
+  const int64_t span = wide ? 4 * w : w, per = (inner + span - 1) / span;
+  parallel_for(exec, p.outer * per, kGrain / (classes * span) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t i = t % per * w, at = t / per * classes * inner + i;
-      const int n = static_cast<int>(inner - i < w ? inner - i : w);
-      column_backward<S, log_>(y + at, dy + at, dx + at, classes, inner, n);
+      const int64_t first = t % per * span, left = inner - first, at = t / per * classes * inner + first;
+      if (wide && left >= span) {
+        column_backward<S, 4, log_>(y + at, dy + at, dx + at, classes, inner, w, left >= 2 * span);
+        continue;
+      }
+      for (int64_t i = 0; i < left && i < span; i += w)
+        column_backward<S, 1, log_>(y + at + i, dy + at + i, dx + at + i, classes, inner,
+                                    left - i < w ? static_cast<int>(left - i) : w, false);
     }
   });
 }
