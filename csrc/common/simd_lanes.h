@@ -11,6 +11,10 @@ FASTCV_INLINE Vec<T> zip_half(Vec<T> a, Vec<T> b, std::integer_sequence<int, i..
   return Vec<T>(__builtin_shufflevector(a.v, b.v, (i / 2 + (i % 2) * w + (high ? w / 2 : 0))...));
 }
 template <int first, class T, int... i>
+FASTCV_INLINE Vec<T> slide(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  return Vec<T>(__builtin_shufflevector(a.v, b.v, (i + first)...));
+}
+template <int first, class T, int... i>
 FASTCV_INLINE Vec<T> unzip_half(Vec<T> low, Vec<T> high, std::integer_sequence<int, i...>) {
   return Vec<T>(__builtin_shufflevector(low.v, high.v, (2 * i + first)...));
 }
@@ -30,6 +34,12 @@ FASTCV_INLINE void unzip(Vec<T> low, Vec<T> high, Vec<T>& even, Vec<T>& odd) {
   constexpr auto lanes = std::make_integer_sequence<int, Vec<T>::width>{};
   even = detail::unzip_half<0>(low, high, lanes);
   odd = detail::unzip_half<1>(low, high, lanes);
+}
+
+// A vector's width of the sequence a, b, from its element `first` on.
+template <int first, class T>
+FASTCV_INLINE Vec<T> slide(Vec<T> a, Vec<T> b) {
+  return detail::slide<first>(a, b, std::make_integer_sequence<int, Vec<T>::width>{});
 }
 
 // M rows of one vector each, M a power of two. Afterwards v, read in memory order, holds lane 0 of every row, then lane

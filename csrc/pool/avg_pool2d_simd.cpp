@@ -25,6 +25,16 @@ FASTCV_INLINE Vec<acc_t<S>> column_sum(const S* x, int64_t step, int64_t rows, i
   return sum;
 }
 
+// What the sums of a column of windows are divided by, of one row or, if it is given, of all.
+template <class T>
+const T* divisors(const PoolParams& p, T* size) {
+  const int64_t pitch = row_pitch(p);
+  for (int64_t ow = 0; ow < p.w.out; ++ow)
+    size[ow] = p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(window(p, p.w, ow).size);
+  for (int64_t ow = p.w.out; ow < pitch; ++ow) size[ow] = 1;
+  return size;
+}
+
 template <int kStride, int kTaps, class S>
 void split_row_sums(const PoolParams& p, const Window& v, const S* top, S* y, acc_t<S>* phase, const int64_t* place,
                     const acc_t<S>* size) {
@@ -47,19 +57,44 @@ template <int kStride, class S>
   using T = acc_t<S>;
   const int64_t pitch = row_pitch(p);
   T* phase = scratch.take<T>(2 * pitch);
-  T* size = scratch.take<T>(pitch);
+  const T* size = divisors(p, scratch.take<T>(pitch));
   int64_t* place = scratch.take<int64_t>(p.w.kernel);
   for (int64_t j = 0; j < p.w.kernel; ++j) place[j] = tap_place(p.w, j, pitch);
-  for (int64_t ow = 0; ow < pitch; ++ow) size[ow] = 1;
-  for (int64_t ow = 0; ow < p.w.out; ++ow)
-    size[ow] = p.divisor != 0 ? static_cast<T>(p.divisor) : static_cast<T>(window(p, p.w, ow).size);
   for (int64_t row = begin; row < end; ++row) {
     const Window v = window(p, p.h, row % p.h.out);
     const S* top = static_cast<const S*>(p.x) + (row / p.h.out * p.h.in + v.begin) * p.w.in;
     S* y = static_cast<S*>(p.y) + row * p.w.out;
-    if (std::is_same_v<T, float> && p.w.kernel == 2) split_row_sums<kStride, 2>(p, v, top, y, phase, place, size);
-    else if (std::is_same_v<T, float> && p.w.kernel == 3) split_row_sums<kStride, 3>(p, v, top, y, phase, place, size);
+    if (kStride == 2 && std::is_same_v<T, float> && p.w.kernel == 3)
+      split_row_sums<kStride, 3>(p, v, top, y, phase, place, size);
     else split_row_sums<kStride, 0>(p, v, top, y, phase, place, size);
+  }
+}
+
+// Windows of two or three columns, one for every column: what split_rows does, without its way through memory.
+template <int kTaps, class S>
+[[gnu::noinline]] void neighbour_rows(const PoolParams& p, int64_t begin, int64_t end, Scratch scratch) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  const T* size = divisors(p, scratch.take<T>(row_pitch(p)));
+  int64_t plane = begin / p.h.out, oh = begin % p.h.out;
+  for (int64_t row = begin; row < end; ++row) {
+    const Window v = window(p, p.h, oh);
+    const S* top = static_cast<const S*>(p.x) + (plane * p.h.in + v.begin) * p.w.in;
+    S* y = static_cast<S*>(p.y) + row * p.w.out;
+    const Vec<T> rows(p.divisor != 0 ? T(1) : static_cast<T>(v.size)), zero(T(0));
+    const auto sums = [&](int64_t x) {
+      return x < p.w.in ? column_sum(top + x, p.w.in, v.end - v.begin, p.w.in - x) : zero;
+    };
+    Vec<T> here = sums(0);
+    if (p.w.padding == 1) here = slide<w - 1>(zero, here);
+    for (int64_t ow = 0; ow < p.w.out; ow += w) {
+      const Vec<T> next = sums(ow + w - p.w.padding);
+      Vec<T> sum = here + slide<1>(here, next);
+      if constexpr (kTaps == 3) sum += slide<2>(here, next);
+      store_some(y + ow, sum / (rows * detail::load_raw(size + ow)), p.w.out - ow);
+      here = next;
+    }
+    if (++oh == p.h.out) oh = 0, ++plane;
   }
 }
 
@@ -217,6 +252,8 @@ void avg_pool2d_nchw(const PoolParams& params, const Exec& exec) {
     if (halves_rows(params)) halved_rows<S>(params, begin, end);
     else if (params.adaptive || params.w.stride > 2) window_rows<S>(params, begin, end, scratch);
     else if (params.w.stride == 2) split_rows<2, S>(params, begin, end, scratch);
+    else if (params.w.kernel == 2) neighbour_rows<2, S>(params, begin, end, scratch);
+    else if (params.w.kernel == 3) neighbour_rows<3, S>(params, begin, end, scratch);
     else split_rows<1, S>(params, begin, end, scratch);
   };
   const int64_t count = params.n * params.c * params.h.out;
