@@ -4,15 +4,21 @@
 #include "loss/targets.h"
 #include "loss/tile.h"
 
-// Three products per chunk of rows, all by one blocked kernel: scores = X W^T + b, dX = G W, dW += G^T X. The right
+// Three products per chunk of rows, all by one register tile: scores = X W^T + b, dX = G W, dW += G^T X. The right
 // operand is packed (and widened) into panels of two vectors, a block of the summed dimension at a time; the left one
-// is read in place.
+// is read in place, but for G^T, whose rows lie a row of scores apart: it is packed as well.
 namespace fastcv::FASTCV_ISA {
 namespace {
 
 constexpr int64_t kDepth = 128;            // summed elements per panel: two vectors wide, it stays in the L1 cache
+constexpr int64_t kWide = 512;             // columns packed at a time: they stay in the L2 cache
 constexpr int64_t kChunkScores = 1 << 21;  // scores per chunk of rows: what is held instead of the whole matrix
 constexpr int kTall = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;  // rows of the register tile
+
+constexpr int64_t kRows = 4 * kTall;                    // of G^T packed at a time: whole cache lines of G
+constexpr int64_t kScratch = kDepth * (kWide + kRows);  // elements, of a thread
+template <class T>
+constexpr int64_t kPanel = 2 * Vec<T>::width;
 
 // c(i, j) = start + sum_k a[i * ai + k * ak] * panel[k * 2w + j] for `rows` x n; start: c itself, a bias row, or 0. The
 // sum joins the start when it is complete: one chain over 20000 classes would lose four times as much as chains of 128.
@@ -42,12 +48,36 @@ void micro_kernel(const T* a, int64_t ai, int64_t ak, const T* panel, int64_t de
   }
 }
 
+// C (rows x columns) from packed panels [panel][k][2w]: a panel stays in the L1 cache while the rows of A pass by,
+// tiles of kTall of them `tile_step` apart.
+template <class T>
+void multiply_block(const T* a, int64_t ai, int64_t ak, int64_t tile_step, int64_t rows, const T* panels, int64_t depth,
+                    T* c, int64_t ldc, int64_t columns, bool accumulate, const T* bias) {
+  for (int64_t j = 0; j < columns; j += kPanel<T>) {
+    const int n = static_cast<int>(columns - j < kPanel<T> ? columns - j : kPanel<T>);
+    const auto tile = [&](auto size, int64_t i) {
+      micro_kernel<T, size>(a + i / kTall * tile_step + i % kTall * ai, ai, ak, panels + j * kDepth, depth,
+                            c + i * ldc + j, ldc, n, accumulate, bias ? bias + j : nullptr);
+    };
+    int64_t i = 0;
+    for (; i + kTall <= rows; i += kTall) tile(std::integral_constant<int, kTall>{}, i);
+    for (; i + 4 <= rows; i += 4) tile(std::integral_constant<int, 4>{}, i);
+    for (; i < rows; ++i) tile(std::integral_constant<int, 1>{}, i);
+  }
+}
+
 // The right operand B[k][j]: rows of `data` are the summed dimension (k), or the columns (j) if transposed.
 template <class S>
 struct Right {
   const S* data;
   int64_t ld;
   bool transposed;
+
+  void pack_panels(int64_t k0, int64_t depth, int64_t j0, int64_t columns, acc_t<S>* panels) const {
+    constexpr int64_t wide = kPanel<acc_t<S>>;
+    for (int64_t j = 0; j < columns; j += wide)
+      pack(k0, depth, j0 + j, static_cast<int>(columns - j < wide ? columns - j : wide), panels + j * kDepth);
+  }
 
   // panel[k * 2w + j] = B[k0 + k][j0 + j], zeros from column n on.
   void pack(int64_t k0, int64_t depth, int64_t j0, int n, acc_t<S>* panel) const {
@@ -78,27 +108,46 @@ struct Right {
 // C (m x n) = A B, or += A B, or A B + bias; sums over kDepth in order, and these sums in order. Threads share out the
 // panels of C's columns.
 template <class S>
-void multiply(const Exec& exec, char* panels, const acc_t<S>* a, int64_t ai, int64_t ak, const Right<S>& b, int64_t m,
-              int64_t n, int64_t depth, acc_t<S>* c, bool accumulate, const acc_t<S>* bias) {
+void multiply(const Exec& exec, char* scratch, const acc_t<S>* a, const Right<S>& b, int64_t m, int64_t n,
+              int64_t depth, acc_t<S>* c, bool accumulate, const acc_t<S>* bias) {
   using T = acc_t<S>;
-  constexpr int wide = 2 * Vec<T>::width;
-  parallel_slots(exec, (n + wide - 1) / wide, 1, [&](int slot, int64_t begin, int64_t end) {
-    T* panel = reinterpret_cast<T*>(panels) + slot * kDepth * wide;
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t j0 = j * wide;
-      const int columns = static_cast<int>(n - j0 < wide ? n - j0 : wide);
+  parallel_slots(exec, (n + kPanel<T> - 1) / kPanel<T>, 1, [&](int slot, int64_t begin, int64_t end) {
+    const int64_t last = end * kPanel<T> < n ? end * kPanel<T> : n;
+    T* panels = reinterpret_cast<T*>(scratch) + slot * kScratch;
+    for (int64_t j0 = begin * kPanel<T>; j0 < last; j0 += kWide) {
+      const int64_t columns = last - j0 < kWide ? last - j0 : kWide;
       for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += kDepth) {
         const int64_t deep = depth - k0 < kDepth ? depth - k0 : kDepth;
-        b.pack(k0, deep, j0, columns, panel);
-        const bool add = accumulate || k0 > 0;
-        const T* start = bias ? bias + j0 : nullptr;
-        int64_t i = 0;
-        for (; i + kTall <= m; i += kTall)
-          micro_kernel<T, kTall>(a + i * ai + k0 * ak, ai, ak, panel, deep, c + i * n + j0, n, columns, add, start);
-        for (; i + 4 <= m; i += 4)
-          micro_kernel<T, 4>(a + i * ai + k0 * ak, ai, ak, panel, deep, c + i * n + j0, n, columns, add, start);
-        for (; i < m; ++i)
-          micro_kernel<T, 1>(a + i * ai + k0 * ak, ai, ak, panel, deep, c + i * n + j0, n, columns, add, start);
+        b.pack_panels(k0, deep, j0, columns, panels);
+        multiply_block(a + k0, depth, 1, kTall * depth, m, panels, deep, c + j0, n, columns, accumulate || k0 > 0,
+                       bias ? bias + j0 : nullptr);
+      }
+    }
+  });
+}
+
+// C (m x n) = A^T B, or += A^T B: sums as in multiply. Threads share out the rows of C.
+template <class T>
+void multiply_transposed(const Exec& exec, char* scratch, const T* a, const Right<T>& b, int64_t m, int64_t n,
+                         int64_t depth, T* c, bool accumulate) {
+  const int64_t blocks = (m + kRows - 1) / kRows;
+  parallel_slots(exec, blocks, 1, [&](int slot, int64_t begin, int64_t end) {
+    T* panels = reinterpret_cast<T*>(scratch) + slot * kScratch;
+    T* left = panels + kDepth * kWide;  // [tile][k][kTall]
+    for (int64_t j0 = 0; j0 < n; j0 += kWide) {
+      const int64_t columns = n - j0 < kWide ? n - j0 : kWide;
+      for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+        const int64_t deep = depth - k0 < kDepth ? depth - k0 : kDepth;
+        b.pack_panels(k0, deep, j0, columns, panels);
+        for (int64_t i0 = begin * kRows; i0 < end * kRows && i0 < m; i0 += kRows) {
+          const int64_t rows = m - i0 < kRows ? m - i0 : kRows;
+          for (int64_t k = 0; k < deep; ++k)
+            for (int64_t i = 0; i < rows; i += kTall)
+              for (int64_t r = 0; r < kTall && i + r < rows; ++r)
+                left[(i / kTall * kDepth + k) * kTall + r] = a[(k0 + k) * m + i0 + i + r];
+          multiply_block<T>(left, 1, kTall, kDepth * kTall, rows, panels, deep, c + i0 * n + j0, n, columns,
+                            accumulate || k0 > 0, nullptr);
+        }
       }
     }
   });
@@ -184,7 +233,7 @@ Plan plan_of(const LinearCrossEntropyParams& p, int threads) {
   a.grad_b = place(p.grad_b ? p.classes * size : 0);
   a.losses = place(p.rows * size);
   a.scales = place(a.chunk * size);
-  a.panels = place(threads * kDepth * 2 * kVectorBytes);
+  a.panels = place(threads * kScratch * size);
   CrossEntropyParams chunk = a.ce;
   chunk.outer = a.chunk;
   chunk.dtype = p.dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -220,8 +269,8 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
     const T* left;
     if constexpr (same) left = x + r0 * p.features;
     else widen(x + r0 * p.features, m * p.features, at(a.x)), left = at(a.x);
-    multiply<S>(exec, base + a.panels, left, p.features, 1, {w, p.features, true}, m, p.classes, p.features, scores,
-                false, p.bias ? at(a.bias) : nullptr);
+    multiply<S>(exec, base + a.panels, left, {w, p.features, true}, m, p.classes, p.features, scores, false,
+                p.bias ? at(a.bias) : nullptr);
 
     CrossEntropyParams ce = a.ce;
     ce.dtype = std::is_same_v<T, double> ? DType::f64 : DType::f32;
@@ -251,13 +300,12 @@ void run(const LinearCrossEntropyParams& p, const Exec& exec) {
       T* out;
       if constexpr (same) out = static_cast<T*>(p.grad_x) + r0 * p.features;
       else out = at(a.grad_x);
-      multiply<S>(exec, base + a.panels, scores, p.classes, 1, {w, p.features, false}, m, p.features, p.classes, out,
-                  false, nullptr);
+      multiply<S>(exec, base + a.panels, scores, {w, p.features, false}, m, p.features, p.classes, out, false, nullptr);
       if constexpr (!same) narrow(out, m * p.features, static_cast<S*>(p.grad_x) + r0 * p.features);
     }
     if (grad_w)
-      multiply<T>(exec, base + a.panels, scores, 1, p.classes, {left, p.features, false}, p.classes, p.features, m,
-                  grad_w, r0 > 0, nullptr);
+      multiply_transposed<T>(exec, base + a.panels, scores, {left, p.features, false}, p.classes, p.features, m, grad_w,
+                             r0 > 0);
     if (grad_b) add_columns(exec, scores, m, p.classes, grad_b);
   }
 
