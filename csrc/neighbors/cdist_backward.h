@@ -3,7 +3,7 @@
 // The gradient by the second argument is the same with the two arguments swapped and the strides of grad exchanged.
 //
 // Contract: x1, x2, out row-major; grad and distance have any strides; distance is the forward's result. f32 and f64.
-// The sum runs over n in blocks of 128, in order: the same bits for any thread count and batch.
+// The sum runs over n in blocks of 128, these in order: the same bits for any thread count and batch.
 // torch's subgradients: zero where the distance is zero, whole gradients to every coordinate that attains the maximum.
 #pragma once
 #include "common/parallel.h"

@@ -19,18 +19,23 @@ FASTCV_INLINE Vec<T> sign_of(Vec<T> x) {
   return select<T>((x < zero) | (x > zero), signed_as(Vec<T>(T(1)), x), x);
 }
 
-// Each has weight(g, distance), the part of the formula that is the same for all coordinates, and
-// add(sum, difference, weight, distance) = sum + the derivative.
+// Each has weight(g, distance), the part of the formula that is the same for all coordinates, of one pair or of a
+// vector of them, and add(sum, difference, weight, distance) = sum + the derivative.
 template <class T>
 struct SlopeL1 {
   explicit SlopeL1(double) {}
   T weight(T g, T) const { return g; }
+  Vec<T> weight(Vec<T> g, Vec<T>) const { return g; }
   Vec<T> add(Vec<T> sum, Vec<T> x, Vec<T> w, Vec<T>) const { return fma(w, sign_of(x), sum); }
 };
 template <class T>
 struct SlopeL2 {
   explicit SlopeL2(double) {}
   T weight(T g, T distance) const { return distance == 0 ? T(0) : g / distance; }
+  Vec<T> weight(Vec<T> g, Vec<T> distance) const {
+    const Vec<T> zero(T(0));
+    return select<T>(distance == zero, zero, g / distance);
+  }
   Vec<T> add(Vec<T> sum, Vec<T> x, Vec<T> w, Vec<T>) const { return fma(w, x, sum); }
 };
 // Of the squared distance.
@@ -38,12 +43,14 @@ template <class T>
 struct SlopeSquare {
   explicit SlopeSquare(double) {}
   T weight(T g, T) const { return 2 * g; }
+  Vec<T> weight(Vec<T> g, Vec<T>) const { return g + g; }
   Vec<T> add(Vec<T> sum, Vec<T> x, Vec<T> w, Vec<T>) const { return fma(w, x, sum); }
 };
 template <class T>
 struct SlopeLinf {
   explicit SlopeLinf(double) {}
   T weight(T g, T) const { return g; }
+  Vec<T> weight(Vec<T> g, Vec<T>) const { return g; }
   Vec<T> add(Vec<T> sum, Vec<T> x, Vec<T> w, Vec<T> distance) const {
     const Vec<T> s = sign_of(x);
     return fma(w, select<T>((abs(x) == distance) | (x != x), s, Vec<T>(T(0))), sum);
@@ -57,6 +64,10 @@ struct SlopeLp {
   // In double: the power would multiply the rounding error of the quotient's other half.
   T weight(T g, T distance) const {
     return distance == 0 ? T(0) : static_cast<T>(g / __builtin_pow(static_cast<double>(distance), exponent));
+  }
+  Vec<T> weight(Vec<T> g, Vec<T> distance) const {
+    for (int i = 0; i < Vec<T>::width; ++i) g.v[i] = weight(g.v[i], distance.v[i]);
+    return g;
   }
   Vec<T> add(Vec<T> sum, Vec<T> x, Vec<T> w, Vec<T>) const {
     const Vec<T> zero(T(0));
