@@ -51,7 +51,8 @@ struct FlatWindow {
     int64_t* column_at;  // [inputs]
     int64_t lines, columns;
     Range inputs[3];
-    bool special;  // holds infinities or NaN
+    int64_t stored;  // parts of a number: the last of P::kStored only where there are infinities or NaN
+    bool special;    // there are, here or among the weights
   };
 
   const ConvParams* p;
@@ -67,12 +68,13 @@ struct FlatWindow {
     if (merged) w.slots = w.period = 1, w.reach = 0;
   }
 
-  int64_t pixel() const { return length * P::kStored; }
-  int64_t slot_size(const Chunk& c) const { return c.lines * c.columns * pixel(); }
+  int64_t pixel(const Chunk& c) const { return length * c.stored; }
+  int64_t slot_size(const Chunk& c) const { return c.lines * c.columns * pixel(c); }
   int64_t plane_size(const Chunk& c) const { return h.slots * w.slots * slot_size(c); }
   // A tile may begin at the last pixel.
-  int64_t elements(int64_t rows, int64_t cols) const {
-    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) * pixel();
+  int64_t elements(int64_t rows, int64_t cols, int64_t stored = P::kStored) const {
+    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) * length *
+           stored;
   }
   int64_t table_entries(int64_t rows, int64_t cols) const {
     return inputs_bound(d[1], rows) + inputs_bound(d[2], cols);
@@ -82,17 +84,26 @@ struct FlatWindow {
   int64_t offset(const Chunk& c, int64_t id, const Taps& th, int64_t jh, const Taps& tw, int64_t jw) const {
     const int64_t column = merged ? 0 : w.line(d[2], tw, jw), slot_w = merged ? 0 : w.slot(jw);
     return (id - c.inputs[0].begin) * plane_size(c) + (h.slot(jh) * w.slots + slot_w) * slot_size(c) +
-           (h.line(d[1], th, jh) * c.columns + column) * pixel();
+           (h.line(d[1], th, jh) * c.columns + column) * pixel(c);
   }
 
-  // first: the first input of image and group; cell, cells: of the chunk; tw: merged taps.
-  void fill(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
+  // first: the first input of image and group; cell, cells: of the chunk; tw: merged taps; special_weights: there are
+  // infinities or NaN among the weights.
+  void fill(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw,
+            bool special_weights) const {
+    c.special = special_weights;
+    c.stored = special_weights ? P::kStored : P::kParts;
+    fill_parts(c, first, cell, cells, tw);
+    if (c.special && c.stored < P::kStored) c.stored = P::kStored, fill_parts(c, first, cell, cells, tw);
+  }
+
+ private:
+  void fill_parts(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
     c.lines = cells[1] + h.reach;
     c.columns = cells[2] + w.reach;
-    c.special = false;
     std::memset(static_cast<void*>(c.window), 0, static_cast<size_t>(c.inputs[0].size * plane_size(c)) * sizeof(X));
-    sort(h, d[1], cell[1], c.inputs[1], w.slots * slot_size(c), c.columns * pixel(), c.line_at);
-    if (!merged) sort(w, d[2], cell[2], c.inputs[2], slot_size(c), pixel(), c.column_at);
+    sort(h, d[1], cell[1], c.inputs[1], w.slots * slot_size(c), c.columns * pixel(c), c.line_at);
+    if (!merged) sort(w, d[2], cell[2], c.inputs[2], slot_size(c), pixel(c), c.column_at);
     for (int64_t i = 0; i < c.inputs[0].size; ++i) {
       X* out = c.window + i * plane_size(c);
       const int64_t from = (c.inputs[0].begin + i) * p->in[1];
@@ -103,7 +114,6 @@ struct FlatWindow {
     }
   }
 
- private:
   static void sort(const Sorted& s, const Dim& dim, int64_t cell, Range inputs, int64_t slot_size, int64_t step,
                    int64_t* at) {
     const int64_t first = inputs.begin - (cell * dim.in_step + dim.low);
@@ -116,11 +126,19 @@ struct FlatWindow {
 
   // One pixel's channels, consecutive in memory.
   void put_pixel(Chunk& c, X* out, const S* from, int64_t n) const {
+    if constexpr (kPlain) {
+      return P::copy(out, from, n);
+    }
     for (int64_t k = 0; k < n; k += kLanes) {
       const int left = static_cast<int>(least(kLanes, n - k));
       const Vec<Acc> v = left == kLanes ? load(from + k) : load_n(from + k, left);
-      c.special |= P::put(out + k, length, v);
+      put(c, out + k, v);
     }
+  }
+
+  void put(Chunk& c, X* out, Vec<Acc> v) const {
+    if constexpr (kPlain) store(out, v);
+    else c.special |= P::put(out, length, c.stored, v);
   }
 
   void fill_channels_last(Chunk& c, X* out, const S* first, int64_t line) const {
@@ -155,8 +173,7 @@ struct FlatWindow {
           Vec<Acc> square[kLanes];
           load_square(square, from + k * plane + q, plane, static_cast<int>(least(kLanes, cg - k)), n);
           for (int j = 0; j < n; ++j) {
-            if (c.column_at[column] >= 0)
-              c.special |= P::put(out + c.line_at[row] + c.column_at[column] + k, length, square[j]);
+            if (c.column_at[column] >= 0) put(c, out + c.line_at[row] + c.column_at[column] + k, square[j]);
             if (++column == rw.size) column = 0, ++row;
           }
         }
@@ -174,7 +191,7 @@ struct FlatWindow {
       const S* from = first + (line + rh.begin + i) * p->in[2] * pixel_step;
       for (int64_t j = 0; j < cells; ++j) {
         const int64_t at = (cell + j) * d[2].in_step + tw.offset;
-        X* to = out + c.line_at[i] + j * pixel();
+        X* to = out + c.line_at[i] + j * pixel(c);
         if (tw.offset_step == 1 && pixel_step == cg && at >= 0 && at + reach < d[2].in)
           put_pixel(c, to, from + at * pixel_step, tw.count * cg);
         else put_taps(c, to, from, at, tw, pixel_step, channel_step);
@@ -192,7 +209,7 @@ struct FlatWindow {
         if (at >= 0 && at < d[2].in) lanes[l] = load_one(line + at * pixel_step + channel * channel_step);
         if (++channel == cg) channel = 0, ++tap, at += tw.offset_step;
       }
-      c.special |= P::put(to + k, length, load(lanes));
+      put(c, to + k, load(lanes));
     }
   }
 };
@@ -203,19 +220,18 @@ struct PixelTile {
   int64_t pitch;
 };
 
-// Some tiles of pixels and one panel of output channels.
-struct TileStrip {
-  const PixelTile* tiles;
-  const int64_t* pixel_steps;   // [steps]: bytes from a pixel to its 32 channels
-  const int64_t* weight_steps;  // [steps]: the row of the packed weights where these 32 channels begin
-  int64_t steps;
-  const uint32_t* weights;  // [pairs of channels][vectors][16]
-  const float* bias;        // [vectors][16]
-  // [tiles][16]: where each pixel's sums go: out + (place - first_place) * out_pitch; negative: nowhere.
-  const int64_t* places;
-  int64_t first_place;
-  float* out;
-  int64_t out_pitch;
+// What 32 channels of a tap add: how many bytes behind a pixel they begin, and at which row of the weights theirs.
+struct TileStep {
+  int64_t pixel, row;
+};
+
+// One panel's sums over `count` steps. Parts of a pixel follow each other x_part bytes apart.
+struct TileSum {
+  const TileStep* steps;
+  int64_t count;
+  int64_t x_part;
+  const uint32_t* weights;  // [step][part][16 pairs of channels][vectors][16]
+  const uint32_t* clean;    // [step][16 pairs of channels][vectors][16]: their highest parts with zeros for inf and NaN
 };
 
 // The most that a chunk needs of each.
@@ -229,7 +245,7 @@ struct TileTable {
   using X = typename P::X;
   typename FlatWindow<P, S>::Chunk flat;
   PixelTile* tiles;
-  int64_t *pixel_steps, *weight_steps;
+  TileStep* steps;
   int64_t *outputs, *places;  // [tiles][16]: number of each pixel's output, or -1; its place where that is another
   int64_t* before;            // [tiles]: outputs in earlier tiles
   X* tail;                    // copy of the last pixels, where x ends before their tile does
@@ -244,8 +260,7 @@ struct TileTable {
     };
     array(flat.line_at, most.inputs);
     array(flat.column_at, most.inputs);
-    array(pixel_steps, most.steps);
-    array(weight_steps, most.steps);
+    array(steps, most.steps);
     array(tiles, most.tiles);
     array(before, most.tiles + 1);
     array(outputs, most.tiles * kTilePixels);

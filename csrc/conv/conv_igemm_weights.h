@@ -61,6 +61,12 @@ class IgemmWeights {
     const int64_t before = (group * plan.vectors + panel * plan.panel_width) * plan.packed_rows();
     return packed + (before + Plan::packed_row(row) * plan.panel_vectors(panel)) * kLanes;
   }
+  // The same of the weights' last stored parts.
+  W* clean(int64_t group, int64_t panel, int64_t row) const {
+    const int64_t before = (group * plan.vectors + panel * plan.panel_width) * plan.packed_rows();
+    const int64_t parts = plan.kdim / P::kPair * (P::kStored - 1);
+    return packed + (before + (parts + row / P::kPair) * plan.panel_vectors(panel)) * kLanes;
+  }
   const Acc* bias(int64_t group, int64_t panel) const {
     return biases + (group * plan.vectors + panel * plan.panel_width) * kLanes;
   }
@@ -122,8 +128,12 @@ class IgemmWeights {
       for (int64_t row = 0; row < plan.kdim; row += P::kPair) {
         const Vec<Acc> even = load(staging + row * kLanes), odd = load(staging + (row + 1) * kLanes);
         W* to = out + Plan::packed_row(row) * pitch;
-        if constexpr (P::kTiles) special |= P::pack_pair(to, 16 * pitch, even, odd);
-        else P::pack_pair(to, even, odd);
+        if constexpr (P::kTiles) {
+          W* last = clean(group, at, row) + vector % plan.panel_width * kLanes;
+          special |= P::pack_pair(to, 16 * pitch, last, even, odd);
+        } else {
+          P::pack_pair(to, even, odd);
+        }
       }
       if constexpr (P::kStored > 1) special_weights[group * plan.vectors + vector] = special;
     }
