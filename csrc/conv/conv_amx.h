@@ -124,6 +124,23 @@ struct TileProduct {
   }
   // So many tiles of pixels by 16 * vectors output channels into sums[count * 16][32].
   static void multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count, int vectors, float* sums);
+  // The same of 32.
+  FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
+#if defined(__AVX512BF16__)
+    const Split a = split(low), b = split(high);
+    const auto put_part = [&](int i) {
+      _mm512_storeu_si512(out + i * pitch,
+                          (__m512i)_mm512_cvtne2ps_pbh((__m512)b.part[i], (__m512)a.part[i]));  // exact
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < Parts; ++i) put_part(i);
+    if (stored > Parts) put_part(kStored - 1);
+    return a.special || b.special;
+#else
+    const bool special = put(out, pitch, stored, low);
+    return put(out + kTileChannels / 2, pitch, stored, high) || special;
+#endif
+  }
   // Two channels of 16 output channels: parts `pitch` apart, the last stored one to `clean`.
   FASTCV_INLINE bool pack_pair(W* out, int64_t pitch, W* clean, Vec<Acc> even, Vec<Acc> odd) {
     const Split a = split(even), b = split(odd);
@@ -178,8 +195,12 @@ template <class P, bool Special, int M, int N>
     });
   };
   const auto products = [&]<int... i>(auto first, std::integer_sequence<int, i...>) {
-    for (int64_t at = 0; at < s.count; ++at)
+    for (int64_t at = 0; at < s.count; ++at) {
+      if (first == 0 && s.ahead != nullptr)
+        for (int64_t line = 0; line < s.ahead_lines; ++line)
+          _mm_prefetch(s.ahead + (at * s.ahead_lines + line) * 64, _MM_HINT_T1);
       (product(std::integral_constant<int, first + i>{}, first, s.steps[at]), ...);
+    }
   };
   products(std::integral_constant<int, 0>{}, std::make_integer_sequence<int, P::kFirst>{});
   if constexpr (P::kFirst < P::kProducts)

@@ -101,17 +101,38 @@ struct FlatWindow {
   void fill_parts(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
     c.lines = cells[1] + h.reach;
     c.columns = cells[2] + w.reach;
-    std::memset(static_cast<void*>(c.window), 0, static_cast<size_t>(c.inputs[0].size * plane_size(c)) * sizeof(X));
     sort(h, d[1], cell[1], c.inputs[1], w.slots * slot_size(c), c.columns * pixel(c), c.line_at);
     if (!merged) sort(w, d[2], cell[2], c.inputs[2], slot_size(c), pixel(c), c.column_at);
     for (int64_t i = 0; i < c.inputs[0].size; ++i) {
       X* out = c.window + i * plane_size(c);
+      clear(c, out);
       const int64_t from = (c.inputs[0].begin + i) * p->in[1];
       if (c.inputs[1].size == 0 || c.inputs[2].size == 0) continue;
       if (merged) fill_merged(c, out, first, from, cell[2], cells[2], tw);
       else if (p->channels_last) fill_channels_last(c, out, first, from);
       else fill_row_major(c, out, first, from);
     }
+  }
+
+  // Zeros wherever no input will be written, or everywhere if that is in many places.
+  void clear(const Chunk& c, X* plane) const {
+    const auto zeros = [](X* from, int64_t n) {
+      std::memset(static_cast<void*>(from), 0, static_cast<size_t>(n) * sizeof(X));
+    };
+    const bool pointwise = h.reach == 0 && w.reach == 0 && p->pad[1] == 0 && p->pad[2] == 0;
+    const bool whole_pixels = p->channels_last || round_up(cg, kLanes) == length;
+    const Range rh = c.inputs[1], rw = c.inputs[2];
+    if (merged || !whole_pixels || rh.size == 0 || rw.size == 0 || (!pointwise && (h.step > 1 || w.step > 1)))
+      return zeros(plane, plane_size(c));
+    if (pointwise && !p->transposed) return;
+    const int64_t line = c.columns * pixel(c), begin = c.column_at[0], end = c.column_at[rw.size - 1] + pixel(c);
+    zeros(plane, c.line_at[0]);
+    for (int64_t i = 0; i < rh.size; ++i) {
+      zeros(plane + c.line_at[i], begin);
+      zeros(plane + c.line_at[i] + end, line - end);
+    }
+    const int64_t written = c.line_at[rh.size - 1] + line;
+    zeros(plane + written, c.lines * line - written);
   }
 
   static void sort(const Sorted& s, const Dim& dim, int64_t cell, Range inputs, int64_t slot_size, int64_t step,
@@ -124,16 +145,23 @@ struct FlatWindow {
     }
   }
 
-  // One pixel's channels, consecutive in memory.
-  void put_pixel(Chunk& c, X* out, const S* from, int64_t n) const {
+  // One pixel's channels, consecutive in memory, and zeros up to a multiple of 32; returns whether one is not finite.
+  [[gnu::always_inline]] bool put_pixel(const Chunk& c, X* out, const S* from, int64_t n) const {
+    bool special = false;
     if constexpr (kPlain) {
-      return P::copy(out, from, n);
+      P::copy(out, from, n);
+    } else {
+      const int64_t pitch = length, stored = c.stored;
+      int64_t k = 0;
+      for (; k + kTileChannels <= n; k += kTileChannels)
+        special |= P::put(out + k, pitch, stored, load(from + k), load(from + k + kLanes));
+      for (; k < n; k += kTileChannels) {
+        const int left = static_cast<int>(n - k), high = static_cast<int>(most(0, left - kLanes));
+        special |= P::put(out + k, pitch, stored, load_n(from + k, static_cast<int>(least(kLanes, left))),
+                          load_n(from + k + (high > 0 ? kLanes : 0), high));
+      }
     }
-    for (int64_t k = 0; k < n; k += kLanes) {
-      const int left = static_cast<int>(least(kLanes, n - k));
-      const Vec<Acc> v = left == kLanes ? load(from + k) : load_n(from + k, left);
-      put(c, out + k, v);
-    }
+    return special;
   }
 
   void put(Chunk& c, X* out, Vec<Acc> v) const {
@@ -143,6 +171,7 @@ struct FlatWindow {
 
   void fill_channels_last(Chunk& c, X* out, const S* first, int64_t line) const {
     const Range rh = c.inputs[1], rw = c.inputs[2];
+    bool special = false;
     for (int64_t i = 0; i < rh.size; ++i) {
       if (c.line_at[i] < 0) continue;
       const S* from = first + ((line + rh.begin + i) * p->in[2] + rw.begin) * p->c;
@@ -153,8 +182,9 @@ struct FlatWindow {
           continue;
         }
       for (int64_t j = 0; j < rw.size; ++j)
-        if (c.column_at[j] >= 0) put_pixel(c, to + c.column_at[j], from + j * p->c, cg);
+        if (c.column_at[j] >= 0) special |= put_pixel(c, to + c.column_at[j], from + j * p->c, cg);
     }
+    c.special |= special;
   }
 
   void fill_row_major(Chunk& c, X* out, const S* first, int64_t line) const {
@@ -185,18 +215,25 @@ struct FlatWindow {
     const Range rh = c.inputs[1];
     const int64_t pixel_step = p->channels_last ? p->c : 1;
     const int64_t channel_step = p->channels_last ? 1 : p->in[0] * p->in[1] * p->in[2];
-    const int64_t reach = (tw.count - 1) * tw.offset_step;
+    // Cells all of whose taps exist, and stand side by side.
+    const int64_t reach = (tw.count - 1) * tw.offset_step, at = cell * d[2].in_step + tw.offset;
+    const bool side_by_side = tw.count > 0 && tw.offset_step == 1 && pixel_step == cg;
+    const Span inner = side_by_side ? inside(at, d[2].in_step, d[2].in - 1 - reach, cells) : Span{cells, cells};
+    const int64_t n = tw.count * cg, step = d[2].in_step * pixel_step, pixel = this->pixel(c);
+    bool special = false;
     for (int64_t i = 0; i < rh.size; ++i) {
       if (c.line_at[i] < 0) continue;
       const S* from = first + (line + rh.begin + i) * p->in[2] * pixel_step;
-      for (int64_t j = 0; j < cells; ++j) {
-        const int64_t at = (cell + j) * d[2].in_step + tw.offset;
-        X* to = out + c.line_at[i] + j * pixel(c);
-        if (tw.offset_step == 1 && pixel_step == cg && at >= 0 && at + reach < d[2].in)
-          put_pixel(c, to, from + at * pixel_step, tw.count * cg);
-        else put_taps(c, to, from, at, tw, pixel_step, channel_step);
-      }
+      X* to = out + c.line_at[i];
+      const auto gather = [&](int64_t j) {
+        put_taps(c, to + j * pixel, from, at + j * d[2].in_step, tw, pixel_step, channel_step);
+      };
+      for (int64_t j = 0; j < inner.begin; ++j) gather(j);
+      for (int64_t j = inner.begin; j < inner.end; ++j)
+        special |= put_pixel(c, to + j * pixel, from + at * pixel_step + j * step, n);
+      for (int64_t j = inner.end; j < cells; ++j) gather(j);
     }
+    c.special |= special;
   }
 
   // The taps of one output from position `at` on, channel by channel.
@@ -232,6 +269,8 @@ struct TileSum {
   int64_t x_part;
   const uint32_t* weights;  // [step][part][16 pairs of channels][vectors][16]
   const uint32_t* clean;    // [step][16 pairs of channels][vectors][16]: their highest parts with zeros for inf and NaN
+  const char* ahead;        // lines to fetch into the second-level cache, so many at each step; nullptr: none
+  int64_t ahead_lines;
 };
 
 // The most that a chunk needs of each.

@@ -9,9 +9,19 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
+// Where a pixel makes a pixel, those of all channels_last images are one image's: they fill tiles and chunks better.
+ConvParams joined(ConvParams p) {
+  for (int i = 0; i < 3; ++i)
+    if (!p.channels_last || p.kernel[i] != 1 || p.stride[i] != 1 || p.pad[i] != 0 || p.in[i] != p.out[i]) return p;
+  p.in[1] = p.out[1] = p.n * p.in[0] * p.in[1];
+  p.n = p.in[0] = p.out[0] = 1;
+  return p;
+}
+
 template <int Parts, class S>
 size_t workspace(const ConvParams& p, int threads) {
-  return Igemm<TileProduct<Parts>, S>(p, threads).workspace();
+  const ConvParams layer = joined(p);
+  return Igemm<TileProduct<Parts>, S>(layer, threads).workspace();
 }
 template <int Parts, class S>
 size_t kept(const ConvParams& p) {
@@ -19,7 +29,8 @@ size_t kept(const ConvParams& p) {
 }
 template <int Parts, class S>
 void run(const ConvParams& p, const Exec& exec) {
-  Igemm<TileProduct<Parts>, S>(p, exec.threads).run(exec);
+  const ConvParams layer = joined(p);
+  Igemm<TileProduct<Parts>, S>(layer, exec.threads).run(exec);
 }
 
 }  // namespace

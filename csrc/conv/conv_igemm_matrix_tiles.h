@@ -47,7 +47,7 @@ class MatrixTiles {
     const Dim* d = plan.d;
     const int64_t nh = d[1].outputs(f.fh, c.cell[1], c.cells[1]), nw = d[2].outputs(f.fw, c.cell[2], c.cells[2]);
     if (nh * nw == 0) return;
-    TileSum s;
+    TileSum s{};
     s.count = tabulate_steps(c, f);
     s.steps = table.steps;
     s.x_part = plan.window.length * static_cast<int64_t>(sizeof(X));
@@ -65,21 +65,15 @@ class MatrixTiles {
       places = table.places;
     }
     const int64_t first = plan.first_output(c, f.od);
+    if (p.channels_last) return multiply_rows(c, f, s, places, first);
     for (int64_t panel = c.first_panel; panel < c.last_panel; ++panel) {
-      s.weights = weights.panel(c.group, panel, f.row);
-      s.clean = weights.clean(c.group, panel, f.row);
-      const int vectors = plan.panel_vectors(panel);
-      const Acc* bias = weights.bias(c.group, panel);
-      if (p.channels_last) {
-        multiply(s, 0, table.count, vectors, [&](int64_t t, int64_t n, const Acc* tile) {
-          sums.finish_rows(c, panel, tile, bias, places + t * kTilePixels, n * kTilePixels, first);
-        });
-      } else if (plan.many_phases) {
-        collect(s, 0, table.count, vectors, bias, places, sums.of(panel));
+      read_weights(s, c, f, panel);
+      if (plan.many_phases) {
+        collect(s, c, panel, 0, table.count, places, sums.of(panel));
       } else {
         for (int64_t t = 0; t < table.count; t += kBlockTiles) {
           const int64_t end = least(table.count, t + kBlockTiles), before = table.before[t];
-          collect(s, t, end, vectors, bias, places, sums.of(panel) - before * vectors * kLanes);
+          collect(s, c, panel, t, end, places, sums.of(panel) - before * plan.panel_vectors(panel) * kLanes);
           sums.finish_run(c, panel, sums.of(panel), first + before, table.before[end] - before);
         }
       }
@@ -97,36 +91,78 @@ class MatrixTiles {
             plan.rows * ceil_div(plan.cols, kTilePixels), plan.copied ? 0 : kTilePixels * plan.cg};
   }
 
-  // finish(tile, tiles, sums[tiles * 16][32]) for all tiles from t to end; while the sums of some are finished, those
-  // of the next are being multiplied.
-  template <class Finish>
-  void multiply(const TileSum& s, int64_t t, int64_t end, int vectors, Finish&& finish) {
-    alignas(64) Acc tile[2][4 * kTilePixels * 32];
-    const bool special = P::kStored > 1 && table.flat.special;
-    int64_t before = 0, n_before = 0;
-    int now = 0;
-    while (t < end) {
-      const int64_t n = P::tiles_at_once(end - t, vectors);
-      P::multiply(s, special, table.tiles + t, n, vectors, tile[now]);
-      if (n_before > 0) finish(before, n_before, tile[1 - now]);
-      before = t, n_before = n;
-      now = 1 - now;
-      t += n;
-    }
-    if (n_before > 0) finish(before, n_before, tile[1 - now]);
+  void read_weights(TileSum& s, const IgemmChunk& c, const IgemmPhase& f, int64_t panel) const {
+    s.weights = weights.panel(c.group, panel, f.row);
+    s.clean = weights.clean(c.group, panel, f.row);
   }
 
-  // The sums with their bias to out[place][vectors][16].
-  void collect(const TileSum& s, int64_t t, int64_t end, int vectors, const Acc* bias, const int64_t* places,
-               Acc* out) {
-    multiply(s, t, end, vectors, [&](int64_t from, int64_t n, const Acc* tile) {
+  // To a channels_last y, some pixels of one panel at a time; while their sums are finished, the next are multiplied.
+  // Few weights stay in the second-level cache: then all panels of some pixels follow each other, which fills lines of
+  // y in order. Many are fetched ahead, a panel while the one before it is multiplied.
+  void multiply_rows(const IgemmChunk& c, const IgemmPhase& f, TileSum& s, const int64_t* places, int64_t first) {
+    constexpr int64_t kNear = 768 << 10, kLine = 64;
+    const int64_t panel_bytes = s.count * kRound * P::kParts * plan.panel_width * kLanes * 2;
+    const int64_t panels = c.last_panel - c.first_panel;
+    alignas(64) Acc tile[2][4 * kTilePixels * 32];
+    int64_t last_t = 0, last_n = 0, last_panel = 0;
+    int now = 0;
+    const auto finish = [&] {
+      if (last_n == 0) return;
+      sums.finish_rows(c, last_panel, tile[1 - now], weights.bias(c.group, last_panel), places + last_t * kTilePixels,
+                       last_n * kTilePixels, first);
+    };
+    const auto multiply = [&](int64_t panel, int64_t t) {
+      const int vectors = plan.panel_vectors(panel);
+      const int64_t n = P::tiles_at_once(table.count - t, vectors);
+      P::multiply(s, special(), table.tiles + t, n, vectors, tile[now]);
+      finish();
+      last_t = t, last_n = n, last_panel = panel;
+      now = 1 - now;
+      return n;
+    };
+    if (panels * panel_bytes <= kNear && plan.panel_vectors(c.last_panel - 1) == plan.panel_width) {
+      for (int64_t t = 0, n; t < table.count; t += n)
+        for (int64_t panel = c.first_panel; panel < c.last_panel; ++panel) {
+          read_weights(s, c, f, panel);
+          n = multiply(panel, t);
+        }
+    } else {
+      const int64_t strips = ceil_div(table.count, 2);
+      for (int64_t panel = c.first_panel; panel < c.last_panel; ++panel) {
+        read_weights(s, c, f, panel);
+        s.ahead = nullptr;
+        if (panel + 1 < c.last_panel) {
+          s.ahead = reinterpret_cast<const char*>(weights.panel(c.group, panel + 1, f.row));
+          s.ahead_lines = ceil_div(panel_bytes, kLine * strips * s.count);
+        }
+        for (int64_t t = 0; t < table.count;) {
+          t += multiply(panel, t);
+          if (s.ahead != nullptr) s.ahead += s.ahead_lines * kLine * s.count;
+        }
+      }
+    }
+    finish();
+  }
+
+  bool special() const { return P::kStored > 1 && table.flat.special; }
+
+  // The sums of one panel with their bias to out[place][vectors][16].
+  void collect(const TileSum& s, const IgemmChunk& c, int64_t panel, int64_t t, int64_t end, const int64_t* places,
+               Acc* out) const {
+    alignas(64) Acc tile[4 * kTilePixels * 32];
+    const int vectors = plan.panel_vectors(panel);
+    const Acc* bias = weights.bias(c.group, panel);
+    while (t < end) {
+      const int64_t n = P::tiles_at_once(end - t, vectors);
+      P::multiply(s, special(), table.tiles + t, n, vectors, tile);
       for (int64_t r = 0; r < n * kTilePixels; ++r) {
-        const int64_t place = places[from * kTilePixels + r];
+        const int64_t place = places[t * kTilePixels + r];
         if (place < 0) continue;
         for (int v = 0; v < vectors; ++v)
           store(out + (place * vectors + v) * kLanes, load(tile + r * 32 + v * kLanes) + load(bias + v * kLanes));
       }
-    });
+      t += n;
+    }
   }
 
   // Where a phase finds its pixels and weights, 32 channels at a time; returns their number.

@@ -56,15 +56,11 @@ class IgemmSums {
     const Vec<Acc> low = load(bias), high = load(bias + kLanes), zero(Acc(0));
     S* y = static_cast<S*>(p.y);
     if (p.activation == Activation::none) {
-      finish([&](int64_t to, const Acc* row) {
-        store(y + to, load(row) + low);
-        store(y + to + kLanes, load(row + kLanes) + high);
-      });
+      finish([&](int64_t to, const Acc* row) { store_two(y + to, load(row) + low, load(row + kLanes) + high); });
     } else {
       finish([&](int64_t to, const Acc* row) {
         const Vec<Acc> a = load(row) + low, b = load(row + kLanes) + high;
-        store(y + to, select<Acc>(a <= zero, zero, a));
-        store(y + to + kLanes, select<Acc>(b <= zero, zero, b));
+        store_two(y + to, select<Acc>(a <= zero, zero, a), select<Acc>(b <= zero, zero, b));
       });
     }
   }
@@ -82,6 +78,17 @@ class IgemmSums {
   }
 
  private:
+  FASTCV_INLINE void store_two(S* to, Vec<Acc> low, Vec<Acc> high) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<S, bf16>) {
+      _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)high.v, (__m512)low.v));
+      return;
+    }
+#endif
+    store(to, low);
+    store(to + kLanes, high);
+  }
+
   // Of one panel.
   static int64_t panel_elements(const Plan& plan) {
     return (plan.many_phases ? plan.most_outputs() : Plan::kBlock) * plan.panel_width * kLanes;

@@ -52,7 +52,7 @@ struct TileSteps : PairSteps {
     constexpr int64_t pitch = Plan<TileSteps>::kPitch;
     const int64_t width = int64_t{16} * vectors;
     TileStep tile_steps[kChunk / kSteps];
-    TileSum s{tile_steps, ceil_div(n, kSteps), 0, reinterpret_cast<const uint32_t*>(b), nullptr};
+    TileSum s{tile_steps, ceil_div(n, kSteps), 0, reinterpret_cast<const uint32_t*>(b), nullptr, nullptr, 0};
     for (int64_t i = 0; i < s.count; ++i) tile_steps[i] = {i * kSteps * static_cast<int64_t>(sizeof(E)), i * kSteps};
     for (int64_t i = n * width; i < s.count * kSteps * width; i += w) store(b + i, Vec<E>(E(0)));
     alignas(64) T sums[2 * kRows * 32];
