@@ -134,6 +134,9 @@ const char* why_not_bf16x6_tiles(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
 }
+const char* slower_tiles(const ConvParams& p) {
+  return p.groups > 1 && p.c / p.groups < 32 ? "fills tiles of 32 channels with zeros" : nullptr;
+}
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
 // more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
 const char* slower_bf16x6(const ConvParams& p) {
@@ -151,10 +154,10 @@ const char* slower_bf16x6(const ConvParams& p) {
 // Both directions run the same kernels; two tables so that each can be studied and forced on its own.
 constexpr Variant<ConvParams> kRows[] = {
 #if defined(__x86_64__)
-    {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16, nullptr,
-     &amx::conv_igemm_bf16_kept},
+    {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16,
+     &slower_tiles, &amx::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3,
-     nullptr, &amx::conv_igemm_bf16x3_kept},
+     &slower_tiles, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
      &avx512bf16::conv_igemm_bf16, nullptr, &avx512bf16::conv_igemm_bf16_kept},
     {"small_groups_avx512", Isa::avx512, &why_not_small_groups<64>, &avx512::conv_small_groups_workspace,

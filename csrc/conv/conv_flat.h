@@ -289,6 +289,11 @@ struct TileTable {
   int64_t* before;            // [tiles]: outputs in earlier tiles
   X* tail;                    // copy of the last pixels, where x ends before their tile does
   int64_t count;
+  struct Cut {
+    int64_t nh, nw, columns;
+    bool operator==(const Cut&) const = default;
+  };
+  Cut numbered{};  // what outputs and before are for
 
   // Lays the arrays out from `base` on; returns how many bytes they take.
   size_t place(char* base, const TileLimits& most) {
@@ -316,6 +321,9 @@ struct TileTable {
     const bool by_line = nh * per_line < through;
     const int64_t last = (nh - 1) * flat.columns + nw;
     count = by_line ? nh * per_line : through;
+    const Cut now{nh, nw, flat.columns};
+    const bool same = now == numbered;
+    numbered = now;
     int64_t total = 0;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t start = by_line ? t / per_line * flat.columns + t % per_line * kTilePixels : t * kTilePixels;
@@ -327,6 +335,7 @@ struct TileTable {
         }
         tiles[t] = {tail, channels * static_cast<int64_t>(sizeof(X))};
       }
+      if (same) continue;
       before[t] = total;
       int64_t line = start / flat.columns, column = start % flat.columns;
       for (int64_t i = 0; i < kTilePixels; ++i) {
@@ -336,7 +345,7 @@ struct TileTable {
         if (++column == flat.columns && !by_line) column = 0, ++line;
       }
     }
-    before[count] = total;
+    if (!same) before[count] = total;
   }
 
   // Output (i, j) of nw in a line to place i * line_pitch + j * step + first.
