@@ -114,6 +114,7 @@ class MatrixTiles {
     const auto multiply = [&](int64_t panel, int64_t t) {
       const int vectors = plan.panel_vectors(panel);
       const int64_t n = P::tiles_at_once(table.count - t, vectors);
+      sums.fetch_rows(c, panel, places + t * kTilePixels, n * kTilePixels, first);
       P::multiply(s, special(), table.tiles + t, n, vectors, tile[now]);
       finish();
       last_t = t, last_n = n, last_panel = panel;

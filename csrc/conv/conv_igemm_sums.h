@@ -65,6 +65,13 @@ class IgemmSums {
     }
   }
 
+  // Lets the lines of y that finish_rows will write come while their sums are multiplied.
+  void fetch_rows(const IgemmChunk& c, int64_t panel, const int64_t* places, int64_t rows, int64_t first) const {
+    const S* y = static_cast<const S*>(p.y) + first * p.k + c.group * plan.kg + panel * plan.panel_width * kLanes;
+    for (int64_t r = 0; r < rows; ++r)
+      if (places[r] >= 0) __builtin_prefetch(y + places[r] * p.k, 1);
+  }
+
   // Sums of consecutive pixels of y, of which `pixel` is the first (counted through all images).
   void finish_run(const IgemmChunk& c, int64_t panel, const Acc* from, int64_t pixel, int64_t pixels) const {
     const int64_t k0 = panel * plan.panel_width * kLanes, pitch = plan.panel_vectors(panel) * kLanes;
