@@ -137,6 +137,12 @@ const char* why_not_bf16x6_tiles(const ConvParams& p) {
 const char* slower_tiles(const ConvParams& p) {
   return p.groups > 1 && p.c / p.groups < 32 ? "fills tiles of 32 channels with zeros" : nullptr;
 }
+// First layers: what few channels leave empty in a tile costs three products, and gathering their taps as much again.
+const char* slower_bf16x3(const ConvParams& p) {
+  const int64_t c = p.c / p.groups;
+  if (c < 8 && (!p.channels_last || c * p.kernel[2] <= 16)) return "fills tiles of 32 channels with zeros";
+  return slower_tiles(p);
+}
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
 // more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
 const char* slower_bf16x6(const ConvParams& p) {
@@ -157,7 +163,7 @@ constexpr Variant<ConvParams> kRows[] = {
     {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16,
      &slower_tiles, &amx::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3,
-     &slower_tiles, &amx::conv_igemm_bf16x3_kept},
+     &slower_bf16x3, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
      &avx512bf16::conv_igemm_bf16, nullptr, &avx512bf16::conv_igemm_bf16_kept},
     {"small_groups_avx512", Isa::avx512, &why_not_small_groups<64>, &avx512::conv_small_groups_workspace,
