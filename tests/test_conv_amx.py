@@ -177,7 +177,28 @@ def test_they_are_chosen_for_what_they_are_for(variant: str) -> None:
     if "model" in variant or "bf16x6" in variant:
         x, w = x.bfloat16() if "_bf16_" in variant else x, w.bfloat16() if "_bf16_" in variant else w
         reasons = {name: reason for _, name, reason in fastcv.why_not(lambda: CONV(x, w, None, *GEOMETRY, None, 0, 2))}
-        assert reasons[variant].startswith("takes numbers below 2^-126" if "bf16x6" in variant else "comes after")
+        assert reasons[variant].startswith("is for 32 channels" if "bf16x6" in variant else "comes after")
+
+
+@pytest.mark.skipif("igemm_bf16x6_amx" not in ROWS, reason="needs AMX")
+def test_six_products_take_over_where_they_are_faster() -> None:
+    def chosen(kernel: int, stride: int, size: int, precision: int, channels: int = 64) -> bool:
+        x, w = normal(1, channels, size, size), normal(64, channels, kernel, kernel)
+        x = x.contiguous(memory_format=torch.channels_last)
+        geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1], 1)
+        return ("conv", "igemm_bf16x6_amx", "") in fastcv.why_not(lambda: CONV(x, w, None, *geometry, None, 0, precision))
+
+    assert chosen(1, 1, 14, 0) and chosen(3, 2, 28, 0) and chosen(5, 1, 14, 0)
+    assert not chosen(1, 1, 14, 3) and not chosen(1, 1, 7, 0) and not chosen(5, 1, 14, 0, channels=128)
+
+
+@pytest.mark.parametrize("variant", [name for name in ROWS if "bf16x6" in name])
+@pytest.mark.parametrize("exponent", [-100, -112, -122])
+def test_tiny_numbers_err_by_what_flushing_costs(variant: str, exponent: int) -> None:
+    x, w = normal(1, 32, 6, 6) * 2.0**exponent, normal(16, 32, 1, 1, seed=1)
+    exact = F.conv2d(x.double(), w.double(), padding=1)
+    allowed = 2.0**-126 * (2 * w.double().abs().sum(1).max() + 32 * 6) + 1e-6 * exact.abs().max()
+    assert (conv(variant, x, w, 0).double() - exact).abs().max() <= allowed
 
 
 @pytest.mark.skipif(not ROWS, reason="the model needs AVX-512")

@@ -134,16 +134,36 @@ const char* why_not_bf16x6_tiles(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
 }
-const char* inexact_bf16x6(const ConvParams&) { return "takes numbers below 2^-126 for zeros"; }
+const char* slower_tiles(const ConvParams& p) {
+  return p.groups > 1 && p.c / p.groups < 32 ? "fills tiles of 32 channels with zeros" : nullptr;
+}
+// First layers: what few channels leave empty in a tile costs three products, and gathering their taps as much again.
+const char* slower_bf16x3(const ConvParams& p) {
+  const int64_t c = p.c / p.groups;
+  if (c < 8 && (!p.channels_last || c * p.kernel[2] <= 16)) return "fills tiles of 32 channels with zeros";
+  return slower_tiles(p);
+}
+// Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
+// more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
+const char* slower_bf16x6(const ConvParams& p) {
+  const int64_t c = p.c / p.groups, k = p.k / p.groups, taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+  const int64_t pixels = p.out[0] * p.out[1] * p.out[2], inputs = p.in[0] * p.in[1] * p.in[2];
+  if (c < 32 || k < 32) return "is for 32 channels and more";
+  if (c * taps > 1600) return "adds up long sums less exactly";
+  if (pixels < 128) return "packs weights too slowly for small images";
+  if (!p.channels_last && taps == 1) return "transposes too much for a kernel of one tap";
+  const int64_t products = p.transposed ? inputs * taps : pixels * taps;
+  return products * k < 64 * inputs ? "cuts many inputs into parts for few products" : nullptr;
+}
 #endif
 
 // Both directions run the same kernels; two tables so that each can be studied and forced on its own.
 constexpr Variant<ConvParams> kRows[] = {
 #if defined(__x86_64__)
-    {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16, nullptr,
-     &amx::conv_igemm_bf16_kept},
+    {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16,
+     &slower_tiles, &amx::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3,
-     nullptr, &amx::conv_igemm_bf16x3_kept},
+     &slower_bf16x3, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
      &avx512bf16::conv_igemm_bf16, nullptr, &avx512bf16::conv_igemm_bf16_kept},
     {"small_groups_avx512", Isa::avx512, &why_not_small_groups<64>, &avx512::conv_small_groups_workspace,
@@ -156,13 +176,12 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512::conv_winograd4x2, slower_winograd4x2, &avx512::conv_winograd4x2_kept, inexact_winograd4x2},
     {"winograd2_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd2_workspace, &avx512::conv_winograd2,
      slower_winograd2, &avx512::conv_winograd2_kept},
+    {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6,
+     &slower_bf16x6, &amx::conv_igemm_bf16x6_kept},
     {"im2col_nchw_f32_avx512", Isa::avx512, &why_not_im2col_nchw, &avx512::conv_im2col_workspace, &avx512::conv_im2col,
      &slower_im2col_nchw},
     {"igemm_avx512", Isa::avx512, nullptr, &avx512::conv_igemm_workspace, &avx512::conv_igemm, nullptr,
      &avx512::conv_igemm_kept},
-    // Behind a row that takes everything, so never taken unless asked for: numbers below 2^-126 are zeros to it.
-    {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6,
-     nullptr, &amx::conv_igemm_bf16x6_kept, &inexact_bf16x6},
     {"small_groups_avx2", Isa::avx2, &why_not_small_groups<32>, &avx2::conv_small_groups_workspace,
      &avx2::conv_small_groups, &slower_small_groups},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
@@ -191,13 +210,13 @@ constexpr Variant<ConvParams> kRows[] = {
     {"igemm_portable", Isa::portable, nullptr, &portable::conv_igemm_workspace, &portable::conv_igemm, nullptr,
      &portable::conv_igemm_kept},
 #if defined(__x86_64__)
-    // Nor are these.
+    // Behind a row that takes everything, so never taken unless asked for.
     {"igemm_bf16_amxmodel_avx512", Isa::avx512, &why_not_bf16_tiles, &amxmodel::conv_igemm_bf16_workspace,
      &amxmodel::conv_igemm_bf16, nullptr, &amxmodel::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_bf16x3_tiles, &amxmodel::conv_igemm_bf16x3_workspace,
      &amxmodel::conv_igemm_bf16x3, nullptr, &amxmodel::conv_igemm_bf16x3_kept},
     {"igemm_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_bf16x6_tiles, &amxmodel::conv_igemm_bf16x6_workspace,
-     &amxmodel::conv_igemm_bf16x6, nullptr, &amxmodel::conv_igemm_bf16x6_kept, &inexact_bf16x6},
+     &amxmodel::conv_igemm_bf16x6, &slower_bf16x6, &amxmodel::conv_igemm_bf16x6_kept},
 #endif
     {"ref", Isa::portable, nullptr, nullptr, &conv_ref},
 };

@@ -24,8 +24,11 @@ FASTCV_INLINE __m512i nearest_bf16(__m512i x) {
   return _mm512_and_si512(_mm512_mask_or_epi32(nearest, nan, x, _mm512_set1_epi32(0x400000)),
                           _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
 }
-
-static inline void run_tiles(const TileStrip& s, int64_t tiles, int vectors);
+// The same for numbers far from the largest; ties away from zero.
+FASTCV_INLINE __m512i near_bf16(__m512i x) {
+  return _mm512_and_si512(_mm512_add_epi32(x, _mm512_set1_epi32(0x8000)),
+                          _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+}
 
 // How many parts a number is cut into, and which products are summed.
 template <int Parts>
@@ -36,19 +39,20 @@ struct TileProduct {
   static constexpr int kPair = 2;
   static constexpr bool kTiles = true, kRounds = false;
   using Session = TileSession;
-  static void run(const TileStrip& s, int64_t tiles, int vectors) { run_tiles(s, tiles, vectors); }
-  // The last of several stored parts is hi with zeros for infinities and NaN; it is written only if there are any.
+  // The last of several stored parts is hi with zeros for infinities and NaN; it is read only if there are any.
   static constexpr int kParts = Parts, kStored = Parts == 1 ? 1 : Parts + 1;
   static constexpr int kProducts = Parts * (Parts + 1) / 2;
   struct PartPair {
     int x, w;
   };
-  // Parts 0 and 0 last; before them all whose order is lower.
+  // From one product to the next mostly one factor changes, and only that one is loaded. Of three parts all small
+  // products come before the first of the large ones (kFirst): while sums are small they round little. Of two parts
+  // what is left out is more than what rounding adds.
+  static constexpr int kFirst = Parts == 3 ? 5 : kProducts;
   static constexpr PartPair product(int i) {
-    for (int order = Parts - 1; order >= 0; --order)
-      for (int x = order; x >= 0; --x)
-        if (i-- == 0) return {x, order - x};
-    return {0, 0};
+    constexpr PartPair two[] = {{1, 0}, {0, 0}, {0, 1}};
+    constexpr PartPair three[] = {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}};
+    return Parts == 1 ? PartPair{0, 0} : Parts == 2 ? two[i] : three[i];
   }
   // What is read for part `part` of one factor where the other's is `other`: only hi * hi may see what is not finite.
   static constexpr int stored(int part, int other, bool any_special) {
@@ -59,48 +63,103 @@ struct TileProduct {
     __m512i part[kStored];  // as float32
     bool special;
   };
+  // With infinities, NaN or numbers that bfloat16 rounds to infinity.
+  [[gnu::noinline]] static Split split_special(__m512i x) {
+    Split s;
+    const __m512i infinity = _mm512_set1_epi32(0x7f800000);
+    const __mmask16 special = _mm512_cmpeq_epi32_mask(_mm512_and_si512(x, infinity), infinity);
+    s.part[0] = nearest_bf16(x);
+    s.special = special != 0;
+    __m512 rest = _mm512_maskz_sub_ps(static_cast<__mmask16>(~special), (__m512)x, (__m512)s.part[0]);
+    for (int i = 1; i < Parts; ++i) {
+      s.part[i] = near_bf16((__m512i)rest);
+      rest = _mm512_sub_ps(rest, (__m512)s.part[i]);
+    }
+    s.part[kStored - 1] = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~special), s.part[0]);
+    return s;
+  }
   FASTCV_INLINE Split split(Vec<Acc> v) {
     Split s;
     const __m512i x = (__m512i)v.v, infinity = _mm512_set1_epi32(0x7f800000);
-    s.part[0] = nearest_bf16(x);
-    s.special = false;
-    if constexpr (Parts > 1) {
-      const __mmask16 special = _mm512_cmpeq_epi32_mask(_mm512_and_si512(x, infinity), infinity);
-      s.special = special != 0;
-      __m512 rest = _mm512_maskz_sub_ps(static_cast<__mmask16>(~special), (__m512)x, (__m512)s.part[0]);
+    if constexpr (Parts == 1) {
+      s.part[0] = nearest_bf16(x);
+    } else {
+      s.part[0] = near_bf16(x);
+      if (_mm512_cmpeq_epi32_mask(_mm512_and_si512(s.part[0], infinity), infinity) != 0) [[unlikely]]
+        return split_special(x);
+      __m512 rest = _mm512_sub_ps((__m512)x, (__m512)s.part[0]);
 #pragma GCC unroll 2
       for (int i = 1; i < Parts; ++i) {
-        s.part[i] = nearest_bf16((__m512i)rest);
+        s.part[i] = near_bf16((__m512i)rest);
         rest = _mm512_sub_ps(rest, (__m512)s.part[i]);
       }
-      s.part[Parts] = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~special), s.part[0]);
+      s.part[Parts] = s.part[0];
     }
+    s.special = false;
     return s;
   }
-  // 16 numbers, part by part `pitch` elements apart; returns whether one is not finite.
-  FASTCV_INLINE bool put(X* out, int64_t pitch, Vec<Acc> v) {
+  // The first `stored` parts of 16 numbers, `pitch` elements apart; returns whether one is not finite.
+  FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> v) {
     const Split s = split(v);
-#pragma GCC unroll 4
-    for (int i = 0; i < kStored; ++i)
+    const auto put_part = [&](int i) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * pitch),
                           _mm512_cvtepi32_epi16(_mm512_srli_epi32(s.part[i], 16)));
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < Parts; ++i) put_part(i);
+    if (stored > Parts) put_part(kStored - 1);
     return s.special;
   }
-  // Two channels of 16 output channels.
-  FASTCV_INLINE bool pack_pair(W* out, int64_t pitch, Vec<Acc> even, Vec<Acc> odd) {
+  // n numbers, and zeros up to a multiple of 32.
+  FASTCV_INLINE void copy(X* out, const X* from, int64_t n) {
+    for (int64_t k = 0; k < n; k += kTileChannels) {
+      const int64_t left = n - k;
+      const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+      _mm512_storeu_si512(out + k, _mm512_maskz_loadu_epi16(mask, from + k));
+    }
+  }
+  // Of `left` tiles those that are multiplied at once with `vectors` vectors of output channels.
+  FASTCV_INLINE int64_t tiles_at_once(int64_t left, int vectors) {
+    return vectors == 2 ? least(2, left) : left >= 4 ? 4 : least(2, left);
+  }
+  // So many tiles of pixels by 16 * vectors output channels into sums[count * 16][32].
+  static void multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count, int vectors, float* sums);
+  // The same of 32.
+  FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
+#if defined(__AVX512BF16__)
+    const Split a = split(low), b = split(high);
+    const auto put_part = [&](int i) {
+      _mm512_storeu_si512(out + i * pitch,
+                          (__m512i)_mm512_cvtne2ps_pbh((__m512)b.part[i], (__m512)a.part[i]));  // exact
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < Parts; ++i) put_part(i);
+    if (stored > Parts) put_part(kStored - 1);
+    return a.special || b.special;
+#else
+    const bool special = put(out, pitch, stored, low);
+    return put(out + kTileChannels / 2, pitch, stored, high) || special;
+#endif
+  }
+  // Two channels of 16 output channels: parts `pitch` apart, the last stored one to `clean`.
+  FASTCV_INLINE bool pack_pair(W* out, int64_t pitch, W* clean, Vec<Acc> even, Vec<Acc> odd) {
     const Split a = split(even), b = split(odd);
 #pragma GCC unroll 4
     for (int i = 0; i < kStored; ++i)
-      _mm512_storeu_si512(out + i * pitch, _mm512_or_si512(_mm512_srli_epi32(a.part[i], 16), b.part[i]));
+      _mm512_storeu_si512(i == Parts ? clean : out + i * pitch,
+                          _mm512_or_si512(_mm512_srli_epi32(a.part[i], 16), b.part[i]));
     return a.special || b.special;
   }
 };
 
-// M tiles of pixels by N vectors of output channels into sums[M * 16][32].
-template <int M, int N>
-[[gnu::noinline]] static void multiply_tiles(const TileStrip& s, int64_t tile, int vector, int vectors, float* sums) {
+// M tiles of pixels by N vectors of output channels into sums[M * 16][32]. Special: of the parts that are multiplied
+// with smaller ones, those are read that have zeros for infinities and NaN.
+template <class P, bool Special, int M, int N>
+[[gnu::noinline]] static void multiply_tiles(const TileSum& s, const PixelTile* tiles, float* sums) {
   static_assert(M * N <= 4 && N <= 2);
   constexpr int kA = 4, kB = 6;  // registers 0 to 3 hold the sums
+  constexpr bool kHeld = M <= 2;
+  constexpr int64_t kTileBytes = 16 * 64 * N, kPitch = 64 * N;
   Tiles::fence();
   const auto each = [](auto&& f) {
     f(std::integral_constant<int, 0>{});
@@ -113,50 +172,59 @@ template <int M, int N>
   });
   const char* x[M];
   int64_t pitch[M];
-  for (int m = 0; m < M; ++m) x[m] = static_cast<const char*>(s.tiles[tile + m].at), pitch[m] = s.tiles[tile + m].pitch;
-  const int64_t w_pitch = int64_t{64} * vectors;
-  const char* w = reinterpret_cast<const char*>(s.weights) + 64 * vector;
-  for (int64_t i = 0; i < s.steps; ++i) {
-    const char* weights = w + s.weight_steps[i] * w_pitch;
-    const int64_t step = s.pixel_steps[i];
-    Tiles::load<kB>(weights, w_pitch);
-    if constexpr (N == 2) Tiles::load<kB + 1>(weights + 64, w_pitch);
+  for (int m = 0; m < M; ++m) x[m] = static_cast<const char*>(tiles[m].at), pitch[m] = tiles[m].pitch;
+  const auto product = [&](auto index, auto first, const TileStep& step) {
+    constexpr auto of = [](int i) {
+      const auto parts = P::product(i);
+      return typename P::PartPair{P::stored(parts.x, parts.w, Special), P::stored(parts.w, parts.x, Special)};
+    };
+    constexpr auto now = of(index);
+    constexpr auto before = index == first ? typename P::PartPair{-1, -1} : of(index == first ? 0 : index - 1);
+    if constexpr (now.w != before.w) {
+      const char* weights = now.w == P::kParts ? reinterpret_cast<const char*>(s.clean) + step.row * kPitch
+                                               : reinterpret_cast<const char*>(s.weights) +
+                                                     step.row * P::kParts * kPitch + now.w * kTileBytes;
+      Tiles::load<kB>(weights, kPitch);
+      if constexpr (N == 2) Tiles::load<kB + 1>(weights + 64, kPitch);
+    }
     each([&](auto m) {
       constexpr int a = kA + m % 2;
-      Tiles::load<a>(x[m] + step, pitch[m]);
+      if constexpr (now.x != before.x || !kHeld) Tiles::load<a>(x[m] + step.pixel + now.x * s.x_part, pitch[m]);
       Tiles::multiply_add_bf16<m * N, a, kB>();
       if constexpr (N == 2) Tiles::multiply_add_bf16<m * N + 1, a, kB + 1>();
     });
-  }
+  };
+  const auto products = [&]<int... i>(auto first, std::integer_sequence<int, i...>) {
+    for (int64_t at = 0; at < s.count; ++at) {
+      if (first == 0 && s.ahead != nullptr)
+        for (int64_t line = 0; line < s.ahead_lines; ++line)
+          _mm_prefetch(s.ahead + (at * s.ahead_lines + line) * 64, _MM_HINT_T1);
+      (product(std::integral_constant<int, first + i>{}, first, s.steps[at]), ...);
+    }
+  };
+  products(std::integral_constant<int, 0>{}, std::make_integer_sequence<int, P::kFirst>{});
+  if constexpr (P::kFirst < P::kProducts)
+    products(std::integral_constant<int, P::kFirst>{}, std::make_integer_sequence<int, P::kProducts - P::kFirst>{});
   each([&](auto m) {
     Tiles::store<m * N>(sums + m * 16 * 32, 128);
     if constexpr (N == 2) Tiles::store<m * N + 1>(sums + m * 16 * 32 + 16, 128);
   });
 }
 
-static inline void run_tiles(const TileStrip& s, int64_t tiles, int vectors) {
-  alignas(64) float sums[4 * 16 * 32];
-  for (int v = 0; v < vectors; v += 2) {
-    const int n = v + 2 <= vectors ? 2 : 1;
-    for (int64_t t = 0; t < tiles;) {
-      int64_t m = least(n == 2 ? 2 : 4, tiles - t);
-      if (n == 2 && m == 2) multiply_tiles<2, 2>(s, t, v, vectors, sums);
-      else if (n == 2) multiply_tiles<1, 2>(s, t, v, vectors, sums);
-      else if (m == 4) multiply_tiles<4, 1>(s, t, v, vectors, sums);
-      else
-        m = least(2, m),
-        m == 2 ? multiply_tiles<2, 1>(s, t, v, vectors, sums) : multiply_tiles<1, 1>(s, t, v, vectors, sums);
-      for (int i = 0; i < n; ++i) {
-        const Vec<float> bias = load(s.bias + (v + i) * 16);
-        for (int64_t r = 0; r < m * 16; ++r) {
-          const int64_t place = s.places[t * 16 + r];
-          if (place < 0) continue;
-          store(s.out + (place - s.first_place) * s.out_pitch + (v + i) * 16, load(sums + r * 32 + i * 16) + bias);
-        }
-      }
-      t += m;
-    }
-  }
+template <int Parts>
+inline void TileProduct<Parts>::multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count,
+                                         int vectors, float* sums) {
+  using P = TileProduct;
+  const auto run = [&]<bool Special>(std::bool_constant<Special>) {
+    if (vectors == 2)
+      count == 2 ? multiply_tiles<P, Special, 2, 2>(s, tiles, sums) : multiply_tiles<P, Special, 1, 2>(s, tiles, sums);
+    else if (count == 4) multiply_tiles<P, Special, 4, 1>(s, tiles, sums);
+    else
+      count == 2 ? multiply_tiles<P, Special, 2, 1>(s, tiles, sums) : multiply_tiles<P, Special, 1, 1>(s, tiles, sums);
+  };
+  if constexpr (Parts > 1)
+    if (special) return run(std::true_type{});
+  run(std::false_type{});
 }
 
 }  // namespace fastcv::FASTCV_ISA

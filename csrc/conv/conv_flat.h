@@ -51,7 +51,8 @@ struct FlatWindow {
     int64_t* column_at;  // [inputs]
     int64_t lines, columns;
     Range inputs[3];
-    bool special;  // holds infinities or NaN
+    int64_t stored;  // parts of a number: the last of P::kStored only where there are infinities or NaN
+    bool special;    // there are, here or among the weights
   };
 
   const ConvParams* p;
@@ -67,12 +68,13 @@ struct FlatWindow {
     if (merged) w.slots = w.period = 1, w.reach = 0;
   }
 
-  int64_t pixel() const { return length * P::kStored; }
-  int64_t slot_size(const Chunk& c) const { return c.lines * c.columns * pixel(); }
+  int64_t pixel(const Chunk& c) const { return length * c.stored; }
+  int64_t slot_size(const Chunk& c) const { return c.lines * c.columns * pixel(c); }
   int64_t plane_size(const Chunk& c) const { return h.slots * w.slots * slot_size(c); }
   // A tile may begin at the last pixel.
-  int64_t elements(int64_t rows, int64_t cols) const {
-    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) * pixel();
+  int64_t elements(int64_t rows, int64_t cols, int64_t stored = P::kStored) const {
+    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) * length *
+           stored;
   }
   int64_t table_entries(int64_t rows, int64_t cols) const {
     return inputs_bound(d[1], rows) + inputs_bound(d[2], cols);
@@ -82,19 +84,28 @@ struct FlatWindow {
   int64_t offset(const Chunk& c, int64_t id, const Taps& th, int64_t jh, const Taps& tw, int64_t jw) const {
     const int64_t column = merged ? 0 : w.line(d[2], tw, jw), slot_w = merged ? 0 : w.slot(jw);
     return (id - c.inputs[0].begin) * plane_size(c) + (h.slot(jh) * w.slots + slot_w) * slot_size(c) +
-           (h.line(d[1], th, jh) * c.columns + column) * pixel();
+           (h.line(d[1], th, jh) * c.columns + column) * pixel(c);
   }
 
-  // first: the first input of image and group; cell, cells: of the chunk; tw: merged taps.
-  void fill(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
+  // first: the first input of image and group; cell, cells: of the chunk; tw: merged taps; special_weights: there are
+  // infinities or NaN among the weights.
+  void fill(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw,
+            bool special_weights) const {
+    c.special = special_weights;
+    c.stored = special_weights ? P::kStored : P::kParts;
+    fill_parts(c, first, cell, cells, tw);
+    if (c.special && c.stored < P::kStored) c.stored = P::kStored, fill_parts(c, first, cell, cells, tw);
+  }
+
+ private:
+  void fill_parts(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
     c.lines = cells[1] + h.reach;
     c.columns = cells[2] + w.reach;
-    c.special = false;
-    std::memset(static_cast<void*>(c.window), 0, static_cast<size_t>(c.inputs[0].size * plane_size(c)) * sizeof(X));
-    sort(h, d[1], cell[1], c.inputs[1], w.slots * slot_size(c), c.columns * pixel(), c.line_at);
-    if (!merged) sort(w, d[2], cell[2], c.inputs[2], slot_size(c), pixel(), c.column_at);
+    sort(h, d[1], cell[1], c.inputs[1], w.slots * slot_size(c), c.columns * pixel(c), c.line_at);
+    if (!merged) sort(w, d[2], cell[2], c.inputs[2], slot_size(c), pixel(c), c.column_at);
     for (int64_t i = 0; i < c.inputs[0].size; ++i) {
       X* out = c.window + i * plane_size(c);
+      clear(c, out);
       const int64_t from = (c.inputs[0].begin + i) * p->in[1];
       if (c.inputs[1].size == 0 || c.inputs[2].size == 0) continue;
       if (merged) fill_merged(c, out, first, from, cell[2], cells[2], tw);
@@ -103,7 +114,27 @@ struct FlatWindow {
     }
   }
 
- private:
+  // Zeros wherever no input will be written, or everywhere if that is in many places.
+  void clear(const Chunk& c, X* plane) const {
+    const auto zeros = [](X* from, int64_t n) {
+      std::memset(static_cast<void*>(from), 0, static_cast<size_t>(n) * sizeof(X));
+    };
+    const bool pointwise = h.reach == 0 && w.reach == 0 && p->pad[1] == 0 && p->pad[2] == 0;
+    const bool whole_pixels = p->channels_last || round_up(cg, kLanes) == length;
+    const Range rh = c.inputs[1], rw = c.inputs[2];
+    if (merged || !whole_pixels || rh.size == 0 || rw.size == 0 || (!pointwise && (h.step > 1 || w.step > 1)))
+      return zeros(plane, plane_size(c));
+    if (pointwise && !p->transposed) return;
+    const int64_t line = c.columns * pixel(c), begin = c.column_at[0], end = c.column_at[rw.size - 1] + pixel(c);
+    zeros(plane, c.line_at[0]);
+    for (int64_t i = 0; i < rh.size; ++i) {
+      zeros(plane + c.line_at[i], begin);
+      zeros(plane + c.line_at[i] + end, line - end);
+    }
+    const int64_t written = c.line_at[rh.size - 1] + line;
+    zeros(plane + written, c.lines * line - written);
+  }
+
   static void sort(const Sorted& s, const Dim& dim, int64_t cell, Range inputs, int64_t slot_size, int64_t step,
                    int64_t* at) {
     const int64_t first = inputs.begin - (cell * dim.in_step + dim.low);
@@ -114,17 +145,33 @@ struct FlatWindow {
     }
   }
 
-  // One pixel's channels, consecutive in memory.
-  void put_pixel(Chunk& c, X* out, const S* from, int64_t n) const {
-    for (int64_t k = 0; k < n; k += kLanes) {
-      const int left = static_cast<int>(least(kLanes, n - k));
-      const Vec<Acc> v = left == kLanes ? load(from + k) : load_n(from + k, left);
-      c.special |= P::put(out + k, length, v);
+  // One pixel's channels, consecutive in memory, and zeros up to a multiple of 32; returns whether one is not finite.
+  [[gnu::always_inline]] bool put_pixel(const Chunk& c, X* out, const S* from, int64_t n) const {
+    bool special = false;
+    if constexpr (kPlain) {
+      P::copy(out, from, n);
+    } else {
+      const int64_t pitch = length, stored = c.stored;
+      int64_t k = 0;
+      for (; k + kTileChannels <= n; k += kTileChannels)
+        special |= P::put(out + k, pitch, stored, load(from + k), load(from + k + kLanes));
+      for (; k < n; k += kTileChannels) {
+        const int left = static_cast<int>(n - k), high = static_cast<int>(most(0, left - kLanes));
+        special |= P::put(out + k, pitch, stored, load_n(from + k, static_cast<int>(least(kLanes, left))),
+                          load_n(from + k + (high > 0 ? kLanes : 0), high));
+      }
     }
+    return special;
+  }
+
+  void put(Chunk& c, X* out, Vec<Acc> v) const {
+    if constexpr (kPlain) store(out, v);
+    else c.special |= P::put(out, length, c.stored, v);
   }
 
   void fill_channels_last(Chunk& c, X* out, const S* first, int64_t line) const {
     const Range rh = c.inputs[1], rw = c.inputs[2];
+    bool special = false;
     for (int64_t i = 0; i < rh.size; ++i) {
       if (c.line_at[i] < 0) continue;
       const S* from = first + ((line + rh.begin + i) * p->in[2] + rw.begin) * p->c;
@@ -135,8 +182,9 @@ struct FlatWindow {
           continue;
         }
       for (int64_t j = 0; j < rw.size; ++j)
-        if (c.column_at[j] >= 0) put_pixel(c, to + c.column_at[j], from + j * p->c, cg);
+        if (c.column_at[j] >= 0) special |= put_pixel(c, to + c.column_at[j], from + j * p->c, cg);
     }
+    c.special |= special;
   }
 
   void fill_row_major(Chunk& c, X* out, const S* first, int64_t line) const {
@@ -155,8 +203,7 @@ struct FlatWindow {
           Vec<Acc> square[kLanes];
           load_square(square, from + k * plane + q, plane, static_cast<int>(least(kLanes, cg - k)), n);
           for (int j = 0; j < n; ++j) {
-            if (c.column_at[column] >= 0)
-              c.special |= P::put(out + c.line_at[row] + c.column_at[column] + k, length, square[j]);
+            if (c.column_at[column] >= 0) put(c, out + c.line_at[row] + c.column_at[column] + k, square[j]);
             if (++column == rw.size) column = 0, ++row;
           }
         }
@@ -168,18 +215,25 @@ struct FlatWindow {
     const Range rh = c.inputs[1];
     const int64_t pixel_step = p->channels_last ? p->c : 1;
     const int64_t channel_step = p->channels_last ? 1 : p->in[0] * p->in[1] * p->in[2];
-    const int64_t reach = (tw.count - 1) * tw.offset_step;
+    // Cells all of whose taps exist, and stand side by side.
+    const int64_t reach = (tw.count - 1) * tw.offset_step, at = cell * d[2].in_step + tw.offset;
+    const bool side_by_side = tw.count > 0 && tw.offset_step == 1 && pixel_step == cg;
+    const Span inner = side_by_side ? inside(at, d[2].in_step, d[2].in - 1 - reach, cells) : Span{cells, cells};
+    const int64_t n = tw.count * cg, step = d[2].in_step * pixel_step, pixel = this->pixel(c);
+    bool special = false;
     for (int64_t i = 0; i < rh.size; ++i) {
       if (c.line_at[i] < 0) continue;
       const S* from = first + (line + rh.begin + i) * p->in[2] * pixel_step;
-      for (int64_t j = 0; j < cells; ++j) {
-        const int64_t at = (cell + j) * d[2].in_step + tw.offset;
-        X* to = out + c.line_at[i] + j * pixel();
-        if (tw.offset_step == 1 && pixel_step == cg && at >= 0 && at + reach < d[2].in)
-          put_pixel(c, to, from + at * pixel_step, tw.count * cg);
-        else put_taps(c, to, from, at, tw, pixel_step, channel_step);
-      }
+      X* to = out + c.line_at[i];
+      const auto gather = [&](int64_t j) {
+        put_taps(c, to + j * pixel, from, at + j * d[2].in_step, tw, pixel_step, channel_step);
+      };
+      for (int64_t j = 0; j < inner.begin; ++j) gather(j);
+      for (int64_t j = inner.begin; j < inner.end; ++j)
+        special |= put_pixel(c, to + j * pixel, from + at * pixel_step + j * step, n);
+      for (int64_t j = inner.end; j < cells; ++j) gather(j);
     }
+    c.special |= special;
   }
 
   // The taps of one output from position `at` on, channel by channel.
@@ -192,7 +246,7 @@ struct FlatWindow {
         if (at >= 0 && at < d[2].in) lanes[l] = load_one(line + at * pixel_step + channel * channel_step);
         if (++channel == cg) channel = 0, ++tap, at += tw.offset_step;
       }
-      c.special |= P::put(to + k, length, load(lanes));
+      put(c, to + k, load(lanes));
     }
   }
 };
@@ -203,19 +257,20 @@ struct PixelTile {
   int64_t pitch;
 };
 
-// Some tiles of pixels and one panel of output channels.
-struct TileStrip {
-  const PixelTile* tiles;
-  const int64_t* pixel_steps;   // [steps]: bytes from a pixel to its 32 channels
-  const int64_t* weight_steps;  // [steps]: the row of the packed weights where these 32 channels begin
-  int64_t steps;
-  const uint32_t* weights;  // [pairs of channels][vectors][16]
-  const float* bias;        // [vectors][16]
-  // [tiles][16]: where each pixel's sums go: out + (place - first_place) * out_pitch; negative: nowhere.
-  const int64_t* places;
-  int64_t first_place;
-  float* out;
-  int64_t out_pitch;
+// What 32 channels of a tap add: how many bytes behind a pixel they begin, and at which row of the weights theirs.
+struct TileStep {
+  int64_t pixel, row;
+};
+
+// One panel's sums over `count` steps. Parts of a pixel follow each other x_part bytes apart.
+struct TileSum {
+  const TileStep* steps;
+  int64_t count;
+  int64_t x_part;
+  const uint32_t* weights;  // [step][part][16 pairs of channels][vectors][16]
+  const uint32_t* clean;    // [step][16 pairs of channels][vectors][16]: their highest parts with zeros for inf and NaN
+  const char* ahead;        // lines to fetch into the second-level cache, so many at each step; nullptr: none
+  int64_t ahead_lines;
 };
 
 // The most that a chunk needs of each.
@@ -229,11 +284,16 @@ struct TileTable {
   using X = typename P::X;
   typename FlatWindow<P, S>::Chunk flat;
   PixelTile* tiles;
-  int64_t *pixel_steps, *weight_steps;
+  TileStep* steps;
   int64_t *outputs, *places;  // [tiles][16]: number of each pixel's output, or -1; its place where that is another
   int64_t* before;            // [tiles]: outputs in earlier tiles
   X* tail;                    // copy of the last pixels, where x ends before their tile does
   int64_t count;
+  struct Cut {
+    int64_t nh, nw, columns;
+    bool operator==(const Cut&) const = default;
+  };
+  Cut numbered{};  // what outputs and before are for
 
   // Lays the arrays out from `base` on; returns how many bytes they take.
   size_t place(char* base, const TileLimits& most) {
@@ -244,8 +304,7 @@ struct TileTable {
     };
     array(flat.line_at, most.inputs);
     array(flat.column_at, most.inputs);
-    array(pixel_steps, most.steps);
-    array(weight_steps, most.steps);
+    array(steps, most.steps);
     array(tiles, most.tiles);
     array(before, most.tiles + 1);
     array(outputs, most.tiles * kTilePixels);
@@ -262,6 +321,9 @@ struct TileTable {
     const bool by_line = nh * per_line < through;
     const int64_t last = (nh - 1) * flat.columns + nw;
     count = by_line ? nh * per_line : through;
+    const Cut now{nh, nw, flat.columns};
+    const bool same = now == numbered;
+    numbered = now;
     int64_t total = 0;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t start = by_line ? t / per_line * flat.columns + t % per_line * kTilePixels : t * kTilePixels;
@@ -273,6 +335,7 @@ struct TileTable {
         }
         tiles[t] = {tail, channels * static_cast<int64_t>(sizeof(X))};
       }
+      if (same) continue;
       before[t] = total;
       int64_t line = start / flat.columns, column = start % flat.columns;
       for (int64_t i = 0; i < kTilePixels; ++i) {
@@ -282,7 +345,7 @@ struct TileTable {
         if (++column == flat.columns && !by_line) column = 0, ++line;
       }
     }
-    before[count] = total;
+    if (!same) before[count] = total;
   }
 
   // Output (i, j) of nw in a line to place i * line_pitch + j * step + first.

@@ -80,13 +80,15 @@ struct IgemmPlan {
   int64_t most_outputs() const { return most_outputs(d[1], rows) * most_outputs(d[2], cols); }
 
   int panel_vectors(int64_t panel) const { return static_cast<int>(least(panel_width, vectors - panel * panel_width)); }
-  // Rows of the packed weights; parts of 32 channels stand one after the other.
+  // Rows of the packed weights; the parts of 32 channels stand one after the other, the last stored one behind all.
   int64_t packed_rows() const { return kdim / P::kPair * P::kStored; }
   static int64_t packed_row(int64_t row) {
-    return P::kStored == 1 ? row / P::kPair : row / kRound * (kRound / P::kPair) * P::kStored + row % kRound / P::kPair;
+    if constexpr (P::kStored == 1) return row / P::kPair;
+    else return row / kRound * (kRound / P::kPair) * (P::kStored - 1) + row % kRound / P::kPair;
   }
   // Do the tile's sums of this panel go straight into y?
   bool direct(int64_t panel) const {
+    if constexpr (P::kTiles) return p.channels_last;
     return (std::is_same_v<S, Acc> || (P::kRounds && std::is_same_v<S, X>)) && p.channels_last &&
            p.residual == nullptr && p.activation == Activation::none &&
            (panel * panel_width + panel_vectors(panel)) * kLanes <= kg;
@@ -133,7 +135,7 @@ struct IgemmPlan {
     folded = P::kPair == 1 && p.groups > 1 && groups_fit<Acc>(cg, kg);
     groups = folded ? 1 : p.groups;
     if (folded) kg = p.k;
-    panel_width = folded ? kGroupPanelVectors : kPanelVectors;
+    panel_width = folded ? kGroupPanelVectors : P::kTiles ? 2 : kPanelVectors;
     vectors = ceil_div(kg, kLanes);
     panels = ceil_div(vectors, panel_width);
     merged = !folded && d[2].kernel > 1 &&
@@ -159,6 +161,8 @@ struct IgemmPlan {
     rows = cols < d[2].cells ? 1 : most(1, least(d[1].cells, pixel_limit / cols));
     const auto too_much = [&](int64_t limit) {
       const int64_t sums = many_phases ? most_outputs() * vectors * kLanes : 0;
+      if constexpr (P::kTiles)  // of the cache's 2 MB, with the weights of a panel
+        return window.elements(rows, cols, P::kParts) * static_cast<int64_t>(sizeof(X)) + sums * 4 > 2 * limit;
       return (window.elements(rows, cols) + sums) * static_cast<int64_t>(sizeof(Acc)) > limit;
     };
     while (rows > 1 && too_much(kWindow)) rows = (rows + 1) / 2;

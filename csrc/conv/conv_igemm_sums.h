@@ -35,6 +35,43 @@ class IgemmSums {
       finish_run(c, panel, of(panel) + i * c.columns * pitch, first + i * d[2].out, c.columns);
   }
 
+  // Sums of single pixels, [32] each and without their bias, to a channels_last y: to pixel first + place of it, or, if
+  // the place is negative, nowhere.
+  void finish_rows(const IgemmChunk& c, int64_t panel, const Acc* from, const Acc* bias, const int64_t* places,
+                   int64_t rows, int64_t first) const {
+    const int64_t k0 = panel * plan.panel_width * kLanes, nk = least(plan.panel_vectors(panel) * kLanes, plan.kg - k0);
+    const int64_t at = first * p.k + c.group * plan.kg + k0;
+    const auto finish = [&](auto&& store_row) {
+      for (int64_t r = 0; r < rows; ++r)
+        if (places[r] >= 0) store_row(at + places[r] * p.k, from + r * 2 * kLanes);
+    };
+    if (nk < 2 * kLanes || p.residual != nullptr ||
+        (p.activation != Activation::none && p.activation != Activation::relu)) {
+      finish([&](int64_t to, const Acc* row) {
+        for (int64_t k = 0; k < nk; k += kLanes)
+          store_final<S>(p, to + k, load(row + k) + load(bias + k), static_cast<int>(least(kLanes, nk - k)));
+      });
+      return;
+    }
+    const Vec<Acc> low = load(bias), high = load(bias + kLanes), zero(Acc(0));
+    S* y = static_cast<S*>(p.y);
+    if (p.activation == Activation::none) {
+      finish([&](int64_t to, const Acc* row) { store_two(y + to, load(row) + low, load(row + kLanes) + high); });
+    } else {
+      finish([&](int64_t to, const Acc* row) {
+        const Vec<Acc> a = load(row) + low, b = load(row + kLanes) + high;
+        store_two(y + to, select<Acc>(a <= zero, zero, a), select<Acc>(b <= zero, zero, b));
+      });
+    }
+  }
+
+  // Lets the lines of y that finish_rows will write come while their sums are multiplied.
+  void fetch_rows(const IgemmChunk& c, int64_t panel, const int64_t* places, int64_t rows, int64_t first) const {
+    const S* y = static_cast<const S*>(p.y) + first * p.k + c.group * plan.kg + panel * plan.panel_width * kLanes;
+    for (int64_t r = 0; r < rows; ++r)
+      if (places[r] >= 0) __builtin_prefetch(y + places[r] * p.k, 1);
+  }
+
   // Sums of consecutive pixels of y, of which `pixel` is the first (counted through all images).
   void finish_run(const IgemmChunk& c, int64_t panel, const Acc* from, int64_t pixel, int64_t pixels) const {
     const int64_t k0 = panel * plan.panel_width * kLanes, pitch = plan.panel_vectors(panel) * kLanes;
@@ -48,6 +85,17 @@ class IgemmSums {
   }
 
  private:
+  FASTCV_INLINE void store_two(S* to, Vec<Acc> low, Vec<Acc> high) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<S, bf16>) {
+      _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)high.v, (__m512)low.v));
+      return;
+    }
+#endif
+    store(to, low);
+    store(to + kLanes, high);
+  }
+
   // Of one panel.
   static int64_t panel_elements(const Plan& plan) {
     return (plan.many_phases ? plan.most_outputs() : Plan::kBlock) * plan.panel_width * kLanes;

@@ -15,6 +15,7 @@ class IgemmWeights {
   using W = typename P::W;
   using Acc = typename P::Acc;
   static constexpr int kLanes = Plan::kLanes;
+  static constexpr int64_t kBlock = 32;  // channels whose pairs are made at once, in the first-level cache
 
  public:
   explicit IgemmWeights(const Plan& layer) : plan(layer), p(plan.p) {
@@ -26,9 +27,11 @@ class IgemmWeights {
 
   size_t kept() const { return packed_bytes; }
   // Bytes of the workspace: for all threads, and for each while it packs.
-  size_t shared() const { return tap_rows_at + aligned_bytes(taps() * 8); }
+  size_t shared() const { return tap_rows_at + aligned_bytes(2 * taps() * 8); }
   size_t scratch() const {
-    return P::kPair == 1 ? 0 : aligned_bytes(plan.kdim * kLanes * static_cast<int64_t>(sizeof(Acc)));
+    if (P::kPair == 1) return 0;
+    const int64_t rows = plan.merged ? plan.kdim : taps() * kBlock;
+    return aligned_bytes(rows * kLanes * static_cast<int64_t>(sizeof(Acc)));
   }
 
   void place(char* workspace) {
@@ -61,6 +64,12 @@ class IgemmWeights {
     const int64_t before = (group * plan.vectors + panel * plan.panel_width) * plan.packed_rows();
     return packed + (before + Plan::packed_row(row) * plan.panel_vectors(panel)) * kLanes;
   }
+  // The same of the weights' last stored parts.
+  W* clean(int64_t group, int64_t panel, int64_t row) const {
+    const int64_t before = (group * plan.vectors + panel * plan.panel_width) * plan.packed_rows();
+    const int64_t parts = plan.kdim / P::kPair * (P::kStored - 1);
+    return packed + (before + (parts + row / P::kPair) * plan.panel_vectors(panel)) * kLanes;
+  }
   const Acc* bias(int64_t group, int64_t panel) const {
     return biases + (group * plan.vectors + panel * plan.panel_width) * kLanes;
   }
@@ -70,6 +79,7 @@ class IgemmWeights {
 
  private:
   int64_t units() const { return plan.groups * plan.vectors; }  // vectors of output channels
+  int64_t* block_rows() const { return tap_rows + taps(); }
   int64_t taps() const { return p.kernel[0] * p.kernel[1] * p.kernel[2]; }
 
   // The row of a panel at which each tap starts; phase by phase, so that a phase's weights are consecutive.
@@ -90,6 +100,7 @@ class IgemmWeights {
     };
     const int64_t tap_length = plan.merged || plan.folded ? plan.cg : round_up(plan.cg, Plan::kRound);
     int64_t* row = tap_rows;
+    for (int64_t tap = 0; tap < taps(); ++tap) block_rows()[tap] = tap * kBlock;
     for (int64_t rd = 0; rd < d[0].kernel; ++rd) {
       const int64_t fd = d[0].phase_of(rd), jd = rd / d[0].tap_step, before_d = before(d[0], fd);
       const int64_t nd = d[0].taps(fd).count;
@@ -114,38 +125,86 @@ class IgemmWeights {
     W* out = panel(group, at, 0) + vector % plan.panel_width * kLanes;
     if constexpr (P::kPair == 1) {
       if (plan.folded) pack_folded(k0, nk, out, pitch);
-      else pack_rows(group, k0, nk, out, pitch);
+      else pack_rows(group, k0, nk, 0, plan.cg, tap_rows, out, pitch);
     } else {
-      std::memset(static_cast<void*>(staging), 0, static_cast<size_t>(plan.kdim) * kLanes * sizeof(Acc));
-      pack_rows(group, k0, nk, staging, kLanes);
       [[maybe_unused]] bool special = false;
-      for (int64_t row = 0; row < plan.kdim; row += P::kPair) {
-        const Vec<Acc> even = load(staging + row * kLanes), odd = load(staging + (row + 1) * kLanes);
-        W* to = out + Plan::packed_row(row) * pitch;
-        if constexpr (P::kTiles) special |= P::pack_pair(to, 16 * pitch, even, odd);
-        else P::pack_pair(to, even, odd);
+      const auto pack_pairs = [&](int64_t row, int64_t rows, const Acc* from) {
+        for (int64_t i = 0; i < rows; i += P::kPair, from += P::kPair * kLanes) {
+          const Vec<Acc> even = load(from), odd = load(from + kLanes);
+          W* to = out + Plan::packed_row(row + i) * pitch;
+          if constexpr (P::kTiles) {
+            W* last = clean(group, at, row + i) + vector % plan.panel_width * kLanes;
+            special |= P::pack_pair(to, 16 * pitch, last, even, odd);
+          } else {
+            P::pack_pair(to, even, odd);
+          }
+        }
+      };
+      const auto clear = [&](int64_t rows) {
+        std::memset(static_cast<void*>(staging), 0, static_cast<size_t>(rows * kLanes) * sizeof(Acc));
+      };
+      if (plan.merged) {
+        clear(plan.kdim);
+        pack_rows(group, k0, nk, 0, plan.cg, tap_rows, staging, kLanes);
+        pack_pairs(0, plan.kdim, staging);
+      } else if (std::is_same_v<S, typename P::X> && !p.transposed && plan.cg % P::kPair == 0 &&
+                 (taps() == 1 || p.weight_channels_last)) {
+        copy_pairs(group, k0, nk, out, pitch);
+      } else {
+        for (int64_t c = 0; c < plan.cg; c += kBlock) {
+          const int64_t n = least(kBlock, plan.cg - c);
+          if (n < kBlock) clear(taps() * kBlock);
+          pack_rows(group, k0, nk, c, n, block_rows(), staging, kLanes);
+          for (int64_t tap = 0; tap < taps(); ++tap)
+            pack_pairs(tap_rows[tap] + c, round_up(n, Plan::kRound), staging + tap * kBlock * kLanes);
+        }
       }
       if constexpr (P::kStored > 1) special_weights[group * plan.vectors + vector] = special;
     }
   }
 
-  // Rows (tap, channel) of one vector of output channels, `pitch` apart.
-  void pack_rows(int64_t group, int64_t k0, int nk, Acc* out, int64_t pitch) {
+  // Pairs of channels that are neighbours in memory and stay as they are.
+  void copy_pairs(int64_t group, int64_t k0, int nk, W* out, int64_t pitch) const {
+    const int64_t taps = this->taps(), cg = plan.cg;
+    const S* w = static_cast<const S*>(p.w) + (group * plan.kg + k0) * cg * taps;
+    for (int64_t tap = 0; tap < taps; ++tap, w += cg)
+      for (int64_t c = 0; c < cg; c += kBlock) {
+        const int64_t n = least(kBlock, cg - c);
+        Vec<Acc> square[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          const Acc* from = reinterpret_cast<const Acc*>(w + i * cg * taps + c);
+          square[i] = i >= nk       ? Vec<Acc>(Acc(0))
+                      : n == kBlock ? load(from)
+                                    : load_n(from, static_cast<int>(n / P::kPair));
+        }
+        transpose_square(square);
+        W* to = out + Plan::packed_row(tap_rows[tap] + c) * pitch;
+        for (int64_t i = 0; i < round_up(n, Plan::kRound) / P::kPair; ++i)
+          store(reinterpret_cast<Acc*>(to + i * pitch), square[i]);
+      }
+  }
+
+  // Rows (tap, channel) of one vector of output channels, n channels from c0 on: rows[tap] + channel - c0 of `out`,
+  // `pitch` apart.
+  void pack_rows(int64_t group, int64_t k0, int nk, int64_t c0, int64_t n, const int64_t* rows, Acc* out,
+                 int64_t pitch) {
     const int64_t taps = this->taps(), cg = plan.cg, kg = plan.kg, columns = p.transposed ? kg : cg;
     const int64_t row_step = columns * taps, column_step = p.weight_channels_last ? 1 : taps;
     const int64_t tap_step = p.weight_channels_last ? columns : 1;
     const int64_t k_step = p.transposed ? column_step : row_step, c_step = p.transposed ? row_step : column_step;
-    const S* w = static_cast<const S*>(p.w) + group * (p.transposed ? cg * row_step : kg * row_step) + k0 * k_step;
+    const S* w =
+        static_cast<const S*>(p.w) + group * (p.transposed ? cg * row_step : kg * row_step) + k0 * k_step + c0 * c_step;
     if (k_step == 1) {
       for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t c = 0; c < cg; ++c)
-          store(out + (tap_rows[tap] + c) * pitch, load_n(w + c * c_step + tap * tap_step, nk));
+        for (int64_t c = 0; c < n; ++c)
+          store(out + (rows[tap] + c) * pitch, load_n(w + c * c_step + tap * tap_step, nk));
     } else if (p.transposed) {
-      for (int64_t c = 0; c < cg; ++c) transpose_run(w + c * c_step, k_step, nk, taps, taps, c, 0, out, pitch);
+      for (int64_t c = 0; c < n; ++c) transpose_run(w + c * c_step, k_step, nk, taps, taps, c, 0, rows, out, pitch);
     } else if (p.weight_channels_last) {
-      for (int64_t tap = 0; tap < taps; ++tap) transpose_run(w + tap * tap_step, k_step, nk, cg, 1, 0, tap, out, pitch);
+      for (int64_t tap = 0; tap < taps; ++tap)
+        transpose_run(w + tap * tap_step, k_step, nk, n, 1, 0, tap, rows, out, pitch);
     } else {
-      transpose_run(w, k_step, nk, cg * taps, taps, 0, 0, out, pitch);
+      transpose_run(w, k_step, nk, n * taps, taps, 0, 0, rows, out, pitch);
     }
   }
 
@@ -165,14 +224,14 @@ class IgemmWeights {
   // A run of `length` weights that are consecutive in each of nk output channels; they walk through `taps` taps, then
   // on to the next channel, from (channel, tap).
   void transpose_run(const S* w, int64_t k_step, int nk, int64_t length, int64_t taps, int64_t channel, int64_t tap,
-                     Acc* out, int64_t pitch) {
+                     const int64_t* rows, Acc* out, int64_t pitch) {
     const int64_t first_tap = tap;
     for (int64_t q = 0; q < length; q += kLanes) {
       const int m = static_cast<int>(least(kLanes, length - q));
       Vec<Acc> square[kLanes];
       load_square(square, w + q, k_step, nk, m);
       for (int i = 0; i < m; ++i) {
-        store(out + (tap_rows[tap] + channel) * pitch, square[i]);
+        store(out + (rows[tap] + channel) * pitch, square[i]);
         if (++tap == first_tap + taps) tap = first_tap, ++channel;
       }
     }

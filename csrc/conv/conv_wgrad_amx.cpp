@@ -51,22 +51,15 @@ struct TileSteps : PairSteps {
                              bool add) {
     constexpr int64_t pitch = Plan<TileSteps>::kPitch;
     const int64_t width = int64_t{16} * vectors;
-    TileStrip s;
-    int64_t a_steps[kChunk / kSteps], b_steps[kChunk / kSteps];
-    s.steps = ceil_div(n, kSteps);
-    for (int64_t i = 0; i < s.steps; ++i)
-      a_steps[i] = i * kSteps * static_cast<int64_t>(sizeof(E)), b_steps[i] = i * kSteps;
-    for (int64_t i = n * width; i < s.steps * kSteps * width; i += w) store(b + i, Vec<E>(E(0)));
-    s.pixel_steps = a_steps;
-    s.weight_steps = b_steps;
-    s.weights = reinterpret_cast<const uint32_t*>(b);
+    TileStep tile_steps[kChunk / kSteps];
+    TileSum s{tile_steps, ceil_div(n, kSteps), 0, reinterpret_cast<const uint32_t*>(b), nullptr, nullptr, 0};
+    for (int64_t i = 0; i < s.count; ++i) tile_steps[i] = {i * kSteps * static_cast<int64_t>(sizeof(E)), i * kSteps};
+    for (int64_t i = n * width; i < s.count * kSteps * width; i += w) store(b + i, Vec<E>(E(0)));
     alignas(64) T sums[2 * kRows * 32];
     for (int64_t r = 0; r < row_panels; r += 2) {
       const bool two = r + 1 < row_panels;
       const PixelTile tiles[2] = {{a + r * kRows * pitch, pitch * 4}, {a + (r + 1) * kRows * pitch, pitch * 4}};
-      s.tiles = tiles;
-      if (vectors == 2) two ? multiply_tiles<2, 2>(s, 0, 0, 2, sums) : multiply_tiles<1, 2>(s, 0, 0, 2, sums);
-      else two ? multiply_tiles<2, 1>(s, 0, 0, 1, sums) : multiply_tiles<1, 1>(s, 0, 0, 1, sums);
+      TileProduct<1>::multiply(s, false, tiles, two ? 2 : 1, vectors, sums);
       for (int64_t m = 0; m < (two ? 2 : 1); ++m)
         for (int64_t i = 0; i < kRows; ++i)
           for (int v = 0; v < vectors; ++v) {
