@@ -158,13 +158,19 @@ class Winograd {
   static int64_t floats(int64_t tiles_, int64_t width) { return kPoints * (tiles_ * width + kPad); }
 
   void choose_mode(int threads) {
-    constexpr int64_t kTiles = 128 << 10, kShared = 64;  // floats of V and S of a block of tiles; tiles of a shared one
-    constexpr int64_t kWeights = 1 << 22;                // floats that every block of tiles may read again
+    constexpr int64_t kShared = 64;        // tiles of a block of outputs
+    constexpr int64_t kTiles = 128 << 10;  // floats of V and S of a block of tiles
+    constexpr int64_t kWeights = 1 << 22;  // floats that every block of tiles may read again
+    // More weights than the second cache holds come faster than they are used only by blocks of two panels.
+    const bool streamed = weight_floats() > 1 << 18;
+    const int64_t least_tiles = streamed ? 2 * kWinogradRows : kWinogradRows;
+    const bool few = p.packing == Packing::none && tiles.count <= kShared;  // to keep all transformed weights for them
     parts = 1;
-    if (tiles.count >= kWinogradRows * threads && weight_floats() <= kWeights) {
+    if (tiles.count >= least_tiles * threads && weight_floats() <= kWeights && !few) {
       mode = Mode::tiles;
-      block = most(kWinogradRows, kTiles / (kPoints * (c_padded + kBlock)));
-      block = ceil_div(tiles.count, most(2 * threads, round_up(ceil_div(tiles.count, block), threads)));
+      block = most(least_tiles, kTiles / (kPoints * (c_padded + kBlock)));
+      const int64_t blocks = round_up(ceil_div(tiles.count, block), threads);
+      block = ceil_div(tiles.count, streamed ? blocks : most(2 * threads, blocks));
     } else {
       // A second parallel region costs more than some inputs that are transformed twice.
       const bool even = round_up(k_blocks, threads) - k_blocks <= k_blocks / 8;
