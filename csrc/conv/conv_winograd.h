@@ -102,21 +102,23 @@ class Winograd {
   static constexpr int64_t kChunk = MH * MW == 16 ? 64 : 32;  // channels summed in registers; a multiple of L
 
  public:
-  Winograd(const ConvParams& params, int threads) : p(params), tiles(p.n, p.out, p.dilation) { plan(threads); }
-  size_t workspace() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
+  // Where every thread can have as many groups as the others, each takes its own: it is its own team.
+  Winograd(const ConvParams& params, int threads)
+      : p(params),
+        tiles(p.n, p.out, p.dilation),
+        teams(p.groups % threads == 0 || p.groups >= 4 * threads ? threads : 1) {
+    plan(threads / teams);
+  }
+  size_t workspace() const { return static_cast<size_t>(teams) * team_bytes(); }
   size_t kept() const { return static_cast<size_t>(p.groups) * bytes(weight_floats()); }
 
   void run(const Exec& exec) {
-    char *base = static_cast<char*>(exec.workspace), *slots_base = base + shared_bytes;
-    for (int64_t g = 0; g < p.groups; ++g) {
-      float* u = p.packing == Packing::none ? nullptr
-                                            : reinterpret_cast<float*>(static_cast<char*>(p.packed) +
-                                                                       static_cast<size_t>(g) * bytes(weight_floats()));
-      if (p.packing == Packing::fill) transform_all_weights(exec, u, slots_base, g);
-      else if (mode == Mode::shared) run_shared(exec, reinterpret_cast<float*>(base), u, slots_base, g);
-      else if (mode == Mode::outputs) run_outputs(exec, u, slots_base, g);
-      else run_tiles(exec, u == nullptr ? reinterpret_cast<float*>(base) : u, slots_base, g);
-    }
+    parallel_slots(exec, teams > 1 ? p.groups : 1, 1, [&](int team, int64_t begin, int64_t end) {
+      const Exec of_team{exec.parallel, slots,
+                         static_cast<char*>(exec.workspace) + static_cast<size_t>(team) * team_bytes()};
+      if (teams == 1) begin = 0, end = p.groups;
+      for (int64_t g = begin; g < end; ++g) run_group(of_team, g);
+    });
   }
 
  private:
@@ -139,6 +141,20 @@ class Winograd {
     float *v, *u, *sums, *band, *staging;
     WinogradTile* tiles;
   };
+
+  size_t team_bytes() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
+
+  void run_group(const Exec& exec, int64_t g) const {
+    char *base = static_cast<char*>(exec.workspace), *slots_base = base + shared_bytes;
+    float* u =
+        p.packing == Packing::none
+            ? nullptr
+            : reinterpret_cast<float*>(static_cast<char*>(p.packed) + static_cast<size_t>(g) * bytes(weight_floats()));
+    if (p.packing == Packing::fill) transform_all_weights(exec, u, slots_base, g);
+    else if (mode == Mode::shared) run_shared(exec, reinterpret_cast<float*>(base), u, slots_base, g);
+    else if (mode == Mode::outputs) run_outputs(exec, u, slots_base, g);
+    else run_tiles(exec, u == nullptr ? reinterpret_cast<float*>(base) : u, slots_base, g);
+  }
 
   // ---- plan --------------------------------------------------------------------------------------------------------
 
@@ -461,11 +477,12 @@ class Winograd {
 
   const ConvParams& p;
   const WinogradTiles<MH, MW> tiles;
+  const int teams;
   WinogradImages images;
   int64_t cg, kg, c_padded, k_blocks, unit;
   Mode mode;
   int64_t block, parts;  // tiles of a block; parts of a shared block that threads take
-  int64_t slots;
+  int slots;
   size_t shared_bytes, u_at, sums_at, band_at, staging_at, tiles_at, slot_bytes;
 };
 
