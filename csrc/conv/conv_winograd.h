@@ -8,8 +8,8 @@
 //   S[point][tile][output]   = sum over channels of V * U, one small matrix product per point
 //   y                        = transformed S, with bias, residual and activation
 //
-// Tiles come in panels of as many rows as the register tile has, outputs in blocks of two vectors, channels in chunks
-// of kChunk: a sum runs over a chunk in registers and then joins what stands in S. That order is the layer's alone.
+// Tiles come in panels of as many rows as the register tile has, outputs in blocks of two vectors, channels in chunks:
+// a sum runs over a chunk in registers and then joins what stands in S. That order is the layer's alone.
 // What may depend on threads and batch size is only who computes what, and when:
 //
 //   tiles:   the weights are transformed once; threads take blocks of tiles, whose V and S stay in their caches
@@ -99,7 +99,6 @@ template <int MH, int MW>
 class Winograd {
   static constexpr int NH = MH + 2, NW = MW + 2, kPoints = NH * NW;
   static constexpr int L = Vec<float>::width, kVectors = 2, kBlock = kVectors * L;  // outputs of a block
-  static constexpr int64_t kChunk = MH * MW == 16 ? 64 : 32;  // channels summed in registers; a multiple of L
 
  public:
   // Where every thread can have as many groups as the others, each takes its own: it is its own team.
@@ -163,6 +162,9 @@ class Winograd {
     kg = p.k / p.groups;
     c_padded = round_up(cg, L);
     k_blocks = ceil_div(kg, kBlock);
+    // Longer chains are faster and less exact. The tiles that need the more exact sums are taken where 32 are enough
+    // for the rule, larger ones where torch's own sums have lost more (conv.cpp).
+    chunk = MH * MW == 16 && cg > 64 ? 64 : 32;
     images = {static_cast<const float*>(p.x), p.c, {p.in[1], p.in[2]}, {}, p.channels_last};
     // In dgrad tap r of output o meets input o + pad - r * dilation: taps run backwards from there.
     for (int i = 0; i < 2; ++i) images.origin[i] = p.transposed ? p.pad[1 + i] - 2 * p.dilation[1 + i] : -p.pad[1 + i];
@@ -207,11 +209,11 @@ class Winograd {
     const bool all_weights = mode == Mode::tiles && p.packing == Packing::none;
     shared_bytes = mode == Mode::shared ? v_bytes : all_weights ? bytes(weight_floats()) : 0;
     u_at = mode == Mode::shared ? 0 : v_bytes;
-    sums_at = u_at + (mode == Mode::tiles ? 0 : bytes(kPoints * weight_point(least(kChunk, cg), kBlock)));
+    sums_at = u_at + (mode == Mode::tiles ? 0 : bytes(kPoints * weight_point(least(chunk, cg), kBlock)));
     band_at = sums_at + bytes(floats(sums_tiles, kBlock));
     const int64_t band_pixels = p.channels_last ? kPoints : tiles.template band_pixels<NH, NW>();
     staging_at = band_at + bytes(band_pixels * L);
-    tiles_at = staging_at + bytes(kChunk * 9 * L);
+    tiles_at = staging_at + bytes(chunk * 9 * L);
     slot_bytes = tiles_at + static_cast<size_t>(round_up(block * static_cast<int64_t>(sizeof(WinogradTile)), 64));
   }
 
@@ -236,18 +238,18 @@ class Winograd {
   static int64_t weight_point(int64_t channels, int64_t width) { return channels * width + L; }
   // Where in the transformed weights a chunk of a block of outputs starts.
   float* weights_of(float* u, int64_t k_block, int64_t c0) const {
-    const int64_t before = k_block * ceil_div(cg, kChunk) + c0 / kChunk;  // chunks, which are padded by a vector each
+    const int64_t before = k_block * ceil_div(cg, chunk) + c0 / chunk;  // chunks, which are padded by a vector each
     return u + kPoints * (k_block * cg * kBlock + c0 * width_of(k_block) + before * L);
   }
-  int64_t weight_floats() const { return kPoints * (cg * round_up(kg, L) + k_blocks * ceil_div(cg, kChunk) * L); }
+  int64_t weight_floats() const { return kPoints * (cg * round_up(kg, L) + k_blocks * ceil_div(cg, chunk) * L); }
 
   void transform_all_weights(const Exec& exec, float* u, char* slots_base, int64_t group) const {
-    const int64_t chunks = ceil_div(cg, kChunk);
+    const int64_t chunks = ceil_div(cg, chunk);
     parallel_slots(exec, k_blocks * chunks, 1, [&](int slot, int64_t begin, int64_t end) {
       const Scratch s = scratch_of(slots_base, slot);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t k_block = i / chunks, c0 = i % chunks * kChunk;
-        transform_weights(group, k_block, c0, least(kChunk, cg - c0), weights_of(u, k_block, c0), s.staging);
+        const int64_t k_block = i / chunks, c0 = i % chunks * chunk;
+        transform_weights(group, k_block, c0, least(chunk, cg - c0), weights_of(u, k_block, c0), s.staging);
       }
     });
   }
@@ -260,7 +262,7 @@ class Winograd {
         const Block b = make_block(i * block, least(block, tiles.count - i * block), s.v, s.tiles);
         for (int64_t c = 0; c < cg; c += L) transform_input(b, group, c, 0, b.count, s.band);
         for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
-          for (int64_t c0 = 0; c0 < cg; c0 += kChunk)
+          for (int64_t c0 = 0; c0 < cg; c0 += chunk)
             multiply(b, 0, b.panels, weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
           transform_output(b, group, k_block, 0, b.count, s);
         }
@@ -305,8 +307,8 @@ class Winograd {
   // A block of outputs of a range of panels.
   void finish_outputs(const Block& b, int64_t first, int64_t last, int64_t group, int64_t k_block, float* u,
                       const Scratch& s) const {
-    for (int64_t c0 = 0; c0 < cg; c0 += kChunk) {
-      if (u == nullptr) transform_weights(group, k_block, c0, least(kChunk, cg - c0), s.u, s.staging);
+    for (int64_t c0 = 0; c0 < cg; c0 += chunk) {
+      if (u == nullptr) transform_weights(group, k_block, c0, least(chunk, cg - c0), s.u, s.staging);
       multiply(b, first, last, u == nullptr ? s.u : weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
     }
     transform_output(b, group, k_block, b.first_of(first), b.first_of(last), s);
@@ -317,7 +319,7 @@ class Winograd {
   // the first panels fetch those of the next point, which follow.
   void multiply(const Block& b, int64_t first, int64_t last, const float* u, int64_t c0, int64_t width,
                 float* sums) const {
-    const int64_t channels = least(kChunk, cg - c0), start = b.first_of(first);
+    const int64_t channels = least(chunk, cg - c0), start = b.first_of(first);
     const int64_t point = (b.first_of(last) - start) * width + kPad;
     for (int64_t xi = 0; xi < kPoints; ++xi, u += weight_point(channels, width))
       for (int64_t panel = first; panel < last; ++panel) {
@@ -481,6 +483,7 @@ class Winograd {
   WinogradImages images;
   int64_t cg, kg, c_padded, k_blocks, unit;
   Mode mode;
+  int64_t chunk;         // channels summed in registers; a multiple of L
   int64_t block, parts;  // tiles of a block; parts of a shared block that threads take
   int slots;
   size_t shared_bytes, u_at, sums_at, band_at, staging_at, tiles_at, slot_bytes;
