@@ -17,8 +17,9 @@ double cost(const ConvParams& p, Algorithm algorithm) {
   const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
   if (algorithm == Algorithm::direct) return 1.15 * products(p, p.transposed) + 10 * 9 / 4.0;
   const auto [tiles, points] = winograd_cut(algorithm, p.out, p.dilation);
-  // A point of a tile costs its product, its share of the input's transform and its share of the output's.
-  return points * (tiles * (1.15 + 8 / k + 6 / c) + 10 / 4.0);
+  // A point of a tile costs its product, its share of the input's transform and its share of the output's. Less than
+  // ten tiles are done before the next weights have come.
+  return points * (std::max(10.0, tiles * (1.15 + 8 / k + 6 / c)) + 10 / 4.0);
 }
 
 // Whether the error stays within twice torch's on normal data. Rounding errors of F(4x4) come out about 7 times

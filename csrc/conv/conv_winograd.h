@@ -8,13 +8,14 @@
 //   S[point][tile][output]   = sum over channels of V * U, one small matrix product per point
 //   y                        = transformed S, with bias, residual and activation
 //
-// Tiles come in panels of as many rows as the register tile has, outputs in blocks of two vectors, channels in chunks
-// of kChunk: a sum runs over a chunk in registers and then joins what stands in S. That order is the layer's alone.
+// Tiles come in panels of as many rows as the register tile has, outputs in blocks of two vectors, channels in chunks:
+// a sum runs over a chunk in registers and then joins what stands in S. That order is the layer's alone.
 // What may depend on threads and batch size is only who computes what, and when:
 //
-//   private: the weights are transformed once; threads take blocks of tiles, whose V and S stay in their caches
-//   shared:  V of a large block of tiles is shared; threads take blocks of outputs and transform just their weights,
-//            chunk by chunk. For deep layers on small maps, where the weights are the larger part.
+//   tiles:   the weights are transformed once; threads take blocks of tiles, whose V and S stay in their caches
+//   outputs: threads take blocks of outputs, transform just their weights, chunk by chunk, and each makes V of a large
+//            block of tiles for itself. For deep layers on small maps, where the weights are the larger part.
+//   shared:  the same with one V for all, where many threads would make it too often.
 // Kept weights (Packing) spare both their transforms.
 #pragma once
 #include "conv/conv_store.h"
@@ -29,10 +30,11 @@ inline constexpr int kWinogradRows = 14;  // of the register tile: 14 x 2 sums, 
 inline constexpr int kWinogradRows = 6;
 #endif
 
-// s[MR][NV] (+)= v * u over `groups` whole vectors of channels and `rest` more. v is [channels / L][MR][L].
+// s[MR][NV] (+)= v * u over the channels. v is [channels / L][MR][L]. Meanwhile a vector per channel, `ahead_step`
+// apart, is fetched from `ahead` to the second cache.
 template <int MR, int NV>
 [[gnu::noinline]] static void winograd_multiply(const float* v, const float* u, int64_t channels, float* s,
-                                                int64_t s_pitch, bool first) {
+                                                int64_t s_pitch, bool first, const float* ahead, int64_t ahead_step) {
   using P = PlainProduct<float>;
   constexpr int L = Vec<float>::width;
   Vec<float> sum[MR][NV];
@@ -42,7 +44,8 @@ template <int MR, int NV>
     for (int n = 0; n < NV; ++n) sum[m][n] = Vec<float>(0.0f);
   for (; channels > 0; channels -= L, v += MR * L) {
     const int64_t lanes = least(L, channels);
-    for (int64_t c = 0; c < lanes; ++c, u += NV * L) {
+    for (int64_t c = 0; c < lanes; ++c, u += NV * L, ahead += ahead_step) {
+      __builtin_prefetch(ahead, 0, 2);
       Vec<float> w[NV];
 #pragma GCC unroll 2
       for (int n = 0; n < NV; ++n) w[n] = load(u + n * L);
@@ -65,11 +68,11 @@ template <int MR, int NV>
 
 template <int NV>
 static void winograd_multiply(int rows, const float* v, const float* u, int64_t channels, float* s, int64_t s_pitch,
-                              bool first) {
+                              bool first, const float* ahead, int64_t ahead_step) {
   switch (rows) {
 #define FASTCV_ROWS(r) \
   case r:              \
-    return winograd_multiply<r, NV>(v, u, channels, s, s_pitch, first);
+    return winograd_multiply<r, NV>(v, u, channels, s, s_pitch, first, ahead, ahead_step);
     FASTCV_ROWS(1)
     FASTCV_ROWS(2)
     FASTCV_ROWS(3)
@@ -96,26 +99,30 @@ template <int MH, int MW>
 class Winograd {
   static constexpr int NH = MH + 2, NW = MW + 2, kPoints = NH * NW;
   static constexpr int L = Vec<float>::width, kVectors = 2, kBlock = kVectors * L;  // outputs of a block
-  static constexpr int64_t kChunk = 32;  // channels summed in registers; a multiple of L
 
  public:
-  Winograd(const ConvParams& params, int threads) : p(params), tiles(p.n, p.out, p.dilation) { plan(threads); }
-  size_t workspace() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
+  // Where every thread can have as many groups as the others, each takes its own: it is its own team.
+  Winograd(const ConvParams& params, int threads)
+      : p(params),
+        tiles(p.n, p.out, p.dilation),
+        teams(p.groups % threads == 0 || p.groups >= 4 * threads ? threads : 1) {
+    plan(threads / teams);
+  }
+  size_t workspace() const { return static_cast<size_t>(teams) * team_bytes(); }
   size_t kept() const { return static_cast<size_t>(p.groups) * bytes(weight_floats()); }
 
   void run(const Exec& exec) {
-    char *base = static_cast<char*>(exec.workspace), *slots_base = base + shared_bytes;
-    for (int64_t g = 0; g < p.groups; ++g) {
-      float* u = p.packing == Packing::none ? nullptr
-                                            : reinterpret_cast<float*>(static_cast<char*>(p.packed) +
-                                                                       static_cast<size_t>(g) * bytes(weight_floats()));
-      if (p.packing == Packing::fill) transform_all_weights(exec, u, slots_base, g);
-      else if (is_shared) run_shared(exec, reinterpret_cast<float*>(base), u, slots_base, g);
-      else run_private(exec, u == nullptr ? reinterpret_cast<float*>(base) : u, slots_base, g);
-    }
+    parallel_slots(exec, teams > 1 ? p.groups : 1, 1, [&](int team, int64_t begin, int64_t end) {
+      const Exec of_team{exec.parallel, slots,
+                         static_cast<char*>(exec.workspace) + static_cast<size_t>(team) * team_bytes()};
+      if (teams == 1) begin = 0, end = p.groups;
+      for (int64_t g = begin; g < end; ++g) run_group(of_team, g);
+    });
   }
 
  private:
+  enum class Mode { tiles, outputs, shared };
+
   // Consecutive tiles and their transformed inputs: panels of near-equal rows, each [channels / L][rows][L] per point.
   struct Block {
     int64_t tile, count, panels, rows, longer;  // the first `longer` panels have rows + 1
@@ -134,6 +141,20 @@ class Winograd {
     WinogradTile* tiles;
   };
 
+  size_t team_bytes() const { return shared_bytes + static_cast<size_t>(slots) * slot_bytes; }
+
+  void run_group(const Exec& exec, int64_t g) const {
+    char *base = static_cast<char*>(exec.workspace), *slots_base = base + shared_bytes;
+    float* u =
+        p.packing == Packing::none
+            ? nullptr
+            : reinterpret_cast<float*>(static_cast<char*>(p.packed) + static_cast<size_t>(g) * bytes(weight_floats()));
+    if (p.packing == Packing::fill) transform_all_weights(exec, u, slots_base, g);
+    else if (mode == Mode::shared) run_shared(exec, reinterpret_cast<float*>(base), u, slots_base, g);
+    else if (mode == Mode::outputs) run_outputs(exec, u, slots_base, g);
+    else run_tiles(exec, u == nullptr ? reinterpret_cast<float*>(base) : u, slots_base, g);
+  }
+
   // ---- plan --------------------------------------------------------------------------------------------------------
 
   void plan(int threads) {
@@ -141,6 +162,9 @@ class Winograd {
     kg = p.k / p.groups;
     c_padded = round_up(cg, L);
     k_blocks = ceil_div(kg, kBlock);
+    // Longer chains are faster and less exact. The tiles that need the more exact sums are taken where 32 are enough
+    // for the rule, larger ones where torch's own sums have lost more (conv.cpp).
+    chunk = MH * MW == 16 && cg > 64 ? 64 : 32;
     images = {static_cast<const float*>(p.x), p.c, {p.in[1], p.in[2]}, {}, p.channels_last};
     // In dgrad tap r of output o meets input o + pad - r * dilation: taps run backwards from there.
     for (int i = 0; i < 2; ++i) images.origin[i] = p.transposed ? p.pad[1 + i] - 2 * p.dilation[1 + i] : -p.pad[1 + i];
@@ -152,16 +176,26 @@ class Winograd {
   static int64_t floats(int64_t tiles_, int64_t width) { return kPoints * (tiles_ * width + kPad); }
 
   void choose_mode(int threads) {
-    constexpr int64_t kPrivate = 128 << 10,
-                      kShared = 64;        // floats of V and S of a private block; tiles of a shared one
-    constexpr int64_t kWeights = 3 << 19;  // floats that every private block may read again
-    is_shared = tiles.count < 2 * kWinogradRows * threads || weight_floats() > kWeights;
-    if (is_shared) {
-      block = ceil_div(tiles.count, ceil_div(tiles.count, kShared));
-      parts = unit > 1 ? 1 : most(1, least(ceil_div(2 * threads, k_blocks), ceil_div(block, kWinogradRows)));
+    constexpr int64_t kShared = 64;        // tiles of a block of outputs
+    constexpr int64_t kTiles = 128 << 10;  // floats of V and S of a block of tiles
+    constexpr int64_t kWeights = 1 << 22;  // floats that every block of tiles may read again
+    // More weights than the second cache holds come faster than they are used only by blocks of two panels.
+    const bool streamed = weight_floats() > 1 << 18;
+    const int64_t least_tiles = streamed ? 2 * kWinogradRows : kWinogradRows;
+    const bool few = p.packing == Packing::none && tiles.count <= kShared;  // to keep all transformed weights for them
+    parts = 1;
+    if (tiles.count >= least_tiles * threads && weight_floats() <= kWeights && !few) {
+      mode = Mode::tiles;
+      block = most(least_tiles, kTiles / (kPoints * (c_padded + kBlock)));
+      const int64_t blocks = round_up(ceil_div(tiles.count, block), threads);
+      block = ceil_div(tiles.count, streamed ? blocks : most(2 * threads, blocks));
     } else {
-      block = most(kWinogradRows, kPrivate / (kPoints * (c_padded + kBlock)));
-      block = ceil_div(tiles.count, most(2 * threads, round_up(ceil_div(tiles.count, block), threads)));
+      // A second parallel region costs more than some inputs that are transformed twice.
+      const bool even = round_up(k_blocks, threads) - k_blocks <= k_blocks / 8;
+      mode = even && (threads - 1) * 128 <= kg ? Mode::outputs : Mode::shared;
+      block = ceil_div(tiles.count, ceil_div(tiles.count, kShared));
+      if (mode == Mode::shared && unit == 1)
+        parts = most(1, least(ceil_div(2 * threads, k_blocks), ceil_div(block, kWinogradRows)));
     }
     block = least(tiles.count, round_up(block, unit));
   }
@@ -170,14 +204,16 @@ class Winograd {
 
   void lay_out(int threads) {
     slots = threads;
-    const int64_t sums_tiles = is_shared ? ceil_div(block, parts) + 2 * kWinogradRows : block;
-    shared_bytes = is_shared ? bytes(floats(block, c_padded)) : p.packing == Packing::none ? bytes(weight_floats()) : 0;
-    u_at = is_shared ? 0 : bytes(floats(block, c_padded));
-    sums_at = u_at + (is_shared ? bytes(kPoints * weight_point(least(kChunk, cg), kBlock)) : 0);
+    const size_t v_bytes = bytes(floats(block, c_padded));
+    const int64_t sums_tiles = parts > 1 ? ceil_div(block, parts) + 2 * kWinogradRows : block;
+    const bool all_weights = mode == Mode::tiles && p.packing == Packing::none;
+    shared_bytes = mode == Mode::shared ? v_bytes : all_weights ? bytes(weight_floats()) : 0;
+    u_at = mode == Mode::shared ? 0 : v_bytes;
+    sums_at = u_at + (mode == Mode::tiles ? 0 : bytes(kPoints * weight_point(least(chunk, cg), kBlock)));
     band_at = sums_at + bytes(floats(sums_tiles, kBlock));
     const int64_t band_pixels = p.channels_last ? kPoints : tiles.template band_pixels<NH, NW>();
     staging_at = band_at + bytes(band_pixels * L);
-    tiles_at = staging_at + bytes(kChunk * 9 * L);
+    tiles_at = staging_at + bytes(chunk * 9 * L);
     slot_bytes = tiles_at + static_cast<size_t>(round_up(block * static_cast<int64_t>(sizeof(WinogradTile)), 64));
   }
 
@@ -196,29 +232,29 @@ class Winograd {
     return b;
   }
 
-  // ---- the two modes -----------------------------------------------------------------------------------------------
+  // ---- the modes ---------------------------------------------------------------------------------------------------
 
   int64_t width_of(int64_t k_block) const { return least(kVectors, ceil_div(kg - k_block * kBlock, L)) * L; }
   static int64_t weight_point(int64_t channels, int64_t width) { return channels * width + L; }
   // Where in the transformed weights a chunk of a block of outputs starts.
   float* weights_of(float* u, int64_t k_block, int64_t c0) const {
-    const int64_t before = k_block * ceil_div(cg, kChunk) + c0 / kChunk;  // chunks, which are padded by a vector each
+    const int64_t before = k_block * ceil_div(cg, chunk) + c0 / chunk;  // chunks, which are padded by a vector each
     return u + kPoints * (k_block * cg * kBlock + c0 * width_of(k_block) + before * L);
   }
-  int64_t weight_floats() const { return kPoints * (cg * round_up(kg, L) + k_blocks * ceil_div(cg, kChunk) * L); }
+  int64_t weight_floats() const { return kPoints * (cg * round_up(kg, L) + k_blocks * ceil_div(cg, chunk) * L); }
 
   void transform_all_weights(const Exec& exec, float* u, char* slots_base, int64_t group) const {
-    const int64_t chunks = ceil_div(cg, kChunk);
+    const int64_t chunks = ceil_div(cg, chunk);
     parallel_slots(exec, k_blocks * chunks, 1, [&](int slot, int64_t begin, int64_t end) {
       const Scratch s = scratch_of(slots_base, slot);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t k_block = i / chunks, c0 = i % chunks * kChunk;
-        transform_weights(group, k_block, c0, least(kChunk, cg - c0), weights_of(u, k_block, c0), s.staging);
+        const int64_t k_block = i / chunks, c0 = i % chunks * chunk;
+        transform_weights(group, k_block, c0, least(chunk, cg - c0), weights_of(u, k_block, c0), s.staging);
       }
     });
   }
 
-  void run_private(const Exec& exec, float* u, char* slots_base, int64_t group) const {
+  void run_tiles(const Exec& exec, float* u, char* slots_base, int64_t group) const {
     if (p.packing == Packing::none) transform_all_weights(exec, u, slots_base, group);
     parallel_slots(exec, ceil_div(tiles.count, block), 1, [&](int slot, int64_t begin, int64_t end) {
       const Scratch s = scratch_of(slots_base, slot);
@@ -226,7 +262,7 @@ class Winograd {
         const Block b = make_block(i * block, least(block, tiles.count - i * block), s.v, s.tiles);
         for (int64_t c = 0; c < cg; c += L) transform_input(b, group, c, 0, b.count, s.band);
         for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
-          for (int64_t c0 = 0; c0 < cg; c0 += kChunk)
+          for (int64_t c0 = 0; c0 < cg; c0 += chunk)
             multiply(b, 0, b.panels, weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
           transform_output(b, group, k_block, 0, b.count, s);
         }
@@ -234,7 +270,18 @@ class Winograd {
     });
   }
 
-  // u: the kept weights, or nullptr.
+  // u: the kept weights, or nullptr, here and below.
+  void run_outputs(const Exec& exec, float* u, char* slots_base, int64_t group) const {
+    parallel_slots(exec, k_blocks, 1, [&](int slot, int64_t begin, int64_t end) {
+      const Scratch s = scratch_of(slots_base, slot);
+      for (int64_t tile = 0; tile < tiles.count; tile += block) {
+        const Block b = make_block(tile, least(block, tiles.count - tile), s.v, s.tiles);
+        for (int64_t c = 0; c < cg; c += L) transform_input(b, group, c, 0, b.count, s.band);
+        for (int64_t k_block = begin; k_block < end; ++k_block) finish_outputs(b, 0, b.panels, group, k_block, u, s);
+      }
+    });
+  }
+
   void run_shared(const Exec& exec, float* v, float* u, char* slots_base, int64_t group) const {
     for (int64_t tile = 0; tile < tiles.count; tile += block) {
       const int64_t count = least(block, tiles.count - tile), vectors = c_padded / L;
@@ -251,29 +298,39 @@ class Winograd {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t k_block = i / parts, part = i % parts;
           const int64_t first = b.panels * part / parts, last = b.panels * (part + 1) / parts;
-          if (first == last) continue;
-          for (int64_t c0 = 0; c0 < cg; c0 += kChunk) {
-            if (u == nullptr) transform_weights(group, k_block, c0, least(kChunk, cg - c0), s.u, s.staging);
-            multiply(b, first, last, u == nullptr ? s.u : weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
-          }
-          transform_output(b, group, k_block, b.first_of(first), b.first_of(last), s);
+          if (first < last) finish_outputs(b, first, last, group, k_block, u, s);
         }
       });
     }
   }
 
-  // Sums of a range of panels over the chunk of channels at c0, [point][tile of the range][width].
+  // A block of outputs of a range of panels.
+  void finish_outputs(const Block& b, int64_t first, int64_t last, int64_t group, int64_t k_block, float* u,
+                      const Scratch& s) const {
+    for (int64_t c0 = 0; c0 < cg; c0 += chunk) {
+      if (u == nullptr) transform_weights(group, k_block, c0, least(chunk, cg - c0), s.u, s.staging);
+      multiply(b, first, last, u == nullptr ? s.u : weights_of(u, k_block, c0), c0, width_of(k_block), s.sums);
+    }
+    transform_output(b, group, k_block, b.first_of(first), b.first_of(last), s);
+  }
+
+  // Sums of a range of panels over the chunk of channels at c0, [point][tile of the range][width]. Weights are read
+  // once by a few panels, faster than they come from the third cache, and no hardware looks ahead over a page's end: so
+  // the first panels fetch those of the next point, which follow.
   void multiply(const Block& b, int64_t first, int64_t last, const float* u, int64_t c0, int64_t width,
                 float* sums) const {
-    const int64_t channels = least(kChunk, cg - c0), start = b.first_of(first);
+    const int64_t channels = least(chunk, cg - c0), start = b.first_of(first);
     const int64_t point = (b.first_of(last) - start) * width + kPad;
     for (int64_t xi = 0; xi < kPoints; ++xi, u += weight_point(channels, width))
       for (int64_t panel = first; panel < last; ++panel) {
         const int rows = b.rows_of(panel);
         const float* v = b.v + xi * b.v_point + b.first_of(panel) * c_padded + c0 * rows;
         float* s = sums + xi * point + (b.first_of(panel) - start) * width;
-        if (width == kBlock) winograd_multiply<kVectors>(rows, v, u, channels, s, width, c0 == 0);
-        else winograd_multiply<1>(rows, v, u, channels, s, width, c0 == 0);
+        const int64_t part = panel - first, lines = width / L;  // of each channel's weights, a panel fetches one
+        const float* ahead = u + (part < lines ? weight_point(channels, width) + part * channels * L : 0);
+        const int64_t step = last - first < lines ? width : L;  // its neighbour comes along
+        if (width == kBlock) winograd_multiply<kVectors>(rows, v, u, channels, s, width, c0 == 0, ahead, step);
+        else winograd_multiply<1>(rows, v, u, channels, s, width, c0 == 0, ahead, step);
       }
   }
 
@@ -361,10 +418,12 @@ class Winograd {
     for (int64_t i = begin; i < end; ++i, sums += width) {
       const WinogradTile& t = b.tiles[i];
       const int64_t rows = tiles.outputs(0, t.y), columns = tiles.outputs(1, t.x);
-      Vec<float> y[MH][MW];
-      winograd_output<MH, MW>(sums, point, bias, y);
       const int64_t at = ((t.image * p.out[1] + t.y) * p.out[2] + t.x) * p.k + channel;
       const int64_t column = p.dilation[2] * p.k, row = p.dilation[1] * p.out[2] * p.k;
+      // More lines than stores may wait for, so those of the next tile are asked for now.
+      if (rows == MH) fetch_window<MH, MW, true>(static_cast<const float*>(p.y) + at + MW * column, row, column);
+      Vec<float> y[MH][MW];
+      winograd_output<MH, MW>(sums, point, bias, y);
       if (rows == MH && columns == MW && nk == L) {
 #pragma GCC unroll 4
         for (int r = 0; r < MH; ++r)
@@ -382,7 +441,7 @@ class Winograd {
     const int64_t plane = p.out[1] * p.out[2];
     for (int64_t i = begin; i < end;) {
       const WinogradTile first = b.tiles[i];
-      const WinogradBand band = tiles.band(b.tiles + i, b.tile + i, end - i);
+      const WinogradBand band = tiles.band(b.tiles + i, b.tile + i, end - i, tiles.kBandTiles);
       const int64_t pitch = least(band.width, p.out[2] - band.first);
       for (int64_t l = 0; l < band.lines; ++l)
         for (int64_t j = 0; j < band.tiles; ++j, ++i, sums += width) {
@@ -409,6 +468,8 @@ class Winograd {
     for (int64_t j = 0; j < pixels; j += L) {
       const int n = static_cast<int>(least(L, pixels - j));
       Vec<float> square[L];
+      for (int k = 0; k < nk; ++k)  // lines that come next, before stores wait for them
+        __builtin_prefetch(static_cast<const float*>(p.y) + at + k * plane + j + L, 1, 3);
       load_square(square, from + j * L, L, n, L);
       for (int k = 0; k < nk; ++k) store_final<float>(p, at + k * plane + j, square[k], n);
     }
@@ -418,11 +479,13 @@ class Winograd {
 
   const ConvParams& p;
   const WinogradTiles<MH, MW> tiles;
+  const int teams;
   WinogradImages images;
   int64_t cg, kg, c_padded, k_blocks, unit;
-  bool is_shared;
+  Mode mode;
+  int64_t chunk;         // channels summed in registers; a multiple of L
   int64_t block, parts;  // tiles of a block; parts of a shared block that threads take
-  int64_t slots;
+  int slots;
   size_t shared_bytes, u_at, sums_at, band_at, staging_at, tiles_at, slot_bytes;
 };
 

@@ -63,14 +63,15 @@ struct WinogradTiles {
     return first >= out[i] ? 0 : least(M[i], ceil_div(out[i] - first, dilation[i]));
   }
 
-  // The band that starts at tile `tile`, which is first in the table, of `left` tiles.
-  WinogradBand band(const WinogradTile* table, int64_t tile, int64_t left) const {
+  // The band of at most `most_tiles` per line, kBandTiles or less, that starts at tile `tile`, which is first in the
+  // table, of `left` tiles.
+  WinogradBand band(const WinogradTile* table, int64_t tile, int64_t left, int64_t most_tiles) const {
     const int64_t in_line = tile % line;
     WinogradBand band{1, least(line - in_line, left), table->x, 0};
     if (dilation[1] == 1) {
-      if (line <= kBandTiles && band.tiles == line)
+      if (line <= most_tiles && band.tiles == line)
         band.lines = least(least(kBandLines, left / line), lines[0] - tile / line % lines[0]);
-      band.tiles = least(band.tiles, kBandTiles);
+      band.tiles = least(band.tiles, most_tiles);
       band.width = MW * band.tiles;
     } else {
       band.width = phases[1] + dilation[1] * (MW * lines[1] - 1);
@@ -95,6 +96,15 @@ struct WinogradImages {
   bool channels_last;
 };
 
+// Asks for the lines of an H x W window, which may lie outside of the image.
+template <int H, int W, bool to_write>
+FASTCV_INLINE void fetch_window(const float* x, int64_t row, int64_t column) {
+#pragma GCC unroll 6
+  for (int r = 0; r < H; ++r)
+#pragma GCC unroll 6
+    for (int c = 0; c < W; ++c) __builtin_prefetch(x + r * row + c * column, to_write, 3);
+}
+
 // next(x, row, column) for the `channels` channels at `channel`, at most a vector, of the tiles [begin, end) of the
 // table, whose first is `tile`: pixel (i, j) of the H x W window is the vector at x + i * row + j * column.
 // The buffer has room for band_pixels() vectors, or for a window of a channels_last image.
@@ -113,6 +123,7 @@ static void winograd_windows(const WinogradTiles<MH, MW>& tiles, const WinogradI
       const float* from = images.x + channel + ((t.image * in_height + iy) * in_width + ix) * images.channels;
       if (channels == L && iy >= 0 && ix >= 0 && iy + (H - 1) * dilation[0] < in_height &&
           ix + (W - 1) * dilation[1] < in_width) {
+        fetch_window<H, MW, false>(from + W * column, row, column);  // what the next tile adds to this one
         next(from, row, column);
         continue;
       }
@@ -129,7 +140,8 @@ static void winograd_windows(const WinogradTiles<MH, MW>& tiles, const WinogradI
   const int64_t plane = in_height * in_width;
   for (int64_t i = begin; i < end;) {
     const WinogradTile& t = table[i];
-    const WinogradBand band = tiles.band(table + i, tile + i, end - i);
+    // A vector of columns holds eight tiles of 2, and one tile less where windows overlap: so do two, of tiles of 4.
+    const WinogradBand band = tiles.band(table + i, tile + i, end - i, tiles.kBandTiles - (W > MW));
     const float* x = images.x + (t.image * images.channels + channel) * plane;
     const int64_t rows = MH * band.lines + H - MH, columns = band.width + (W - MW) * dilation[1];
     const int64_t ix = band.first + images.origin[1];
