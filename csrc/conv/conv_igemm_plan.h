@@ -165,12 +165,15 @@ struct IgemmPlan {
         return window.elements(rows, cols, P::kParts) * static_cast<int64_t>(sizeof(X)) + sums * 4 > 2 * limit;
       return (window.elements(rows, cols) + sums) * static_cast<int64_t>(sizeof(Acc)) > limit;
     };
-    while (rows > 1 && too_much(kWindow)) rows = (rows + 1) / 2;
+    // Under a kernel that reaches over much of the image half the cells need nearly as many inputs.
+    const auto halves = [&] { return 4 * window.elements((rows + 1) / 2, cols) <= 3 * window.elements(rows, cols); };
+    while (rows > 1 && too_much(kWindow) && (halves() || !copied)) rows = (rows + 1) / 2;
     while (rows == 1 && cols > 48 && too_much(4 * kWindow)) cols = (cols + 1) / 2;
     col_chunks = ceil_div(d[2].cells, cols);
     const int64_t others = p.n * d[0].cells * col_chunks * groups;
+    const int64_t pieces = copied && too_much(4 * kWindow) ? threads : 4 * threads;  // each copies the window
     const auto parts = [&](int64_t units) {
-      return copied || P::kTiles ? least(panels, ceil_div(4 * threads, units)) : panels;
+      return copied || P::kTiles ? least(panels, ceil_div(pieces, units)) : panels;
     };
     while (rows > 1 && rows * cols > 32 && others * ceil_div(d[1].cells, rows) * panels < 2 * threads)
       rows = (rows + 1) / 2;
