@@ -29,7 +29,8 @@ struct FilterPlan {
   FilterPlan(const KnnParams& p, int allowed, size_t (*tiles)(const KnnParams&, int)) {
     constexpr int64_t kCache = 384 << 10;  // for packed queries and the rows that they came from
     constexpr int64_t kMemory = 8 << 20;   // for them where many coordinates need more than the cache
-    units = (p.depth + P::kUnitSize - 1) / P::kUnitSize;
+    constexpr int64_t step = P::kUnitSize * P::kUnitStep;
+    units = (p.depth + step - 1) / step * P::kUnitStep;
     threads = threads_for(p.batch * p.m * p.n, units, allowed);
     const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
     const int64_t panel_bytes = kLanes<T> * (units * static_cast<int64_t>(sizeof(T)) + p.depth * size + 1);
@@ -121,7 +122,9 @@ struct FilterChunk {
       Norms norms;
       T* panel = packed + lane / kLanes<T> * plan.units * kLanes<T> + lane % kLanes<T>;
       for (int64_t d = 0; d < p.depth; d += kDepthBlock) {
-        const int n = static_cast<int>(p.depth - d < kDepthBlock ? (p.depth - d + kW - 1) / kW * kW : kDepthBlock);
+        constexpr int step = P::kUnitSize * P::kUnitStep < kW ? kW : P::kUnitSize * P::kUnitStep;
+        const int n =
+            static_cast<int>(p.depth - d < kDepthBlock ? (p.depth - d + step - 1) / step * step : kDepthBlock);
         for (int i = 0; i < kW; ++i) {
           float* to = block + i * kRowStride<float>;
           if (lane + i < count) read_centred(x + (lane + i) * p.depth, center, p.depth, d, n, to);
@@ -291,7 +294,7 @@ struct FilterChunk {
     find_center(y, p.n, p.depth, center);
     pack_queries();
     const int panels = static_cast<int>((count + kLanes<T> - 1) / kLanes<T>);
-    const DistanceKernel<T> kernel{Metric::l2, 2, P::kUnitSize, nullptr, nullptr, sizeof(S)};
+    [[maybe_unused]] const typename P::Session session;
     alignas(64) float coordinates[kDepthBlock * P::kUnitSize];
     Norms norms[kMostGroup * kRowBlock];
     float rho[kMostGroup * kRowBlock];
@@ -316,11 +319,11 @@ struct FilterChunk {
           all.norm = all.norm < bound.norm ? bound.norm : all.norm;
           all.error = all.error < bound.error ? bound.error : all.error;
         }
-        for (int r = nr; r % kRowTile != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
+        for (int r = nr; r % P::kRows != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
         for (int panel = 0; panel < panels; ++panel) {
           float* s = plan.one_panel ? sums : sums + panel * together * kLanes<T>;
-          block<P>(kernel, packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
-                   unit == 0, last);
+          P::multiply(packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
+                      unit == 0);
           if (!last) continue;
           const int64_t lane0 = panel * kLanes<T>;
           if (p.k == 1) select<false>(s, lane0, row0, nr, rho, all);
