@@ -57,7 +57,7 @@ void knn_filter(const KnnParams& p, const Exec& exec) {
   run_filter<TileProduct>(p, exec, &avx512::knn, &avx512::knn_workspace);
 }
 size_t knn_filter_workspace(const KnnParams& p, int threads) {
-  return FilterPlan<TileProduct>(p, threads, &avx512::knn_workspace).bytes();
+  return FilterPlan<TileProduct>::bytes(p, threads, &avx512::knn_workspace);
 }
 
 }  // namespace fastcv::FASTCV_ISA
