@@ -10,7 +10,7 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int kMostGroup = 8;
+constexpr int kMostGroup = 8, kAhead = 4;  // blocks; rows
 
 struct Pair {
   int32_t lane, reference;
@@ -334,7 +334,11 @@ struct FilterChunk {
         const bool last = unit + kDepthBlock >= plan.units;
         const int units = static_cast<int>(last ? plan.units - unit : kDepthBlock);
         const int padded = (units + kW - 1) / kW * kW;
+        constexpr int64_t piece = kDepthBlock * P::kUnitSize;
         for (int r = 0; r < nr; ++r) {
+          if (r + kAhead < nr) ask_for(y + (row0 + r + kAhead) * p.depth, p.depth, unit * P::kUnitSize, piece);
+          else if (!last)
+            ask_for(y + (row0 + r + kAhead - nr) * p.depth, p.depth, (unit + kDepthBlock) * P::kUnitSize, piece);
           read_centred(y + (row0 + r) * p.depth, center, p.depth, unit * P::kUnitSize, padded * P::kUnitSize,
                        coordinates);
           P::store_row(coordinates, units, rows + r * kRowStride<T>, norms[r]);
