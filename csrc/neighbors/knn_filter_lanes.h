@@ -47,7 +47,7 @@ struct FilterPlan {
     panels = static_cast<int>(parts(all, chunks));
     chunks = parts(all, panels);
     lanes = int64_t{panels} * kLanes<T>;
-    capacity = (8 + 2 * p.k) * lanes + kLanes<T>;
+    capacity = (24 + 4 * p.k) * lanes + kLanes<T>;
     lists = p.k <= 2 ? 0 : p.k;
     // For k <= 2 many references are looked at together: what the first bounds would let pass, the last exclude. Where
     // packed queries outgrow the cache, more references use each part of them that comes in.
