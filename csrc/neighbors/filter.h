@@ -36,6 +36,8 @@ struct FloatProduct {
   static constexpr int kUnitSize = 1;     // coordinates in a unit
   static constexpr int kUnitStep = 1;     // of zeros, units are padded to whole steps
   static constexpr int kRows = kRowTile;  // and references to whole tiles
+  // Where a row of a block begins that has this many units.
+  static constexpr int row_at(int r, int) { return r * kRowStride<T>; }
 
   explicit FloatProduct(double) {}
   VecF step(VecF sum, VecF a, VecF b) const { return fma(a, b, sum); }
@@ -86,7 +88,9 @@ FASTCV_INLINE __m512i round_to_bf16(VecF low, VecF high) {
 #endif
 }
 
-// Pairs of bf16. Sums are floats, carried as the bits of int32 because a panel's lanes are pairs.
+// Pairs of bf16. Sums are floats, carried as the bits of int32 because a panel's lanes are pairs. One vector of a row
+// is kStep from the next.
+template <int kStep>
 struct Bf16Pairs {
   using T = int32_t;
   static constexpr int kUnitSize = 2;
@@ -104,7 +108,7 @@ struct Bf16Pairs {
         return VecF((VecF::Raw)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
       };
       add(low, high, widen(_mm512_castsi512_si256(pairs)), widen(_mm512_extracti64x4_epi64(pairs, 1)), norms);
-      _mm512_storeu_si512(to + u, pairs);
+      _mm512_storeu_si512(to + u / kW * kStep, pairs);
     }
   }
   template <int kStride>
@@ -123,9 +127,10 @@ struct Bf16Pairs {
 #endif
 
 #if defined(__AVX512BF16__)
-struct Bf16Product : Bf16Pairs {
+struct Bf16Product : Bf16Pairs<kW> {
   struct Session {};
   static constexpr int kUnitStep = 1, kRows = kRowTile;
+  static constexpr int row_at(int r, int) { return r * kRowStride<T>; }
 
   explicit Bf16Product(double) {}
   Vec<T> step(Vec<T> sum, Vec<T> a, Vec<T> b) const {

@@ -1,15 +1,18 @@
 // The filter of knn_filter.h on AMX: tiles of 16 references times 16 queries, of which two by two share their operands.
-// Both sides lie as for the dot products of *_avx512bf16.cpp: a row of pairs is a row of the left tile, a unit of a
-// panel one of the right.
+// A row of pairs is a row of the left tile, a unit of a panel one of the right.
 #include "common/amx.h"
 #include "neighbors/knn_filter_lanes.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-struct TileProduct : Bf16Pairs {
+constexpr int kTile = 16 * 16;
+
+struct TileProduct : Bf16Pairs<kTile> {
   using Session = TileSession;
   static constexpr int kUnitStep = 16, kRows = 16;
+  // Tiles of 16 rows one after the other, so that a CPU foresees what is loaded next.
+  static constexpr int row_at(int r, int units) { return r / 16 * 16 * units + r % 16 * 16; }
 
   // Of one instruction, 16 pairs: the products of one place in the pair are summed by fused multiply-add, both sums are
   // added, and then what stood in the tile. What is less than 2^-126 becomes zero, at any of these: kTiny is more.
@@ -17,7 +20,7 @@ struct TileProduct : Bf16Pairs {
 
   template <int tiles>
   static void multiply_tiles(const T* panel, const T* rows, int units, T* sums, bool first) {
-    constexpr int64_t lanes = kLanes<T> * sizeof(T), row = kRowStride<T> * sizeof(T);
+    constexpr int64_t lanes = kLanes<T> * sizeof(T);
     if (first) {
       Tiles::zero<0>(), Tiles::zero<1>();
       if constexpr (tiles == 2) Tiles::zero<2>(), Tiles::zero<3>();
@@ -27,13 +30,13 @@ struct TileProduct : Bf16Pairs {
         Tiles::load<2>(sums + 16 * kLanes<T>, lanes), Tiles::load<3>(sums + 16 * kLanes<T> + 16, lanes);
     }
     for (int u = 0; u < units; u += kUnitStep) {
-      Tiles::load<4>(rows + u, row);
+      Tiles::load<4>(rows + u * 16, 64);
       Tiles::load<6>(panel + u * kLanes<T>, lanes);
       Tiles::multiply_add_bf16<0, 4, 6>();
       Tiles::load<7>(panel + u * kLanes<T> + 16, lanes);
       Tiles::multiply_add_bf16<1, 4, 7>();
       if constexpr (tiles == 2) {
-        Tiles::load<5>(rows + 16 * kRowStride<T> + u, row);
+        Tiles::load<5>(rows + 16 * units + u * 16, 64);
         Tiles::multiply_add_bf16<2, 5, 6>();
         Tiles::multiply_add_bf16<3, 5, 7>();
       }
@@ -45,8 +48,8 @@ struct TileProduct : Bf16Pairs {
   static void multiply(const T* panel, const T* rows, int units, int nr, T* sums, bool first) {
     Tiles::fence();
     for (int r = 0; r < nr; r += 32) {
-      if (nr - r > 16) multiply_tiles<2>(panel, rows + r * kRowStride<T>, units, sums + r * kLanes<T>, first);
-      else multiply_tiles<1>(panel, rows + r * kRowStride<T>, units, sums + r * kLanes<T>, first);
+      if (nr - r > 16) multiply_tiles<2>(panel, rows + row_at(r, units), units, sums + r * kLanes<T>, first);
+      else multiply_tiles<1>(panel, rows + row_at(r, units), units, sums + r * kLanes<T>, first);
     }
   }
 };

@@ -56,7 +56,7 @@ struct FilterPlan {
     one_panel = units <= kDepthBlock;
     const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     packed_bytes = round(lanes * units * sizeof(T));
-    rows_bytes = round(group * kRowBlock * kRowStride<T> * sizeof(T));
+    rows_bytes = round(P::row_at(group * kRowBlock, kDepthBlock) * sizeof(T));
     sums_bytes = round((one_panel ? kLanes<T> : lanes) * group * kRowBlock * sizeof(float));
     state_bytes = round(lanes * (6 + lists) * sizeof(float));
     pairs_bytes = round(capacity * sizeof(Pair));
@@ -341,7 +341,7 @@ struct FilterChunk {
             ask_for(y + (row0 + r + kAhead - nr) * p.depth, p.depth, (unit + kDepthBlock) * P::kUnitSize, piece);
           read_centred(y + (row0 + r) * p.depth, center, p.depth, unit * P::kUnitSize, padded * P::kUnitSize,
                        coordinates);
-          P::store_row(coordinates, units, rows + r * kRowStride<T>, norms[r]);
+          P::store_row(coordinates, units, rows + P::row_at(r, units), norms[r]);
           if (!last) continue;
           const RowBound bound = row_bound(bounds, norms[r]);
           rho[r] = bound.rho;
@@ -349,7 +349,11 @@ struct FilterChunk {
           all.norm = all.norm < bound.norm ? bound.norm : all.norm;
           all.error = all.error < bound.error ? bound.error : all.error;
         }
-        for (int r = nr; r % P::kRows != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
+        if (nr % P::kRows != 0) {
+          Norms none;
+          std::memset(coordinates, 0, sizeof coordinates);
+          for (int r = nr; r % P::kRows != 0; ++r) P::store_row(coordinates, units, rows + P::row_at(r, units), none);
+        }
         for (int panel = 0; panel < panels; ++panel) {
           float* s = plan.one_panel ? sums : sums + panel * together * kLanes<T>;
           P::multiply(packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
