@@ -11,7 +11,7 @@ namespace {
 constexpr Variant<KnnParams> kRows[] = {
 #if defined(__x86_64__)
     {"filter_bf16_amx", Isa::amx, &knn_filter_why_not, &amx::knn_filter_workspace, &amx::knn_filter,
-     &knn_filter_slower},
+     &knn_filter_slower_amx},
     {"filter_avx512bf16", Isa::avx512bf16, &knn_filter_why_not, &avx512bf16::knn_filter_workspace,
      &avx512bf16::knn_filter, &knn_filter_slower},
     {"product_u8_avx512vnni", Isa::avx512vnni, &products_why_not, &avx512vnni::knn_products_workspace,

@@ -11,6 +11,7 @@ constexpr int64_t kMaxFilterK = 32, kMaxFilterDepth = 1 << 16;
 // nullptr, or what these params lack; and where the tiles are faster.
 const char* knn_filter_why_not(const KnnParams&);
 const char* knn_filter_slower(const KnnParams&);
+const char* knn_filter_slower_amx(const KnnParams&);
 const char* knn_filter_slower_avx512(const KnnParams&);
 const char* knn_filter_slower_avx2(const KnnParams&);
 

@@ -31,7 +31,7 @@ struct FilterPlan {
   FilterPlan(const KnnParams& p, int allowed, size_t (*tiles)(const KnnParams&, int)) {
     constexpr int64_t kCache = 384 << 10;  // for packed queries
     constexpr int64_t kMemory = 8 << 20;   // for them where many coordinates need more than the cache
-    constexpr int64_t kLeastSegment = 1024;
+    constexpr int64_t kLeastSegment = 1024, kLeastPacked = 1 << 20;  // references and numbers, for bounds of its own
     constexpr int64_t step = P::kUnitSize * P::kUnitStep;
     units = (p.depth + step - 1) / step * P::kUnitStep;
     threads = threads_for(p.batch * p.m * p.n, units, allowed);
@@ -41,7 +41,8 @@ struct FilterPlan {
     const int64_t panel_bytes = kLanes<T> * units * static_cast<int64_t>(sizeof(T)), all = parts(p.m, kLanes<T>);
     const int64_t take = least(most(kCache / panel_bytes, least(kMemory / panel_bytes, 32)), 64);
     chunks = parts(all, most(take, 1));
-    segments = most(least(threads / (p.batch * chunks), p.n / kLeastSegment), 1);
+    segments = least(threads / (p.batch * chunks), least(p.n / kLeastSegment, p.n * p.depth / kLeastPacked));
+    segments = most(segments, 1);
     // As many for each thread; references are packed once a chunk.
     if (segments == 1) chunks = most(chunks, parts(p.batch * chunks, threads) * threads / p.batch);
     panels = static_cast<int>(parts(all, chunks));
