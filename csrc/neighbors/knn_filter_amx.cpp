@@ -1,7 +1,8 @@
 // The filter of knn_filter.h on AMX: tiles of 16 references times 16 queries, of which two by two share their operands.
 // A row of pairs is a row of the left tile, a unit of a panel one of the right.
-#include "common/amx.h"
 #include "neighbors/knn_filter_lanes.h"
+
+#include "common/amx.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
