@@ -174,7 +174,8 @@ def test_the_filter_finds_what_the_tiles_find(data: str, variant: str) -> None:
             if not serves("knn", variant, dtype) or (data == "huge" and dtype == torch.float16):
                 continue
             a, b, results = x.to(dtype), y.to(dtype), []
-            for name in (variant, "tile_" + variant.split("_")[1].replace("avx512bf16", "avx512")):
+            needs = dict(fastcv.variants("knn"))[variant]
+            for name in (variant, "tile_" + {"avx512bf16": "avx512", "amx": "avx512"}.get(needs, needs)):
                 with fastcv.use(knn=name):
                     results.append((*F.knn(a, b, k), *F.knn(a[1, -9:], b[1], k, squared=True)))
             for i, j in zip(*results, strict=True):

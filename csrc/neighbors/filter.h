@@ -32,13 +32,25 @@ struct Norms {
 // Floats: nothing is rounded.
 struct FloatProduct {
   using T = float;
-  static constexpr int kUnitSize = 1;  // coordinates in a unit
+  struct Session {};                      // what a thread holds while it multiplies
+  static constexpr int kUnitSize = 1;     // coordinates in a unit
+  static constexpr int kUnitStep = 1;     // of zeros, units are padded to whole steps
+  static constexpr int kRows = kRowTile;  // and references to whole tiles
+  // Where a row of a block begins that has this many units.
+  static constexpr int row_at(int r, int) { return r * kRowStride<T>; }
 
   explicit FloatProduct(double) {}
   VecF step(VecF sum, VecF a, VecF b) const { return fma(a, b, sum); }
   static VecF join(VecF sum, VecF more) { return sum + more; }
+  // sums[r][lane] = (first ? nothing : sums[r][lane]) + the dot products over `units` units.
+  static void multiply(const float* panel, const float* rows, int units, int nr, float* sums, bool first) {
+    block<FloatProduct>({Metric::l2, 2, kUnitSize, nullptr, nullptr, 0}, panel, rows, units, nr, sums, first, false);
+  }
 
-  static constexpr int roundings(int units) { return units; }
+  // The most that one sum goes through.
+  static constexpr int64_t roundings(int64_t units) {
+    return (units < kDepthBlock ? units : kDepthBlock) + (units + kDepthBlock - 1) / kDepthBlock;
+  }
   static void store_row(const float* from, int units, float* to, Norms& norms) {
     for (int u = 0; u < units; u += kW) {  // rows and blocks are padded to whole vectors
       const VecF v = load(from + u);
@@ -56,21 +68,33 @@ struct FloatProduct {
   }
 };
 
+#if defined(__AVX512BF16__) || defined(FASTCV_TILE_MODEL)
+// 32 floats rounded to the nearest bf16, those of `low` first. Denormals become zeros.
+FASTCV_INLINE __m512i round_to_bf16(VecF low, VecF high) {
 #if defined(__AVX512BF16__)
-// Pairs of bf16. Sums are floats, carried as the bits of int32 because a panel's lanes are pairs.
-struct Bf16Product {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)high.v, (__m512)low.v);
+#else
+  const auto narrow = [](VecF v) {
+    const __m512i bits = (__m512i)v.v, one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512 size = _mm512_abs_ps((__m512)bits);
+    const __mmask16 there = _mm512_cmp_ps_mask(size, _mm512_set1_ps(0x1p-126f), _CMP_NLT_UQ);
+    const __mmask16 nan = _mm512_cmp_ps_mask(size, size, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(
+        _mm512_maskz_srli_epi32(there, _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16));
+  };
+  return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+#endif
+}
+
+// Pairs of bf16. Sums are floats, carried as the bits of int32 because a panel's lanes are pairs. One vector of a row
+// is kStep from the next.
+template <int kStep>
+struct Bf16Pairs {
   using T = int32_t;
   static constexpr int kUnitSize = 2;
 
-  explicit Bf16Product(double) {}
-  Vec<T> step(Vec<T> sum, Vec<T> a, Vec<T> b) const {
-    // _mm512_dpbf16_ps on the bits of int32 makes GCC copy every accumulator.
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
-    return sum;
-  }
-  static Vec<T> join(Vec<T> sum, Vec<T> more) { return bitcast<T>(bitcast<float>(sum) + bitcast<float>(more)); }
-
-  static constexpr int roundings(int units) { return 2 * units; }
   static void add(VecF low, VecF high, VecF low_rounded, VecF high_rounded, Norms& norms) {
     const VecF low_error = low - low_rounded, high_error = high - high_rounded;
     norms.square = fma(high, high, fma(low, low, norms.square));
@@ -79,12 +103,12 @@ struct Bf16Product {
   static void store_row(const float* from, int units, int32_t* to, Norms& norms) {
     for (int u = 0; u < units; u += kW) {
       const VecF low = load(from + 2 * u), high = load(from + 2 * u + kW);
-      const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)high.v, (__m512)low.v);
+      const __m512i pairs = round_to_bf16(low, high);
       const auto widen = [](__m256i half) {
         return VecF((VecF::Raw)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
       };
       add(low, high, widen(_mm512_castsi512_si256(pairs)), widen(_mm512_extracti64x4_epi64(pairs, 1)), norms);
-      _mm512_storeu_si512(to + u, pairs);
+      _mm512_storeu_si512(to + u / kW * kStep, pairs);
     }
   }
   template <int kStride>
@@ -93,12 +117,34 @@ struct Bf16Product {
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int u = 0; u < units; ++u) {
       const VecF low = v[2 * u], high = v[2 * u + 1];
-      const __m512i apart = (__m512i)_mm512_cvtne2ps_pbh((__m512)high.v, (__m512)low.v);
-      const __m512i pairs = _mm512_permutexvar_epi16(order, apart);
+      const __m512i pairs = _mm512_permutexvar_epi16(order, round_to_bf16(low, high));
       add(low, high, VecF((VecF::Raw)_mm512_slli_epi32(pairs, 16)),
           VecF((VecF::Raw)_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000)))), norms);
       _mm512_storeu_si512(to + u * kStride, pairs);
     }
+  }
+};
+#endif
+
+#if defined(__AVX512BF16__)
+struct Bf16Product : Bf16Pairs<kW> {
+  struct Session {};
+  static constexpr int kUnitStep = 1, kRows = kRowTile;
+  static constexpr int row_at(int r, int) { return r * kRowStride<T>; }
+
+  explicit Bf16Product(double) {}
+  Vec<T> step(Vec<T> sum, Vec<T> a, Vec<T> b) const {
+    // _mm512_dpbf16_ps on the bits of int32 makes GCC copy every accumulator.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+    return sum;
+  }
+  static Vec<T> join(Vec<T> sum, Vec<T> more) { return bitcast<T>(bitcast<float>(sum) + bitcast<float>(more)); }
+  static void multiply(const T* panel, const T* rows, int units, int nr, T* sums, bool first) {
+    block<Bf16Product>({Metric::l2, 2, kUnitSize, nullptr, nullptr, 0}, panel, rows, units, nr, sums, first, false);
+  }
+
+  static constexpr int64_t roundings(int64_t units) {
+    return 2 * (units < kDepthBlock ? units : kDepthBlock) + (units + kDepthBlock - 1) / kDepthBlock;
   }
 };
 #endif
@@ -118,6 +164,14 @@ void read_centred(const S* row, const acc_t<S>* center, int64_t depth, int64_t b
     for (; i < n; ++i) to[i] = load_one(row + begin + i) - center[begin + i];
   }
   for (; i < count; ++i) to[i] = 0;
+}
+
+// Asks for coordinates [begin, begin + count) of a row that is read soon: a CPU does not foresee where the short pieces
+// of rows that a block is made of go on.
+template <class S>
+FASTCV_INLINE void ask_for(const S* row, int64_t depth, int64_t begin, int64_t count) {
+  const int64_t end = begin + count < depth ? begin + count : depth;
+  for (int64_t d = begin; d < end; d += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(row + d, 0, 2);
 }
 
 // The mean of a few rows of y, roughly: any point serves.
@@ -152,11 +206,9 @@ struct Bounds {
   template <class P>
   static Bounds of(int64_t depth, float direct_unit) {
     const int64_t units = (depth + P::kUnitSize - 1) / P::kUnitSize;
-    const int64_t block = units < kDepthBlock ? units : kDepthBlock, blocks = (units + kDepthBlock - 1) / kDepthBlock;
     const int64_t direct_block = depth < kDepthBlock ? depth : kDepthBlock;
-    return {static_cast<float>(P::roundings(static_cast<int>(block)) + blocks + 8) * kUnit,
-            static_cast<float>(depth + 16) * kUnit, static_cast<float>(2 * depth / kW + 24) * kUnit,
-            static_cast<float>(depth) * kLost,
+    return {static_cast<float>(P::roundings(units) + 8) * kUnit, static_cast<float>(depth + 16) * kUnit,
+            static_cast<float>(2 * depth / kW + 24) * kUnit, static_cast<float>(depth) * kLost,
             static_cast<float>(direct_block + depth / kDepthBlock + 16) * direct_unit};
   }
 };

@@ -10,6 +10,8 @@ namespace {
 
 constexpr Variant<KnnParams> kRows[] = {
 #if defined(__x86_64__)
+    {"filter_bf16_amx", Isa::amx, &knn_filter_why_not, &amx::knn_filter_workspace, &amx::knn_filter,
+     &knn_filter_slower_amx},
     {"filter_avx512bf16", Isa::avx512bf16, &knn_filter_why_not, &avx512bf16::knn_filter_workspace,
      &avx512bf16::knn_filter, &knn_filter_slower},
     {"product_u8_avx512vnni", Isa::avx512vnni, &products_why_not, &avx512vnni::knn_products_workspace,
@@ -26,6 +28,11 @@ constexpr Variant<KnnParams> kRows[] = {
     {"filter_portable", Isa::portable, &knn_filter_why_not, &portable::knn_filter_workspace, &portable::knn_filter,
      &knn_filter_slower_avx2},
     {"tile_portable", Isa::portable, nullptr, &portable::knn_workspace, &portable::knn},
+#if defined(__x86_64__)
+    // Behind rows that take everything, so never taken unless asked for.
+    {"filter_bf16_amxmodel_avx512", Isa::avx512, &knn_filter_why_not, &amxmodel::knn_filter_workspace,
+     &amxmodel::knn_filter},
+#endif
     {"ref", Isa::portable, nullptr, nullptr, &knn_ref},
 };
 

@@ -16,6 +16,12 @@ const char* knn_filter_slower(const KnnParams& p) {
   return p.depth < 64 || p.n < 2048 ? "comes after the tiles below 64 coordinates or 2048 points" : nullptr;
 }
 
+// On tiles of their own products cost so little that few queries pay as well.
+const char* knn_filter_slower_amx(const KnnParams& p) {
+  if (p.depth < 32) return "comes after the tiles below 32 coordinates";
+  if (p.k <= 2) return p.n * p.depth < 4096 ? "comes after the tiles below 4096 coordinates of all points" : nullptr;
+  return p.n * p.depth < 10000 * p.k ? "comes after the tiles below 10000 k coordinates of all points" : nullptr;
+}
 // Without 16-bit products it pays in fewer shapes; with vectors of eight or four, in few.
 const char* knn_filter_slower_avx512(const KnnParams& p) {
   if (p.k > 2 && p.depth < 96) return "comes after the tiles below 96 coordinates";

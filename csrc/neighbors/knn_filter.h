@@ -11,18 +11,21 @@ constexpr int64_t kMaxFilterK = 32, kMaxFilterDepth = 1 << 16;
 // nullptr, or what these params lack; and where the tiles are faster.
 const char* knn_filter_why_not(const KnnParams&);
 const char* knn_filter_slower(const KnnParams&);
+const char* knn_filter_slower_amx(const KnnParams&);
 const char* knn_filter_slower_avx512(const KnnParams&);
 const char* knn_filter_slower_avx2(const KnnParams&);
 
-#define FASTCV_DECLARE(isa)                                   \
-  namespace isa {                                             \
-  void knn_filter(const KnnParams&, const Exec&);             \
-  size_t knn_filter_workspace(const KnnParams&, int threads); \
+#define FASTCV_DECLARE(isa, linked)                                  \
+  namespace isa {                                                    \
+  linked void knn_filter(const KnnParams&, const Exec&);             \
+  linked size_t knn_filter_workspace(const KnnParams&, int threads); \
   }
-FASTCV_DECLARE(portable)
-FASTCV_DECLARE(avx2)
-FASTCV_DECLARE(avx512)
-FASTCV_DECLARE(avx512bf16)
+FASTCV_DECLARE(portable, )
+FASTCV_DECLARE(avx2, )
+FASTCV_DECLARE(avx512, )
+FASTCV_DECLARE(avx512bf16, )
+FASTCV_DECLARE(amx, )
+FASTCV_DECLARE(amxmodel, FASTCV_IF_LINKED)  // on a software model of the tiles, in builds for tests
 #undef FASTCV_DECLARE
 
 }  // namespace fastcv

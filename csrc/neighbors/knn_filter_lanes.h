@@ -10,65 +10,101 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
-constexpr int kMostGroup = 8;
+constexpr int kMostGroup = 8, kAhead = 4;  // blocks; rows
 
 struct Pair {
   int32_t lane, reference;
   float low;  // the least that |q - r|^2 - |q|^2 can be
 };
 
+// Tasks are segments of y for chunks of queries. Cutting changes no result.
 template <class P>
 struct FilterPlan {
   using T = typename P::T;
   int threads, panels;
   int group;       // blocks of references at a time
   bool one_panel;  // at a time: its sums are looked at before the next one's are made
-  int64_t units, chunks, lanes, capacity, most, lists;
-  int64_t packed_bytes, rows_bytes, sums_bytes, state_bytes, pairs_bytes, best_bytes, center_bytes, rest_bytes;
+  int64_t units, chunks, segments, lanes, capacity, lists;
+  int64_t packed_bytes, rows_bytes, sums_bytes, state_bytes, pairs_bytes, best_bytes, center_bytes, slot_bytes;
+  int64_t failed_bytes, merge_bytes, tiles_bytes;
 
   FilterPlan(const KnnParams& p, int allowed, size_t (*tiles)(const KnnParams&, int)) {
-    constexpr int64_t kCache = 384 << 10;  // for packed queries and the rows that they came from
+    constexpr int64_t kCache = 384 << 10;  // for packed queries
     constexpr int64_t kMemory = 8 << 20;   // for them where many coordinates need more than the cache
-    units = (p.depth + P::kUnitSize - 1) / P::kUnitSize;
+    constexpr int64_t kLeastSegment = 1024, kLeastPacked = 1 << 20;  // references and numbers, for bounds of its own
+    constexpr int64_t step = P::kUnitSize * P::kUnitStep;
+    units = (p.depth + step - 1) / step * P::kUnitStep;
     threads = threads_for(p.batch * p.m * p.n, units, allowed);
-    const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
-    const int64_t panel_bytes = kLanes<T> * (units * static_cast<int64_t>(sizeof(T)) + p.depth * size + 1);
-    const int64_t all = (p.m + kLanes<T> - 1) / kLanes<T>, fair = (all * p.batch + threads - 1) / threads;
-    int64_t take = kCache / panel_bytes;
-    const int64_t least = kMemory / panel_bytes < 8 ? kMemory / panel_bytes : 8;
-    take = take < least ? least : take > 64 ? 64 : take;
-    if (take > fair) take = fair;
-    panels = static_cast<int>(take < 1 ? 1 : take);
-    chunks = (all + panels - 1) / panels;
+    const auto most = [](int64_t a, int64_t b) { return a > b ? a : b; };
+    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+    const auto parts = [](int64_t n, int64_t of) { return (n + of - 1) / of; };
+    const int64_t panel_bytes = kLanes<T> * units * static_cast<int64_t>(sizeof(T)), all = parts(p.m, kLanes<T>);
+    const int64_t take = least(most(kCache / panel_bytes, least(kMemory / panel_bytes, 32)), 64);
+    chunks = parts(all, most(take, 1));
+    segments = least(threads / (p.batch * chunks), least(p.n / kLeastSegment, p.n * p.depth / kLeastPacked));
+    segments = most(segments, 1);
+    // As many for each thread; references are packed once a chunk.
+    if (segments == 1) chunks = most(chunks, parts(p.batch * chunks, threads) * threads / p.batch);
+    panels = static_cast<int>(parts(all, chunks));
+    chunks = parts(all, panels);
     lanes = int64_t{panels} * kLanes<T>;
-    capacity = (8 + 2 * p.k) * lanes + kLanes<T>;
-    most = lanes * (64 + 8 * p.k + p.n / 8);
+    capacity = (24 + 4 * p.k) * lanes + kLanes<T>;
     lists = p.k <= 2 ? 0 : p.k;
     // For k <= 2 many references are looked at together: what the first bounds would let pass, the last exclude. Where
     // packed queries outgrow the cache, more references use each part of them that comes in.
-    const int64_t blocks = (p.n + kRowBlock - 1) / kRowBlock, most_group = units > kDepthBlock ? 4
-                                                                           : p.k > 2           ? 1
-                                                                                               : kMostGroup;
-    group = static_cast<int>(blocks < most_group ? blocks : most_group);
+    const int64_t blocks = parts(p.n, kRowBlock), most_group = units > kDepthBlock ? 4 : p.k > 2 ? 1 : kMostGroup;
+    group = static_cast<int>(least(blocks, most_group));
     one_panel = units <= kDepthBlock;
     const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     packed_bytes = round(lanes * units * sizeof(T));
-    rows_bytes = round(group * kRowBlock * kRowStride<T> * sizeof(T));
+    rows_bytes = round(P::row_at(group * kRowBlock, kDepthBlock) * sizeof(T));
     sums_bytes = round((one_panel ? kLanes<T> : lanes) * group * kRowBlock * sizeof(float));
     state_bytes = round(lanes * (6 + lists) * sizeof(float));
     pairs_bytes = round(capacity * sizeof(Pair));
     best_bytes = round(lanes * p.k * sizeof(Neighbor));
-    center_bytes = round(p.depth * (size == 8 ? 8 : 4));
+    center_bytes = round(p.depth * (p.dtype == DType::f64 ? 8 : 4));
+    slot_bytes = packed_bytes + rows_bytes + sums_bytes + state_bytes + pairs_bytes + best_bytes + center_bytes;
+    failed_bytes = round(p.batch * chunks * segments);
+    merge_bytes = segments == 1 ? 0 : p.batch * p.m * segments * p.k * static_cast<int64_t>(sizeof(Neighbor));
     KnnParams chunk = p;
     chunk.batch = 1;
-    chunk.m = lanes < p.m ? lanes : p.m;
-    rest_bytes = round(static_cast<int64_t>(tiles(chunk, 1)));
+    chunk.m = least(lanes, p.m);
+    tiles_bytes = static_cast<int64_t>(tiles(chunk, threads));
+    chunk.m = p.m - (chunks - 1) * lanes;
+    tiles_bytes = most(tiles_bytes, static_cast<int64_t>(tiles(chunk, threads)));
   }
-  size_t bytes() const { return static_cast<size_t>(threads * slot_bytes()); }
-  int64_t slot_bytes() const {
-    return packed_bytes + rows_bytes + sums_bytes + state_bytes + pairs_bytes + best_bytes + center_bytes + rest_bytes;
+  // The tiles come when all else is done.
+  static size_t bytes(const KnnParams& p, int threads, size_t (*tiles)(const KnnParams&, int)) {
+    return p.batch * p.m == 0 ? 0 : FilterPlan(p, threads, tiles).bytes();
+  }
+  size_t bytes() const {
+    const int64_t search = threads * slot_bytes + merge_bytes;
+    return static_cast<size_t>(failed_bytes + (search > tiles_bytes ? search : tiles_bytes));
   }
 };
+
+inline bool before(const Neighbor& l, const Neighbor& r) { return l.key != r.key ? l.key < r.key : l.index < r.index; }
+
+// Into k that are ascending.
+inline void insert(Neighbor* to, int64_t k, const Neighbor& mine) {
+  int64_t at = k;
+  for (; at > 0 && before(mine, to[at - 1]); --at)
+    if (at < k) to[at] = to[at - 1];
+  if (at < k) to[at] = mine;
+}
+
+template <class S>
+void emit(const KnnParams& p, const Neighbor* best, int64_t query) {
+  using A = acc_t<S>;
+  const Root<A> root(2, p.squared);
+  S* distances = static_cast<S*>(p.distances) + query * p.k_out;
+  int64_t* indices = p.indices + query * p.k_out;
+  for (int64_t i = 0; i < p.k_out; ++i) {
+    const bool real = i < p.k;
+    store_result(distances + i, real ? root(sum_of<A>(best[i].key)) : static_cast<A>(__builtin_inf()));
+    indices[i] = real ? best[i].index : -1;
+  }
+}
 
 template <class P, class S>
 struct FilterChunk {
@@ -87,7 +123,6 @@ struct FilterChunk {
   Pair* pairs;
   Neighbor* best;  // [lane][k], ascending
   A* center;
-  void* rest;
   int64_t waiting = 0, seen = 0;
 
   FilterChunk(const KnnParams& params, const FilterPlan<P>& plan_, char* memory, int64_t item, int64_t q0)
@@ -112,7 +147,6 @@ struct FilterChunk {
     pairs = reinterpret_cast<Pair*>(take(plan.pairs_bytes));
     best = reinterpret_cast<Neighbor*>(take(plan.best_bytes));
     center = reinterpret_cast<A*>(take(plan.center_bytes));
-    rest = memory;
   }
 
   void pack_queries() {
@@ -121,7 +155,9 @@ struct FilterChunk {
       Norms norms;
       T* panel = packed + lane / kLanes<T> * plan.units * kLanes<T> + lane % kLanes<T>;
       for (int64_t d = 0; d < p.depth; d += kDepthBlock) {
-        const int n = static_cast<int>(p.depth - d < kDepthBlock ? (p.depth - d + kW - 1) / kW * kW : kDepthBlock);
+        constexpr int step = P::kUnitSize * P::kUnitStep < kW ? kW : P::kUnitSize * P::kUnitStep;
+        const int n =
+            static_cast<int>(p.depth - d < kDepthBlock ? (p.depth - d + step - 1) / step * step : kDepthBlock);
         for (int i = 0; i < kW; ++i) {
           float* to = block + i * kRowStride<float>;
           if (lane + i < count) read_centred(x + (lane + i) * p.depth, center, p.depth, d, n, to);
@@ -272,43 +308,41 @@ struct FilterChunk {
       A found[w];
       store(found, direct_sums(queries, references, p.depth));
       for (int i = 0; i < n; ++i) {
-        const Neighbor mine{sum_key(found[i]), pairs[base + i].reference};
-        Neighbor* to = best + pairs[base + i].lane * p.k;
-        const auto before = [](const Neighbor& l, const Neighbor& r) {
-          return l.key != r.key ? l.key < r.key : l.index < r.index;
-        };
-        int64_t at = p.k;
-        for (; at > 0 && before(mine, to[at - 1]); --at)
-          if (at < p.k) to[at] = to[at - 1];
-        if (at < p.k) to[at] = mine;
+        const Pair& pair = pairs[base + i];
+        insert(best + pair.lane * p.k, p.k, {sum_key(found[i]), pair.reference});
       }
     }
     waiting = 0;
   }
 
-  // False where too many pairs are left for this to pay: duplicates, NaN, no spread.
-  bool search() {
+  // The best among references [from, to). False where too many pairs are left for this to pay: duplicates, NaN, no
+  // spread.
+  bool search(int64_t from, int64_t to) {
     find_center(y, p.n, p.depth, center);
     pack_queries();
     const int panels = static_cast<int>((count + kLanes<T> - 1) / kLanes<T>);
-    const DistanceKernel<T> kernel{Metric::l2, 2, P::kUnitSize, nullptr, nullptr, sizeof(S)};
+    [[maybe_unused]] const typename P::Session session;
     alignas(64) float coordinates[kDepthBlock * P::kUnitSize];
     Norms norms[kMostGroup * kRowBlock];
     float rho[kMostGroup * kRowBlock];
-    const int64_t together = plan.group * kRowBlock;
-    for (int64_t row0 = 0; row0 < p.n; row0 += together) {
-      if (seen + waiting > plan.most) return false;
-      const int nr = static_cast<int>(p.n - row0 < together ? p.n - row0 : together);
+    const int64_t together = plan.group * kRowBlock, most_pairs = plan.lanes * (64 + 8 * p.k + (to - from) / 8);
+    for (int64_t row0 = from; row0 < to; row0 += together) {
+      if (seen + waiting > most_pairs) return false;
+      const int nr = static_cast<int>(to - row0 < together ? to - row0 : together);
       for (int r = 0; r < nr; ++r) norms[r] = Norms();
       RowBound all{0, 0, 0};
       for (int64_t unit = 0; unit < plan.units; unit += kDepthBlock) {
         const bool last = unit + kDepthBlock >= plan.units;
         const int units = static_cast<int>(last ? plan.units - unit : kDepthBlock);
         const int padded = (units + kW - 1) / kW * kW;
+        constexpr int64_t piece = kDepthBlock * P::kUnitSize;
         for (int r = 0; r < nr; ++r) {
+          if (r + kAhead < nr) ask_for(y + (row0 + r + kAhead) * p.depth, p.depth, unit * P::kUnitSize, piece);
+          else if (!last)
+            ask_for(y + (row0 + r + kAhead - nr) * p.depth, p.depth, (unit + kDepthBlock) * P::kUnitSize, piece);
           read_centred(y + (row0 + r) * p.depth, center, p.depth, unit * P::kUnitSize, padded * P::kUnitSize,
                        coordinates);
-          P::store_row(coordinates, units, rows + r * kRowStride<T>, norms[r]);
+          P::store_row(coordinates, units, rows + P::row_at(r, units), norms[r]);
           if (!last) continue;
           const RowBound bound = row_bound(bounds, norms[r]);
           rho[r] = bound.rho;
@@ -316,11 +350,15 @@ struct FilterChunk {
           all.norm = all.norm < bound.norm ? bound.norm : all.norm;
           all.error = all.error < bound.error ? bound.error : all.error;
         }
-        for (int r = nr; r % kRowTile != 0; ++r) std::memset(rows + r * kRowStride<T>, 0, units * sizeof(T));
+        if (nr % P::kRows != 0) {
+          Norms none;
+          std::memset(coordinates, 0, sizeof coordinates);
+          for (int r = nr; r % P::kRows != 0; ++r) P::store_row(coordinates, units, rows + P::row_at(r, units), none);
+        }
         for (int panel = 0; panel < panels; ++panel) {
           float* s = plan.one_panel ? sums : sums + panel * together * kLanes<T>;
-          block<P>(kernel, packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
-                   unit == 0, last);
+          P::multiply(packed + (panel * plan.units + unit) * kLanes<T>, rows, units, nr, reinterpret_cast<T*>(s),
+                      unit == 0);
           if (!last) continue;
           const int64_t lane0 = panel * kLanes<T>;
           if (p.k == 1) select<false>(s, lane0, row0, nr, rho, all);
@@ -329,50 +367,62 @@ struct FilterChunk {
         }
       }
     }
-    if (p.k > 2 || p.n > together) drop_pairs();  // else the limits were the last ones from the start
+    if (p.k > 2 || to - from > together) drop_pairs();  // else the limits were the last ones from the start
     sum_pairs();
     return true;
-  }
-
-  void emit() {
-    const Root<A> root(2, p.squared);
-    for (int64_t q = 0; q < count; ++q) {
-      S* distances = static_cast<S*>(p.distances) + (row + q) * p.k_out;
-      int64_t* indices = p.indices + (row + q) * p.k_out;
-      for (int64_t i = 0; i < p.k_out; ++i) {
-        const bool real = i < p.k;
-        store_result(distances + i, real ? root(sum_of<A>(best[q * p.k + i].key)) : static_cast<A>(__builtin_inf()));
-        indices[i] = real ? best[q * p.k + i].index : -1;
-      }
-    }
-  }
-
-  void run(void (*tiles)(const KnnParams&, const Exec&)) {
-    if (search()) return emit();
-    KnnParams chunk = p;
-    chunk.batch = 1;
-    chunk.m = count;
-    chunk.x = x;
-    chunk.y = y;
-    chunk.distances = static_cast<S*>(p.distances) + row * p.k_out;
-    chunk.indices = p.indices + row * p.k_out;
-    tiles(chunk, Exec{nullptr, 1, rest});
   }
 };
 
 template <class P>
 void run_filter(const KnnParams& p, const Exec& exec, void (*tiles)(const KnnParams&, const Exec&),
                 size_t (*tiles_workspace)(const KnnParams&, int)) {
+  if (p.batch * p.m == 0) return;
   const FilterPlan<P> plan(p, exec.threads, tiles_workspace);
   dispatch_float(p.dtype, [&](auto zero) {
     using S = decltype(zero);
-    const Exec used{exec.parallel, plan.threads, exec.workspace};
-    parallel_slots(used, p.batch * plan.chunks, 1, [&](int slot, int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task)
-        FilterChunk<P, S>(p, plan, static_cast<char*>(exec.workspace) + slot * plan.slot_bytes(), task / plan.chunks,
-                          task % plan.chunks * plan.lanes)
-            .run(tiles);
+    char* failed = static_cast<char*>(exec.workspace);  // one of each task
+    char* memory = failed + plan.failed_bytes;
+    Neighbor* merge = reinterpret_cast<Neighbor*>(memory + plan.threads * plan.slot_bytes);  // [query][segment][k]
+    const Exec used{exec.parallel, plan.threads, memory};
+    const int64_t tasks = p.batch * plan.chunks * plan.segments;
+    parallel_slots(used, tasks, 1, [&](int slot, int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t segment = task % plan.segments, chunk = task / plan.segments;
+        FilterChunk<P, S> part(p, plan, memory + slot * plan.slot_bytes, chunk / plan.chunks,
+                               chunk % plan.chunks * plan.lanes);
+        failed[task] = !part.search(p.n * segment / plan.segments, p.n * (segment + 1) / plan.segments);
+        if (failed[task]) continue;
+        for (int64_t q = 0; q < part.count; ++q) {
+          const Neighbor* best = part.best + q * p.k;
+          if (plan.segments == 1) emit<S>(p, best, part.row + q);
+          else
+            std::memcpy(merge + ((part.row + q) * plan.segments + segment) * p.k, best,
+                        static_cast<size_t>(p.k) * sizeof(Neighbor));
+        }
+      }
     });
+    if (plan.segments > 1) {
+      parallel_for(used, p.batch * p.m, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t query = begin; query < end; ++query) {
+          Neighbor* best = merge + query * plan.segments * p.k;
+          for (int64_t i = p.k; i < plan.segments * p.k; ++i) insert(best, p.k, best[i]);
+          emit<S>(p, best, query);
+        }
+      });
+    }
+    for (int64_t task = 0; task < tasks; ++task) {
+      if (!failed[task]) continue;
+      const int64_t chunk = task / plan.segments, item = chunk / plan.chunks, q0 = chunk % plan.chunks * plan.lanes;
+      KnnParams part = p;
+      part.batch = 1;
+      part.m = p.m - q0 < plan.lanes ? p.m - q0 : plan.lanes;
+      part.x = static_cast<const S*>(p.x) + item * p.x_batch + q0 * p.depth;
+      part.y = static_cast<const S*>(p.y) + item * p.y_batch;
+      part.distances = static_cast<S*>(p.distances) + (item * p.m + q0) * p.k_out;
+      part.indices = p.indices + (item * p.m + q0) * p.k_out;
+      tiles(part, used);
+      task = (chunk + 1) * plan.segments - 1;  // all of the chunk is done
+    }
   });
 }
 
