@@ -53,7 +53,7 @@ struct Strip {
   int64_t channel;                   // first channel, added to every row
   const typename P::W* weights;      // [taps * steps][panel]
   int64_t segment;                   // steps summed in registers before they join the total: segment_of
-  const typename P::Acc* bias;       // [panel]
+  const typename P::Acc* bias;       // [panel]; nullptr: sums join what stands in out
   const int64_t* places;             // [pixels]: where in out each pixel's sums go, in units of out_pitch
   typename P::Acc* out;
   typename P::X* rounded;  // where the sums go instead, if not nullptr: only with kRounds
@@ -71,8 +71,9 @@ template <class P, int MR, int NV>
   using Acc = typename P::Acc;
   constexpr int kWidth = Vec<Acc>::width;
   Vec<Acc> sum[MR][NV];
-  const Acc* before = s.bias;  // what the sums join: the bias first, then what stands in out
-  int64_t before_pitch = 0;
+  const Acc* before =
+      s.bias != nullptr ? s.bias : s.out;  // what the sums join: the bias first, then what stands in out
+  int64_t before_pitch = s.bias != nullptr ? 0 : s.out_pitch;
   const auto start = [&] {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
@@ -152,7 +153,7 @@ template <class P, int MR, int NV>
 }
 
 template <class P, int NV>
-static void strip(const Strip<P>& s, int64_t pixels) {
+static void piece(const Strip<P>& s, int64_t pixels) {
   int64_t i = 0;
   for (; i + kTileRows<NV> <= pixels; i += kTileRows<NV>) tile<P, kTileRows<NV>, NV>(s, i);
   if constexpr (sizeof(typename P::Acc) == 4) {  // float64 is not raced: its short rests take pixel by pixel
@@ -160,6 +161,26 @@ static void strip(const Strip<P>& s, int64_t pixels) {
     if (i + 2 <= pixels) tile<P, 2, NV>(s, i), i += 2;
   }
   for (; i < pixels; ++i) tile<P, 1, NV>(s, i);
+}
+
+// Weights that do not fit into the second-level cache are taken some taps at a time, for all pixels, where that cuts no
+// segment: the same sums.
+template <class P, int NV>
+static void strip(const Strip<P>& whole, int64_t pixels) {
+  constexpr int64_t kPiece = 512 << 10;
+  const int64_t tap_weights = whole.steps * NV * Vec<typename P::Acc>::width;
+  const int64_t tap_bytes = tap_weights * static_cast<int64_t>(sizeof(typename P::W));
+  if (P::kRounds || whole.steps % whole.segment != 0 || whole.taps * tap_bytes <= 2 * kPiece)
+    return piece<P, NV>(whole, pixels);
+  const int64_t at_once = most(1, kPiece / tap_bytes);
+  for (int64_t tap = 0; tap < whole.taps; tap += at_once) {
+    Strip<P> s = whole;
+    s.rows += tap * s.row_pitch;
+    s.weights += tap * tap_weights;
+    s.taps = least(at_once, whole.taps - tap);
+    if (tap > 0) s.bias = nullptr;
+    piece<P, NV>(s, pixels);
+  }
 }
 
 template <class P>
