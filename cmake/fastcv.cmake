@@ -192,6 +192,11 @@ function(fastcv_module module_source)
   target_precompile_headers(_C PRIVATE csrc/common/door.h)
   set_source_files_properties(${module_source} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
   execute_process(COMMAND git -C ${CMAKE_SOURCE_DIR} rev-parse --short HEAD OUTPUT_VARIABLE sha OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  execute_process(COMMAND git -C ${CMAKE_SOURCE_DIR} rev-parse --path-format=absolute --git-path logs/HEAD
+    OUTPUT_VARIABLE log OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(log AND EXISTS ${log}) # an incremental build of a later commit says so
+    set_property(DIRECTORY ${CMAKE_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${log})
+  endif()
   target_compile_definitions(_C PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
   string(REPLACE ";" " " archs "${FASTCV_CUDA_ARCHS}")
   # Only module.cpp knows the commit: a new one must not rebuild the doors.
