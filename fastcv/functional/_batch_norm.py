@@ -270,16 +270,12 @@ def _train_update(
 def _save_train_update(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
     input, residual, _, _, weight, bias, how = args
     y, mean, var = outputs
-    ctx.mark_non_differentiable(mean, var)
-    ctx.set_materialize_grads(False)
     ctx.scalars = how[1:]
     kept = None if residual is None else _kept_output(y, residual, *how[2:])
     ctx.save_for_backward(input, kept, mean, var, weight, bias)
 
 
-def _backward_train_update(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 7
+def _backward_train_update(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     dx, dresidual, dweight, dbias = _gradients(ctx, grad, True, 4)
     return dx, dresidual, None, None, dweight, dbias, None
 
@@ -299,7 +295,7 @@ def _backward_measured(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _backward_eval(ctx, grad, training=True)
 
 
-train_update_with_grad = differentiable("BatchNormTrain", _train_update, _save_train_update, _backward_train_update)
+train_update_with_grad = differentiable("BatchNormTrain", _train_update, _save_train_update, _backward_train_update, one_result=True)
 train_with_grad = differentiable("BatchNormTrain", train, _save_train, _backward_train)
 evaluate_with_grad = differentiable("BatchNormEval", evaluate, _save_eval, _backward_eval)
 # With the mean and biased variance that somebody else has taken of this very input: their gradients are part of the input's.

@@ -99,23 +99,38 @@ def _own(outputs: Any) -> Any:
     return torch.ops.aten._unsafe_view(outputs, outputs.shape) if isinstance(outputs, Tensor) else outputs
 
 
+_NO_TENSORS = {type(None), bool, int, float, list, tuple}  # known at a look, where isinstance asks torch's metaclass
+
+
 def differentiable(
     name: str,
     forward: Callable[..., Any],
     save: Callable[..., None],
     backward: Callable[..., Any],
+    one_result: bool = False,
 ) -> Callable[..., Any]:
     """One autograd formula as a function to call when a gradient is needed.
 
     forward(*args) computes the outputs with raw ops; save(ctx, args, outputs) keeps what backward(ctx, *grads) needs.
     backward returns one gradient per argument and is built from differentiable functions, so it can be differentiated again.
     Two torch classes stand behind it: the combined form, which costs a third, and the split form that torch.func needs.
+    one_result: the first output alone is the result, and has a gradient; save keeps what it needs of the others. As outputs they
+    would cost half a microsecond each: only the split form, which has no other way to keep them, returns them to autograd.
     """
 
     def combined(ctx: Any, *args: Any) -> Any:
         outputs = forward(*args)
         save(ctx, args, outputs)
-        return outputs
+        return outputs[0] if one_result else outputs
+
+    def setup_context(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
+        save(ctx, args, outputs)
+        if one_result:
+            ctx.mark_non_differentiable(*(o for o in outputs[1:] if o is not None))
+            ctx.set_materialize_grads(False)
+
+    def of_first(ctx: Any, grad: Tensor | None, *_: None) -> Any:
+        return (None,) * len(ctx.needs_input_grad) if grad is None else backward(ctx, grad)
 
     fast = type(name, (torch.autograd.Function,), {"forward": staticmethod(combined), "backward": staticmethod(backward)})
     split = type(
@@ -124,8 +139,8 @@ def differentiable(
         {
             "generate_vmap_rule": True,
             "forward": staticmethod(lambda *args: _own(forward(*args))),
-            "setup_context": staticmethod(lambda ctx, inputs, output: save(ctx, inputs, output)),
-            "backward": staticmethod(backward),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(of_first if one_result else backward),
         },
     )
 
@@ -135,7 +150,7 @@ def differentiable(
         if torch.compiler.is_compiling():
             return fast.apply(*args)
         if torch._C._are_functorch_transforms_active():
-            return split.apply(*args)
-        return record(*[_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args])
+            return split.apply(*args)[0] if one_result else split.apply(*args)
+        return record(*[a if type(a) in _NO_TENSORS or not isinstance(a, Tensor) else _unwrap_if_dead(a) for a in args])
 
     return apply

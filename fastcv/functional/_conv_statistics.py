@@ -16,7 +16,7 @@ from .. import _ext
 from ._batch_norm import leave_statistics
 from ._common import autocast_lower, differentiable, needs_grad
 from ._conv_arguments import precision_of
-from ._conv_autograd import Geometry, conv_backward
+from ._conv_autograd import Geometry, How, conv_backward
 from ._conv_ops import conv_sizes, empty_output, in_channels, in_rows, output_channels_last
 
 _raw = _ext.op("conv_statistics")
@@ -49,21 +49,20 @@ def _(
     return (y.unflatten(1, (size, -1)), mean.unflatten(0, (size, -1)), var.unflatten(0, (size, -1))), (1, 0, 0)
 
 
-def _forward(
-    x: Tensor, w: Tensor, b: Tensor | None, _: None, geometry: Geometry, precision: int, *_end: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, w: Tensor, b: Tensor | None, _: None, how: How, _slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    geometry, precision, _activation = how
     return _raw(x, w, b, *geometry, precision)
 
 
 def _save(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, w, _, _, *ctx.how = args
+    x, w, _, _, ctx.how, _ = args
     ctx.mark_non_differentiable(*outputs[1:])  # batch norm's formula has their part in the gradient
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-    return (None,) * 8 if grad is None else conv_backward(ctx, grad)
+    return (None,) * 6 if grad is None else conv_backward(ctx, grad)
 
 
 _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
@@ -72,7 +71,7 @@ _with_grad = differentiable("ConvStatistics", _forward, _save, _backward)
 def _measured(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     precision = precision_of(x)
     if needs_grad(x, w, b):
-        return _with_grad(x, w, b, None, geometry, precision, 0, 0.0)
+        return _with_grad(x, w, b, None, (geometry, precision, 0), 0.0)
     return _raw(x, w, b, *geometry, precision)
 
 

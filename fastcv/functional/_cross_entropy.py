@@ -147,15 +147,10 @@ def _forward_cross_entropy(
 def _save_cross_entropy(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]) -> None:
     input, target, weight, *ctx.options, _ = args
     ctx.ready = outputs[1]  # the first backward gives it away; another one computes it again
-    if ctx.ready is not None:
-        ctx.mark_non_differentiable(ctx.ready)
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, target, weight)
 
 
-def _backward_cross_entropy(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 7
+def _backward_cross_entropy(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, target, weight = ctx.saved_tensors
     ready, ctx.ready = ctx.ready, None
     if needs_grad(grad, input):  # the gradient will itself be differentiated
@@ -171,7 +166,7 @@ def _backward_cross_entropy(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any,
     return result, None, None, None, None, None, None
 
 
-_cross_entropy_grad = differentiable("CrossEntropy", _forward_cross_entropy, _save_cross_entropy, _backward_cross_entropy)
+_cross_entropy_grad = differentiable("CrossEntropy", _forward_cross_entropy, _save_cross_entropy, _backward_cross_entropy, one_result=True)
 
 
 def _check_classes(op: str, input: Tensor, target: Tensor, weight: Tensor | None) -> None:
@@ -270,7 +265,7 @@ def cross_entropy(
         return _composed_cross_entropy(input, target, weight, number, ignore_index, label_smoothing)
     if needs_grad(input):
         fuse = number != 0 and not _in_transform()
-        return _cross_entropy_grad(input, target, weight, number, ignore_index, label_smoothing, fuse)[0]
+        return _cross_entropy_grad(input, target, weight, number, ignore_index, label_smoothing, fuse)
     return _cross_entropy(input, target, weight, number, ignore_index, label_smoothing)
 
 

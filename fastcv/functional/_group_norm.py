@@ -151,17 +151,12 @@ _layer_backward_with_grad = differentiable("LayerNormBackward", _layer_backward,
 
 def _save(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
     input, size, weight, bias, eps = args
-    _y, mean, var = outputs
-    ctx.mark_non_differentiable(mean, var)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, mean, var, weight, bias)
+    ctx.save_for_backward(input, *outputs[1:], weight, bias)
     ctx.scalars = size, eps
 
 
 def _backward_of(raw: Any, with_grad: Any) -> Any:
-    def backward(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * 5
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, mean, var, weight, bias = ctx.saved_tensors
         size, eps = ctx.scalars
         need = ctx.needs_input_grad
@@ -173,5 +168,20 @@ def _backward_of(raw: Any, with_grad: Any) -> Any:
     return backward
 
 
-group_with_grad = differentiable("GroupNorm", group, _save, _backward_of(_group_backward, _group_backward_with_grad))
-layer_with_grad = differentiable("LayerNorm", layer, _save, _backward_of(_layer_backward, _layer_backward_with_grad))
+_backward_group = _backward_of(_group_backward, _group_backward_with_grad)
+group_with_grad = differentiable("GroupNorm", group, _save, _backward_group, one_result=True)
+layer_with_grad = differentiable("LayerNorm", layer, _save, _backward_of(_layer_backward, _layer_backward_with_grad), one_result=True)
+
+
+def _save_with_statistics(ctx: Any, args: tuple[Any, ...], outputs: Any) -> None:
+    _save(ctx, args, outputs)
+    ctx.mark_non_differentiable(*outputs[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_with_statistics(ctx: Any, grad: Vector, *_: Vector) -> tuple[Any, ...]:
+    return (None,) * 5 if grad is None else _backward_group(ctx, grad)
+
+
+# The same with mean and variance as results, for the running statistics of instance norm.
+group_with_statistics = differentiable("GroupNorm", group, _save_with_statistics, _backward_with_statistics)

@@ -68,15 +68,10 @@ def _forward_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | 
 def _save_linear(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
     input, linear_weight, linear_bias, target, weight, *ctx.options, _ = args
     ctx.ready = outputs[1:]  # as for cross_entropy
-    ctx.mark_non_differentiable(*(g for g in ctx.ready if g is not None))
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
 
 
-def _backward_linear(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    rest = (None,) * 6
-    if grad is None:
-        return None, None, None, *rest
+def _backward_linear(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
     ready, ctx.ready = ctx.ready, None
     leaves = (input, linear_weight, linear_bias)
@@ -101,10 +96,10 @@ def _backward_linear(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     else:
         found = _linear_cross_entropy_backward(grad, *leaves, target, weight, *ctx.options, *needs)
         results = [g if need else None for g, need in zip(found, needs, strict=True)]
-    return *results, *rest
+    return *results, *(None,) * 6
 
 
-_linear_grad = differentiable("LinearCrossEntropy", _forward_linear, _save_linear, _backward_linear)
+_linear_grad = differentiable("LinearCrossEntropy", _forward_linear, _save_linear, _backward_linear, one_result=True)
 
 
 def _composed_linear(
@@ -122,7 +117,7 @@ def _linear_loss(
     if needs_grad(input, linear_weight, linear_bias):
         fuse = options[0] != 0 and not _in_transform()
         needs = tuple(t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)) if fuse else None
-        return _linear_grad(input, linear_weight, linear_bias, target, weight, *options, needs)[0]
+        return _linear_grad(input, linear_weight, linear_bias, target, weight, *options, needs)
     return _linear_cross_entropy(input, linear_weight, linear_bias, target, weight, *options)
 
 

@@ -208,14 +208,10 @@ def _(grad: Tensor, input: Tensor, target: Tensor, sums: Tensor, eps: float, nee
 
 def _save_iou(ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
     input, target, ctx.eps = args
-    ctx.mark_non_differentiable(outputs[1])
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, target, outputs[1])
 
 
-def _backward_iou(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None
+def _backward_iou(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, target, sums = ctx.saved_tensors
     need_input, need_target = ctx.needs_input_grad[:2]
     if needs_grad(grad, input, target):  # second order, from small torch ops
@@ -229,7 +225,7 @@ def _backward_iou(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     return dx if need_input else None, dt if need_target else None, None
 
 
-_iou_grad = differentiable("SoftIouLoss", _soft_iou_loss, _save_iou, _backward_iou)
+_iou_grad = differentiable("SoftIouLoss", _soft_iou_loss, _save_iou, _backward_iou, one_result=True)
 
 
 def soft_iou_loss(input: Tensor, target: Tensor, reduction: str = "whole", eps: float = 0.0) -> Tensor:
@@ -257,7 +253,7 @@ def soft_iou_loss(input: Tensor, target: Tensor, reduction: str = "whole", eps: 
     size = (groups, input.numel() // groups if groups else 0)
     input, target = (t.to(dtype).reshape(size) for t in (input, target))
     _check_float("soft_iou_loss", input)
-    loss = (_iou_grad if needs_grad(input, target) else _soft_iou_loss)(input, target, eps)[0]
+    loss = _iou_grad(input, target, eps) if needs_grad(input, target) else _soft_iou_loss(input, target, eps)[0]
     if reduction == "whole":
         return loss.reshape(())
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()

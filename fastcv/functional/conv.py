@@ -184,7 +184,10 @@ def transposed(
     output_padding, dilation = as_ints(output_padding, nd, "output_padding"), as_ints(dilation, nd, "dilation")
     if not batched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    size, kernel = plain_sizes(input), plain_sizes(weight)
+    if torch._C._get_tracing_state() is None:
+        size, kernel = input.shape, weight.shape
+    else:
+        size, kernel = plain_sizes(input), plain_sizes(weight)
     output = [(size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)]
     if any(output_padding):
         for extra, s, d in zip(output_padding, stride, dilation, strict=True):

@@ -161,7 +161,7 @@ def _normalise(
         if not grad:
             return _batch_norm.train_update(input, residual, running_mean, running_var, weight, bias, momentum, eps, slope, cap)[0]
         scalars = (momentum, eps, slope, cap)
-        return _batch_norm.train_update_with_grad(input, residual, running_mean, running_var, weight, bias, scalars)[0]
+        return _batch_norm.train_update_with_grad(input, residual, running_mean, running_var, weight, bias, scalars)
     run = _batch_norm.train_with_grad if grad else _batch_norm.train
     output, mean, var = run(input, residual, weight, bias, eps, slope, cap)
     if running_mean is not None and input.numel() > 0:
@@ -263,8 +263,9 @@ def group_norm(
                 f"but got {name} of shape {list(t.shape)} and input of shape {list(input.shape)}"
             )
     input, weight, bias = _float32_on_cuda(input, weight, bias)
-    run = _group_norm.group_with_grad if needs_grad(input, weight, bias) else _group_norm.group
-    return run(input, num_groups, weight, bias, eps)[0]
+    if needs_grad(input, weight, bias):
+        return _group_norm.group_with_grad(input, num_groups, weight, bias, eps)
+    return _group_norm.group(input, num_groups, weight, bias, eps)[0]
 
 
 def layer_norm(
@@ -298,8 +299,9 @@ def layer_norm(
     _check_input("layer_norm", input)
     _check_dtypes("layer_norm", input, ("weight", weight), ("bias", bias))
     input, weight, bias = _float32_on_cuda(input, weight, bias)
-    run = _group_norm.layer_with_grad if needs_grad(input, weight, bias) else _group_norm.layer
-    return run(input, dims, weight, bias, eps)[0]
+    if needs_grad(input, weight, bias):
+        return _group_norm.layer_with_grad(input, dims, weight, bias, eps)
+    return _group_norm.layer(input, dims, weight, bias, eps)[0]
 
 
 def instance_norm(
@@ -349,7 +351,7 @@ def instance_norm(
         return run(input, None, running_mean, running_var, weight, bias, eps, 1.0, 0.0)
     if channels == 0:
         return input.clone()
-    run = _group_norm.group_with_grad if grad else _group_norm.group
+    run = _group_norm.group_with_statistics if grad else _group_norm.group
     output, mean, var = run(input, channels, weight, bias, eps)
     if running_mean is not None and input.numel() > 0:
         _batch_norm.update(running_mean, running_var, mean, var, prod(input.shape[2:]), momentum)
