@@ -70,6 +70,8 @@ inline Tensor empty(const Ints& sizes, ScalarType dtype, const Tensor& like, boo
 }
 // A row-major (or channels_last) tensor with t's values: t itself where it already is one.
 Tensor as_dense(const Tensor& t, bool channels_last = false);
+// The same, and never t itself.
+Tensor dense_copy(const Tensor& t, bool channels_last);
 
 // The copies that as_dense made while choices were recorded (common/variant.h): what a caller cannot see otherwise.
 struct HiddenCopy {

@@ -21,7 +21,9 @@ constexpr Variant<SoftmaxParams> kBackward[] = {
     {"ref", Isa::portable, nullptr, nullptr, &softmax_backward_ref},
 };
 
-const char* rows_only(const SoftmaxParams& p) { return p.inner != 1 ? "needs the classes innermost" : nullptr; }
+const char* rows_only(const SoftmaxParams& p) {
+  return p.inner != 1 || p.input_channels > 0 ? "needs the classes innermost" : nullptr;
+}
 
 constexpr GpuVariant<SoftmaxParams> kForwardGpu[] = {
     {"block_sm80", "sm80", &rows_only, nullptr, FASTCV_LAUNCHERS(softmax)},

@@ -54,16 +54,21 @@ __global__ void __launch_bounds__(kThreads) softmax_backward_kernel(const S* __r
   }
 }
 
-// Element c of slice (o, i): forward inputs may have their classes innermost although the output has not.
+// Element c of slice (o, i): forward inputs may be channels_last (SoftmaxParams::input_rows, input_channels).
 template <class S, bool log_>
 __global__ void __launch_bounds__(kThreads)
     softmax_column_kernel(const S* __restrict__ x, S* __restrict__ y, int64_t slices, int64_t classes, int64_t inner,
-                          bool input_rows) {
+                          bool input_rows, int64_t channels, int64_t positions) {
   using T = acc_t<S>;
   for (int64_t s = global_thread(); s < slices; s += global_threads()) {
     const int64_t at = s / inner * classes * inner + s % inner;
     const S* in = x + (input_rows ? s * classes : at);
-    const int64_t step = input_rows ? 1 : inner;
+    int64_t step = input_rows ? 1 : inner;
+    if (channels > 0) {
+      const int64_t position = s % positions, plane = s / positions;
+      in = x + (plane / channels * positions + position) * classes * channels + plane % channels;
+      step = channels;
+    }
     T top = -INFINITY, sum = 0;
     for (int64_t c = 0; c < classes; ++c) top = Max()(static_cast<T>(widen(in[c * step])), top);
     for (int64_t c = 0; c < classes; ++c) sum += exp(widen(in[c * step]) - top);
@@ -132,7 +137,7 @@ int softmax_column(const SoftmaxParams& p, void*, CUstream_st* stream) {
   const int64_t slices = p.outer * p.inner;
   return by_kind(p, [&]<class S, bool log_>() {
     return launch(softmax_column_kernel<S, log_>, grid_for(slices, kThreads), kThreads, 0, stream, in<S>(p.x),
-                  out<S>(p.y), slices, p.classes, p.inner, p.input_rows);
+                  out<S>(p.y), slices, p.classes, p.inner, p.input_rows, p.input_channels, p.input_positions);
   });
 }
 

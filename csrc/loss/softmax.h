@@ -3,10 +3,12 @@
 // softmax_backward:     dx = y (dy - sum dy y)
 // log_softmax_backward: dx = dy - exp(y) sum dy
 //
-// Contract: all tensors are dense (outer, classes, inner), row-major; outputs do not overlap inputs. The one exception:
-// with `input_rows` the forward input is (outer, inner, classes) instead, which is what channels_last looks like.
-// dtypes f32 f64 bf16 f16; 16-bit types compute in float. A slice with a NaN, with +inf, or with only -inf becomes NaN;
-// -inf beside finite scores has probability 0. Sums run over the classes in an order that depends on `classes` only.
+// Contract: all tensors are dense (outer, classes, inner), row-major; outputs do not overlap inputs. Two exceptions,
+// for channels_last inputs of the forward pass: with `input_rows` the input is (outer, inner, classes) instead, the
+// channels being the classes. With input_channels > 0, inner is 1 and the outputs' rows are (images, channels,
+// positions), but the input is (images, positions, classes, channels). dtypes f32 f64 bf16 f16; 16-bit types compute in
+// float. A slice with a NaN, with +inf, or with only -inf becomes NaN; -inf beside finite scores has probability 0.
+// Sums run over the classes in an order that depends on `classes` only.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -22,6 +24,7 @@ struct SoftmaxParams {
   DType dtype;
   bool log;
   bool input_rows;
+  int64_t input_channels, input_positions;
 };
 
 extern const VariantTable<SoftmaxParams> softmax_table, log_softmax_table;

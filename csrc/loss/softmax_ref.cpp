@@ -13,6 +13,11 @@ void forward(const SoftmaxParams& p) {
   for (int64_t o = 0; o < p.outer; ++o) {
     for (int64_t i = 0; i < p.inner; ++i) {
       const auto in = [&](int64_t c) {
+        if (p.input_channels > 0) {
+          const int64_t position = o % p.input_positions, plane = o / p.input_positions;
+          const int64_t image = plane / p.input_channels, channel = plane % p.input_channels;
+          return widen(x[((image * p.input_positions + position) * p.classes + c) * p.input_channels + channel]);
+        }
         return widen(x[p.input_rows ? (o * p.inner + i) * p.classes + c : (o * p.classes + c) * p.inner + i]);
       };
       double m = -INFINITY, sum = 0;

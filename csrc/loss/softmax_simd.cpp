@@ -12,9 +12,10 @@ constexpr int64_t kGrain = 1 << 14;      // elements a thread takes at least
 constexpr int64_t kShortRow = 64;        // up to here a row is cheaper transposed: a lane reduction costs 10 vectors
 constexpr int64_t kTileBytes = 1 << 18;  // columns: cut to fewer vectors when a tile would leave the L2 cache
 
-// U vectors of neighbouring samples; class c stands at x + c * xs. y may be x.
-template <class S, int U, bool log_>
-[[gnu::noinline]] void column_tile(const S* x, int64_t xs, S* y, int64_t ys, int64_t classes) {
+// U vectors of neighbouring samples; class c stands at x + c * xs. Exponentials wait in tile, [classes][U * w], which
+// may be x: results may lie so that the lines of all classes compete for one set of a cache, and are written once.
+template <class X, class S, int U, bool log_>
+[[gnu::noinline]] void column_tile(const X* x, int64_t xs, acc_t<S>* tile, S* y, int64_t ys, int64_t classes) {
   using T = acc_t<S>;
   using V = Vec<T>;
   constexpr int w = V::width;
@@ -26,15 +27,14 @@ template <class S, int U, bool log_>
     for (int u = 0; u < U; ++u) {
       const V e = exp(load(x + c * xs + u * w) - m[u]);
       sum[u] += e;
-      if constexpr (!log_ && std::is_floating_point_v<S>) store(y + c * ys + u * w, e);
+      if constexpr (!log_) store(tile + (c * U + u) * w, e);
+      __builtin_prefetch(y + c * ys + u * w, 1);  // fetched while the exponentials are computed
     }
   for (int u = 0; u < U; ++u) sum[u] = log_ ? log(sum[u]) : V(T(1)) / sum[u];
   for (int64_t c = 0; c < classes; ++c)
     for (int u = 0; u < U; ++u) {
-      S* out = y + c * ys + u * w;
-      if constexpr (log_) store(out, load(x + c * xs + u * w) - m[u] - sum[u]);
-      else if constexpr (std::is_floating_point_v<S>) store(out, load(out) * sum[u]);
-      else store(out, exp(load(x + c * xs + u * w) - m[u]) * sum[u]);
+      if constexpr (log_) store(y + c * ys + u * w, load(x + c * xs + u * w) - m[u] - sum[u]);
+      else store(y + c * ys + u * w, load(tile + (c * U + u) * w) * sum[u]);
     }
 }
 
@@ -82,6 +82,48 @@ void row(const S* x, S* y, int64_t classes) {
   if (rest) store_n(y + c, result(load_n(from + c, rest)), rest);
 }
 
+// Whether columns are taken four vectors at a time, and the bytes of a thread's tile.
+bool is_wide(const SoftmaxParams& p) { return p.inner > 1 && 4 * p.classes * kVectorBytes <= kTileBytes; }
+int64_t softmax_tile(const SoftmaxParams& p) {
+  constexpr int64_t kLanes = kVectorBytes / 4;  // float64 has half as many, and so half as many rows twice as long
+  const int64_t classes = p.input_channels > 0 ? (p.classes + kLanes - 1) / kLanes * kLanes : p.classes;
+  return (is_wide(p) ? 4 : 1) * classes * kVectorBytes;
+}
+
+// Rows of which a vector's width, one of each channel, stand element by element beside each other: untangled in
+// scratch.
+template <class S, bool log_>
+void forward_channels(const SoftmaxParams& p, const Exec& exec) {
+  using V = Vec<acc_t<S>>;
+  constexpr int w = V::width;
+  const int64_t classes = p.classes, channels = p.input_channels, positions = p.input_positions;
+  const int64_t pitch = (classes + w - 1) / w * w, sets = p.outer / channels, tile_bytes = softmax_tile(p);
+  parallel_slots(exec, sets, kGrain / (classes * channels) + 1, [&](int slot, int64_t begin, int64_t end) {
+    S* tile = reinterpret_cast<S*>(static_cast<char*>(exec.workspace) + slot * tile_bytes);
+    for (int64_t set = begin; set < end; ++set) {
+      const S* x = static_cast<const S*>(p.x) + set * classes * channels;
+      const int64_t readable = (sets - set) * classes * channels;  // whole vectors, of which junk lanes are dropped
+      S* y = static_cast<S*>(p.y) + (set / positions * channels * positions + set % positions) * classes;
+      for (int64_t c0 = 0; c0 < channels; c0 += w) {
+        const int wide = static_cast<int>(channels - c0 < w ? channels - c0 : w);
+        for (int64_t k = 0; k < classes; k += w) {
+          V block[w];
+          if (classes - k >= w && (k + w - 1) * channels + c0 + w <= readable) {
+#pragma GCC unroll 16
+            for (int i = 0; i < w; ++i) block[i] = load(x + (k + i) * channels + c0);
+          } else {
+            for (int i = 0; i < w; ++i)
+              block[i] = k + i < classes ? load_up_to(x + (k + i) * channels + c0, wide) : V(acc_t<S>(0));
+          }
+          transpose<w>(block);
+          for (int j = 0; j < wide; ++j) store(tile + j * pitch + k, block[j]);
+        }
+        for (int j = 0; j < wide; ++j) row<S, log_>(tile + j * pitch, y + (c0 + j) * positions * classes, classes);
+      }
+    }
+  });
+}
+
 template <class S, bool log_>
 void forward(const SoftmaxParams& p, const Exec& exec) {
   using T = acc_t<S>;
@@ -90,13 +132,14 @@ void forward(const SoftmaxParams& p, const Exec& exec) {
   S* y = static_cast<S*>(p.y);
   const int64_t classes = p.classes, inner = p.inner, total = p.outer * classes * inner;
   const bool rows_out = inner == 1;
+  if (p.input_channels > 0) return forward_channels<S, log_>(p, exec);
   if (rows_out && classes > kShortRow) {
     parallel_for(exec, p.outer, kGrain / classes + 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) row<S, log_>(x + r * classes, y + r * classes, classes);
     });
     return;
   }
-  const int64_t tile_bytes = (classes * w * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  const int64_t tile_bytes = softmax_tile(p);
   const auto tile_of = [&](int slot) {
     return reinterpret_cast<T*>(static_cast<char*>(exec.workspace) + slot * tile_bytes);
   };
@@ -108,13 +151,13 @@ void forward(const SoftmaxParams& p, const Exec& exec) {
         const int64_t at = t * w * classes;
         const int rows = static_cast<int>(p.outer - t * w < w ? p.outer - t * w : w);
         load_transposed(x + at, rows, classes, total - at, tile);
-        column_tile<T, 1, log_>(tile, w, tile, w, classes);
+        column_tile<T, T, 1, log_>(tile, w, tile, tile, w, classes);
         store_transposed(tile, rows, classes, y + at);
       }
     });
     return;
   }
-  const bool wide = classes * 4 * w * static_cast<int64_t>(sizeof(S)) <= kTileBytes && !p.input_rows;
+  const bool wide = is_wide(p);
   const int64_t span = wide ? 4 * w : w, per = (inner + span - 1) / span;
   parallel_slots(exec, p.outer * per, kGrain / (classes * span) + 1, [&](int slot, int64_t begin, int64_t end) {
     T* tile = tile_of(slot);
@@ -122,7 +165,15 @@ void forward(const SoftmaxParams& p, const Exec& exec) {
       const int64_t o = t / per, first = t % per * span, last = first + span < inner ? first + span : inner;
       S* out = y + o * classes * inner;
       if (wide && last - first == 4 * w) {
-        column_tile<S, 4, log_>(x + o * classes * inner + first, inner, out + first, inner, classes);
+        if (p.input_rows) {
+          for (int u = 0; u < 4; ++u) {
+            const int64_t at = (o * inner + first + u * w) * classes;
+            load_transposed(x + at, w, classes, total - at, tile + u * w, 4 * w);
+          }
+          column_tile<T, S, 4, log_>(tile, 4 * w, tile, out + first, inner, classes);
+        } else {
+          column_tile<S, S, 4, log_>(x + o * classes * inner + first, inner, tile, out + first, inner, classes);
+        }
         continue;
       }
       for (int64_t i = first; i < last; i += w) {
@@ -134,7 +185,7 @@ void forward(const SoftmaxParams& p, const Exec& exec) {
           const S* in = x + o * classes * inner + i;
           for (int64_t c = 0; c < classes; ++c) store(tile + c * w, load_up_to(in + c * inner, n));
         }
-        column_tile<T, 1, log_>(tile, w, tile, w, classes);
+        column_tile<T, T, 1, log_>(tile, w, tile, tile, w, classes);
         for (int64_t c = 0; c < classes; ++c) store_up_to(out + c * inner + i, load(tile + c * w), n);
       }
     }
@@ -222,8 +273,8 @@ bool is_empty(const SoftmaxParams& p) { return p.outer == 0 || p.classes == 0 ||
 }  // namespace
 
 size_t softmax_workspace(const SoftmaxParams& p, int threads) {
-  if (p.inner == 1 && p.classes > kShortRow) return 0;
-  return static_cast<size_t>(threads) * ((p.classes * kVectorBytes + 63) / 64 * 64);
+  if (p.inner == 1 && p.classes > kShortRow && p.input_channels == 0) return 0;
+  return static_cast<size_t>(threads * softmax_tile(p));
 }
 
 void softmax(const SoftmaxParams& p, const Exec& exec) {

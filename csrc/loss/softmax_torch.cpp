@@ -25,16 +25,18 @@ void split(const char* op, const Tensor& t, int64_t dim, SoftmaxParams& p) {
   check(p.dtype <= DType::f16, op, ": expected a floating dtype, got ", dtype_name(t.scalar_type()));
 }
 
-Tensor prepare(const char* op, const Tensor& input, int64_t dim, bool log, bool any_layout, SoftmaxParams& p,
-               Tensor& dense) {
+Tensor prepare(const char* op, const Tensor& input, int64_t dim, bool log, SoftmaxParams& p, Tensor& dense) {
   split(op, input, dim, p);
   p.log = log;
-  p.input_rows = any_layout && input.dim() >= 4 && (dim == 1 || dim == 1 - input.dim()) && !is_dense(input, false) &&
-                 is_dense(input, true);
-  dense = p.input_rows ? input : as_dense(input);
+  if (input.dim() >= 4 && input.numel() > 0 && !is_dense(input, false) && is_dense(input, true)) {
+    if (dim < 0) dim += input.dim();
+    p.input_rows = dim == 1;
+    if (dim == input.dim() - 1)
+      p.input_channels = input.size(1), p.input_positions = p.outer / (input.size(0) * input.size(1));
+  }
+  dense = p.input_rows || p.input_channels > 0 ? input : as_dense(input);
   Tensor output = empty(sizes(input), input.scalar_type(), input);
   p.x = dense.data_ptr();
-  p.dy = nullptr;
   p.y = output.data_ptr();
   return output;
 }
@@ -46,7 +48,6 @@ Tensor prepare_backward(const char* op, const Tensor& grad, const Tensor& output
         dtype_name(grad.scalar_type()), " does not match output ", show(output), " ", dtype_name(output.scalar_type()));
   check_same_device(op, {&grad, &output});
   p.log = log;
-  p.input_rows = false;
   y = as_dense(output);
   dy = as_dense(grad);
   Tensor dx = empty(sizes(output), output.scalar_type(), output);
@@ -57,16 +58,16 @@ Tensor prepare_backward(const char* op, const Tensor& grad, const Tensor& output
 }
 
 Tensor forward(const VariantTable<SoftmaxParams>& table, const char* op, const Tensor& input, int64_t dim, bool log) {
-  SoftmaxParams p;
+  SoftmaxParams p{};
   Tensor dense;
-  Tensor output = prepare(op, input, dim, log, true, p, dense);
+  Tensor output = prepare(op, input, dim, log, p, dense);
   run_variant(table, p, input);
   return output;
 }
 
 Tensor backward(const VariantTable<SoftmaxParams>& table, const char* op, const Tensor& grad, const Tensor& output,
                 int64_t dim, bool log) {
-  SoftmaxParams p;
+  SoftmaxParams p{};
   Tensor y, dy;
   Tensor dx = prepare_backward(op, grad, output, dim, log, p, y, dy);
   run_variant(table, p, output);

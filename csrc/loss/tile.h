@@ -18,22 +18,28 @@ FASTCV_INLINE void store_up_to(S* p, Vec<acc_t<S>> a, int n) {
   else store_n(p, a, n);
 }
 
-// tile[c * width + i] = x[i * classes + c] for i < rows <= width; lanes from `rows` on hold zeros.
+// tile[c * step + i] = x[i * classes + c] for i < rows <= width; lanes from `rows` to the width hold zeros.
 // `readable`: elements that may be read from x on; whole vectors are read where they fit, junk lanes are dropped.
 template <class S>
-static inline void load_transposed(const S* x, int rows, int64_t classes, int64_t readable, acc_t<S>* tile) {
+static inline void load_transposed(const S* x, int rows, int64_t classes, int64_t readable, acc_t<S>* tile,
+                                   int64_t step = Vec<acc_t<S>>::width) {
   using V = Vec<acc_t<S>>;
   constexpr int w = V::width;
   for (int64_t c0 = 0; c0 < classes; c0 += w) {
     const int columns = static_cast<int>(classes - c0 < w ? classes - c0 : w);
     V block[w];
-    for (int i = 0; i < w; ++i) {
-      const int64_t at = i * classes + c0;
-      if (i >= rows) block[i] = V(acc_t<S>(0));
-      else block[i] = at + w <= readable ? load(x + at) : load_n(x + at, columns);
+    if (rows == w && (w - 1) * classes + c0 + w <= readable) {
+#pragma GCC unroll 16
+      for (int i = 0; i < w; ++i) block[i] = load(x + i * classes + c0);
+    } else {
+      for (int i = 0; i < w; ++i) {
+        const int64_t at = i * classes + c0;
+        if (i >= rows) block[i] = V(acc_t<S>(0));
+        else block[i] = at + w <= readable ? load(x + at) : load_n(x + at, columns);
+      }
     }
     transpose<w>(block);
-    for (int j = 0; j < columns; ++j) store(tile + (c0 + j) * w, block[j]);
+    for (int j = 0; j < columns; ++j) store(tile + (c0 + j) * step, block[j]);
   }
 }
 

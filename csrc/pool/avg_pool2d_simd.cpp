@@ -108,21 +108,39 @@ template <class S>
 [[gnu::noinline]] void halved_rows(const PoolParams& p, int64_t begin, int64_t end) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
-  for (int64_t row = begin; row < end; ++row) {
-    const Window v = window(p, p.h, row % p.h.out);
-    const int64_t rows = v.end - v.begin, divisor = p.divisor != 0 ? p.divisor : 2 * v.size;
-    const S* top = static_cast<const S*>(p.x) + (row / p.h.out * p.h.in + v.begin) * p.w.in;
-    S* y = static_cast<S*>(p.y) + row * p.w.out;
+  const auto average = [&](Vec<T> low, Vec<T> high, int64_t divisor) {
+    Vec<T> even, odd;
+    unzip(low, high, even, odd);
     const bool exact = divisor > 0 && (divisor & (divisor - 1)) == 0;  // then a product is the quotient, and faster
-    const Vec<T> by(exact ? 1 / static_cast<T>(divisor) : static_cast<T>(divisor));
+    return exact ? (even + odd) * Vec<T>(1 / static_cast<T>(divisor)) : (even + odd) / Vec<T>(static_cast<T>(divisor));
+  };
+  if (2 * p.w.out <= w && quarters(p)) {  // narrow maps: two rows of the result from one vector
+    const int64_t in = p.w.in, divisor = p.divisor != 0 ? p.divisor : 4;
+    const int out = static_cast<int>(p.w.out);
+    const S* x = static_cast<const S*>(p.x) + 2 * begin * in;
+    S* y = static_cast<S*>(p.y) + begin * out;
+    const auto sums = [&](const S* at) { return load_n(at, 2 * out) + load_n(at + in, 2 * out); };
+    for (int64_t row = begin; row < end; row += 2, x += 4 * in, y += 2 * out) {
+      const bool both = row + 1 < end;
+      const Vec<T> value = average(sums(x), both ? sums(x + 2 * in) : Vec<T>(T(0)), divisor);
+      store_n(y, value, out);
+      if (both) store_n(y + out, slide<w / 2>(value, value), out);
+    }
+    return;
+  }
+  int64_t plane = begin / p.h.out, oh = begin % p.h.out;
+  for (int64_t row = begin; row < end; ++row) {
+    const Window v = window(p, p.h, oh);
+    const int64_t rows = v.end - v.begin, divisor = p.divisor != 0 ? p.divisor : 2 * v.size;
+    const S* top = static_cast<const S*>(p.x) + (plane * p.h.in + v.begin) * p.w.in;
+    S* y = static_cast<S*>(p.y) + row * p.w.out;
     for (int64_t ow = 0; ow < p.w.out; ow += w) {
       const int64_t x = 2 * ow, n = 2 * (p.w.out - ow);
-      Vec<T> even, odd;
-      unzip(column_sum(top + x, p.w.in, rows, n), n > w ? column_sum(top + x + w, p.w.in, rows, n - w) : Vec<T>(T(0)),
-            even, odd);
-      const Vec<T> sum = even + odd;
-      store_some(y + ow, exact ? sum * by : sum / by, p.w.out - ow);
+      const Vec<T> low = column_sum(top + x, p.w.in, rows, n);
+      const Vec<T> high = n > w ? column_sum(top + x + w, p.w.in, rows, n - w) : Vec<T>(T(0));
+      store_some(y + ow, average(low, high, divisor), p.w.out - ow);
     }
+    if (++oh == p.h.out) oh = 0, ++plane;
   }
 }
 

@@ -124,6 +124,63 @@ template <int kStride, int kTaps, class S, class Code>
   }
 }
 
+// A vector's width of codes less `base`.
+template <class I>
+FASTCV_INLINE Vec<I> relative(const uint8_t* code, int64_t) {
+  Vec<I> r;
+#if defined(__AVX512F__)
+  r = Vec<I>((typename Vec<I>::Raw)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)code)));
+#else
+  for (int k = 0; k < Vec<I>::width; ++k) r.v[k] = code[k];
+#endif
+  return r;
+}
+template <class I>
+FASTCV_INLINE Vec<I> relative(const int64_t* code, int64_t base) {
+  Vec<I> r;
+#if defined(__AVX512F__)
+  const __m512i by = _mm512_set1_epi64(base);
+  const __m256i low = _mm512_cvtepi64_epi32(_mm512_sub_epi64(_mm512_loadu_si512(code), by));
+  const __m256i high = _mm512_cvtepi64_epi32(_mm512_sub_epi64(_mm512_loadu_si512(code + 8), by));
+  r = Vec<I>((typename Vec<I>::Raw)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+#else
+  for (int k = 0; k < Vec<I>::width; ++k) r.v[k] = static_cast<I>(code[k] - base);
+#endif
+  return r;
+}
+
+// Windows of two by two that touch, in rows of at least a vector: each gradient goes to one of four places.
+template <class S, class Code>
+[[gnu::noinline]] void quartered_rows(const PoolParams& p, int64_t begin, int64_t end) {
+  using T = acc_t<S>;
+  using I = int_of<T>;
+  constexpr int w = Vec<T>::width;
+  constexpr bool offsets = std::is_same_v<Code, uint8_t>;
+  const int64_t in = p.w.in, out = p.w.out;
+  const auto unit = code_of(p);
+  const Vec<I> zero_code(I(0)), right(static_cast<I>(unit.column)), below(static_cast<I>(unit.row));
+  const Vec<I> both = right + below, corners = offsets ? zero_code : iota<I>() + iota<I>();
+  const Vec<T> zero(T(0));
+  for (int64_t row = begin; row < end; ++row) {
+    S* y = static_cast<S*>(p.y) + 2 * row * in;
+    const int64_t corner = 2 * (row % p.h.out) * in;
+    for (int64_t next = 0; next < out; next += w) {
+      const int64_t ow = min64(next, out - w);  // the last vector again with some columns of before: the same answer
+      const int64_t at = row * out + ow;
+      const Vec<T> g = zero + load(static_cast<const S*>(p.x) + at);  // 0 + -0 is 0
+      const Vec<I> code = relative<I>(static_cast<const Code*>(p.where) + at, corner + 2 * ow) - corners;
+      const auto where = [&](Vec<I> want) { return select<T>(code == want, g, zero); };
+      Vec<T> low, high;
+      zip(where(zero_code), where(right), low, high);
+      store(y + 2 * ow, low);
+      store(y + 2 * ow + w, high);
+      zip(where(below), where(both), low, high);
+      store(y + in + 2 * ow, low);
+      store(y + in + 2 * ow + w, high);
+    }
+  }
+}
+
 // ---- NCHW, stride above 2: windows barely overlap, so each output of the covering rows goes to its place ----------
 
 template <class S, class Code>
@@ -249,6 +306,17 @@ void max_pool2d_backward_nchw(const PoolParams& params, const Exec& exec) {
     if (params.where_is_offset) rows_nchw<S, uint8_t>(params, begin, end, scratch);
     else rows_nchw<S, int64_t>(params, begin, end, scratch);
   };
+  const int64_t width = kVectorBytes / (params.dtype == DType::f64 ? 8 : 4);
+  if (quarters(params) && params.w.out >= width) {
+    return dispatch_float(params.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      parallel_for(exec, params.n * params.c * params.h.out, rows_grain(params.w.in * 4),
+                   [&](int64_t begin, int64_t end) {
+                     if (params.where_is_offset) quartered_rows<S, uint8_t>(params, begin, end);
+                     else quartered_rows<S, int64_t>(params, begin, end);
+                   });
+    });
+  }
   const int64_t count = params.n * params.c * params.h.in;
   parallel_slots(exec, count, rows_grain(params.w.in * 2), [&](int slot, int64_t begin, int64_t end) {
     const Scratch scratch(params, exec, slot);

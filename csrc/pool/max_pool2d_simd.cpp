@@ -130,6 +130,44 @@ template <int kStride, class S>
   }
 }
 
+// Windows of two by two that touch, in rows of at least a vector: what coded_rows does, without its way through memory.
+template <class S>
+[[gnu::noinline]] void coded_quarters(const PoolParams& p, int64_t begin, int64_t end) {
+  using T = acc_t<S>;
+  using I = int_of<T>;
+  constexpr int w = Vec<T>::width;
+  const int64_t in = p.w.in, out = p.w.out;
+  const Code unit = code_of(p);
+  const Vec<I> right(static_cast<I>(unit.column)), below(static_cast<I>(unit.row)), both = right + below;
+  const Vec<I> twice = iota<I>() + iota<I>();
+  for (int64_t row = begin; row < end; ++row) {
+    const S* x = static_cast<const S*>(p.x) + 2 * row * in;
+    const int64_t corner = 2 * (row % p.h.out) * in;
+    for (int64_t next = 0; next < out; next += w) {
+      const int64_t ow = min64(next, out - w);  // the last vector again with some columns of before: the same answer
+      Vec<T> best, other, lower, lower_other;
+      unzip(load(x + 2 * ow), load(x + 2 * ow + w), best, other);
+      unzip(load(x + in + 2 * ow), load(x + in + 2 * ow + w), lower, lower_other);
+      Vec<I> code(I(0)), lower_code = below;
+      keep_larger(best, code, other, right);
+      keep_larger(lower, lower_code, lower_other, both);
+      keep_larger(best, code, lower, lower_code);
+      const int64_t at = row * out + ow;
+      store(static_cast<S*>(p.y) + at, best);
+      I codes[w];
+      if (p.where_is_offset) {
+        store_int(codes, code);
+        uint8_t* to = static_cast<uint8_t*>(p.where) + at;
+        for (int k = 0; k < w; ++k) to[k] = static_cast<uint8_t>(codes[k]);
+      } else {
+        store_int(codes, code + twice);
+        int64_t* to = static_cast<int64_t*>(p.where) + at;
+        for (int k = 0; k < w; ++k) to[k] = corner + 2 * ow + codes[k];
+      }
+    }
+  }
+}
+
 // ---- NCHW, windows of any width and place (stride above 2, adaptive): columns by vectors, then one by one ---------
 
 template <class S>
@@ -299,6 +337,7 @@ void max_pool2d_nchw(const PoolParams& params, const Exec& exec) {
     if (params.adaptive || params.w.stride > 2) window_rows<S>(params, begin, end, scratch);
     else if (params.where == nullptr && params.w.stride == 2) values_rows<2, S>(params, begin, end, scratch);
     else if (params.where == nullptr) values_rows<1, S>(params, begin, end, scratch);
+    else if (quarters(params) && params.w.out >= Vec<acc_t<S>>::width) coded_quarters<S>(params, begin, end);
     else if (params.w.stride == 2) coded_rows<2, S>(params, begin, end, scratch);
     else coded_rows<1, S>(params, begin, end, scratch);
   };

@@ -45,6 +45,15 @@ FASTCV_POOL_INLINE Cover cover(const PoolParams& p, const PoolAxis& a, int64_t i
   return {first, last < a.out ? last : a.out - 1};
 }
 
+// Windows of two by two that touch and cover the whole map: output row r, counted through all planes, sees the input
+// rows 2r and 2r + 1.
+FASTCV_POOL_INLINE bool quarters(const PoolParams& p) {
+  const auto halves = [](const PoolAxis& a) {
+    return a.kernel == 2 && a.stride == 2 && a.dilation == 1 && a.padding == 0 && a.in == 2 * a.out;
+  };
+  return !p.adaptive && halves(p.h) && halves(p.w);
+}
+
 // The number of the tap by which window o of a (not adaptive) axis sees input i, or -1.
 FASTCV_POOL_INLINE int64_t tap_of(const PoolAxis& a, int64_t o, int64_t i) {
   const int64_t distance = i + a.padding - o * a.stride;

@@ -184,6 +184,7 @@ ALGORITHMS = {
     "stmatrix": "The same tile after stmatrix has written an operand from registers to shared memory.",
     "tf32": "The same tile of numbers rounded to tf32.",
     "copy": "A copy, in vectors.",
+    "squares": "Squares of a vector's width are transposed in registers, in blocks that stay in the second-level cache.",
     "block": "One block of threads for each row.",
     "column": "One thread for each column.",
     "element": "One thread for each element.",

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _ext
 from . import _batch_norm, _group_norm
 from ._common import autocast_float32, differentiable, is_channels_last, needs_grad
+from ._layout import row_major
 
 __all__ = ["batch_norm", "batch_norm_act", "group_norm", "instance_norm", "layer_norm", "local_response_norm"]
 
@@ -344,7 +345,7 @@ def instance_norm(
         raise RuntimeError(
             "fastcv instance_norm is not differentiable with respect to running_mean and running_var: they cannot require grad"
         )
-    input = input.contiguous()
+    input = row_major(input)
     grad = needs_grad(input, weight, bias)
     if not use_input_stats:
         run = _batch_norm.evaluate_with_grad if grad else _batch_norm.evaluate
