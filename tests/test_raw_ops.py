@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastcv
 import fastcv.bench.roofs  # registers a fake kernel
 from fastcv.functional._conv_statistics import convolve_measured
+from fastcv.functional._layout import row_major
 from fastcv.functional._skeleton import skeleton
 from fastcv.functional._sync_batch_norm import sync_batch_norm
 from fastcv.testing import cases_of, check_case
@@ -53,6 +54,7 @@ class Recorder(TorchDispatchMode):
 def recorded(functions: list[str]) -> list[tuple[Any, list[Any]]]:
     with Recorder() as recorder:
         skeleton(torch.ones(2, 3))
+        row_major(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
         sync_batch_norm(torch.randn(2, 3, 4, 5, requires_grad=True), None, None, None, None, 0.1, 1e-5).sum().backward()
         if "conv2d" in functions:
             x, w, vector = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 2), torch.ones(4)
