@@ -75,6 +75,21 @@ const char* why_not_small_groups(const ConvParams& p) {
 }
 const char* slower_small_groups(const ConvParams& p) { return p.c < 8 ? "is for 8 channels or more in all" : nullptr; }
 
+const char* why_not_wide_stride(const ConvParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (!p.transposed || p.stride[2] < 2) return "needs a transposed convolution with a stride along the width";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  if (p.dilation[2] != 1) return "needs a kernel without dilation along the width";
+  if (p.channels_last && p.groups > 1) return "needs row-major images or a convolution without groups";
+  if (p.weight_channels_last != p.channels_last && p.k > p.groups) return "needs weights in the layout of the images";
+  if (p.pad[2] >= p.stride[2] * (p.in[2] + 2) || p.kernel[2] > 1024) return "needs padding within the image";
+  return nullptr;
+}
+const char* slower_wide_stride(const ConvParams& p) {
+  // Row-major, a step of less than a vector leaves the rest of it empty.
+  return p.stride[2] < (p.channels_last ? 8 : 16) ? "is for strides from 16 on, in channels_last from 8 on" : nullptr;
+}
+
 const char* why_not_winograd(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
@@ -169,6 +184,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512bf16::conv_igemm_bf16, nullptr, &avx512bf16::conv_igemm_bf16_kept},
     {"small_groups_avx512", Isa::avx512, &why_not_small_groups<64>, &avx512::conv_small_groups_workspace,
      &avx512::conv_small_groups, &slower_small_groups},
+    {"wide_stride_f32_avx512", Isa::avx512, &why_not_wide_stride, &avx512::conv_wide_stride_workspace,
+     &avx512::conv_wide_stride, &slower_wide_stride},
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
     {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
@@ -185,6 +202,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512::conv_igemm_kept},
     {"small_groups_avx2", Isa::avx2, &why_not_small_groups<32>, &avx2::conv_small_groups_workspace,
      &avx2::conv_small_groups, &slower_small_groups},
+    {"wide_stride_f32_avx2", Isa::avx2, &why_not_wide_stride, &avx2::conv_wide_stride_workspace,
+     &avx2::conv_wide_stride, &slower_wide_stride},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
     {"winograd4_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4_workspace, &avx2::conv_winograd4,
      slower_winograd4, &avx2::conv_winograd4_kept, inexact_winograd4},
@@ -198,6 +217,8 @@ constexpr Variant<ConvParams> kRows[] = {
 #endif
     {"small_groups_portable", Isa::portable, &why_not_small_groups<16>, &portable::conv_small_groups_workspace,
      &portable::conv_small_groups, &slower_small_groups},
+    {"wide_stride_f32_portable", Isa::portable, &why_not_wide_stride, &portable::conv_wide_stride_workspace,
+     &portable::conv_wide_stride, &slower_wide_stride},
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
      &portable::conv_depthwise},
     {"winograd4_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4_workspace,

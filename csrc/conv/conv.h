@@ -105,6 +105,8 @@ void conv_ref(const ConvParams&, const Exec&);
   size_t conv_depthwise_workspace(const ConvParams&, int threads);   \
   void conv_small_groups(const ConvParams&, const Exec&);            \
   size_t conv_small_groups_workspace(const ConvParams&, int);        \
+  void conv_wide_stride(const ConvParams&, const Exec&);             \
+  size_t conv_wide_stride_workspace(const ConvParams&, int threads); \
   void conv_winograd4(const ConvParams&, const Exec&);               \
   size_t conv_winograd4_workspace(const ConvParams&, int threads);   \
   size_t conv_winograd4_kept(const ConvParams&);                     \

@@ -103,6 +103,11 @@ ALGORITHMS = {
         "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones. "
         "Weight gradients hold the sums instead: all lanes of a group see one channel's gradient, and none is idle."
     ),
+    "wide_stride": (
+        "A transposed convolution with a wide stride spreads each input over many outputs, and neighbouring outputs take neighbouring "
+        "weights: vectors along the weights of a kernel's line need no packing, where a product per residue of the stride would have few "
+        "pixels and its weights far apart."
+    ),
     "gemm": "A matrix product in tiles that stay in registers, with operands packed so that every load is a full vector.",
     "rows": "Row by row: neighbours in a row share vectors, the work is split by rows.",
     "channels": (
