@@ -4,8 +4,8 @@
 // A piece of work is one vector of channels and a part of the output rows of the batch. Some rows at a time, their
 // inputs are copied into a window [line][column][lane] with the zeros beside the image, and the output gradient into
 // [pixel][channel of the group][lane]: each channel's gradient in all lanes of its group, which many offsets use. Sums
-// [offset][channel of the group][lane], lanes being input channels, stay in registers for all pixels of these rows. The
-// number of parts follows from the geometry, and the parts are added in order.
+// [offset][channel of the group][lane], lanes being input channels, stay in registers for some pixels of these rows.
+// The number of parts follows from the geometry, and the parts are added in order.
 #include "conv/conv_wgrad.h"
 
 #include "common/dispatch.h"
@@ -15,6 +15,7 @@ namespace fastcv::FASTCV_ISA {
 namespace {
 
 constexpr int64_t kItems = 64;  // pieces of work, if there are rows enough
+constexpr int64_t kChain = 32;  // pixels in one chain of additions: short chains round less
 #if defined(__AVX512F__)
 constexpr int kMostSums = 24;  // in registers
 #else
@@ -34,7 +35,7 @@ struct Plan {
     taps = p.kernel[1] * p.kernel[2];
     vectors = ceil_div(p.in_channels, w);
     spread = group < w;
-    const int64_t pixels = spread ? 1024 / group : 256;  // short sums round less, and what is copied stays in cache
+    const int64_t pixels = spread ? 1024 / group : 256;  // what is copied stays in cache
     columns = (p.out[2] - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1;
     const int64_t reach = (p.kernel[1] - 1) * p.dilation[1] + 1;
     const int64_t fit = (kMostWindow / columns - reach) / p.stride[1] + 1;
@@ -144,19 +145,23 @@ class SmallGroups {
       const int64_t rows = least(plan.rows, p.out[1] - row);
       copy_input(v, n, row, rows, window);
       copy_grad(v, n, row, rows, grad);
-      const Run<T> run{grad,
-                       window,
-                       rows,
-                       p.out[2],
-                       (plan.spread ? plan.group : 1) * w,
-                       p.stride[2] * w,
-                       p.stride[1] * plan.columns * w};
-      if (plan.group == 2) add_all_offsets<2>(run, plan.taps, offset, sums);
-      else if (plan.group == 4) add_all_offsets<4>(run, plan.taps, offset, sums);
-      else if constexpr (w >= 8) {
-        if (plan.group == 8) add_all_offsets<8>(run, plan.taps, offset, sums);
-        else if constexpr (w >= 16) add_all_offsets<16>(run, plan.taps, offset, sums);
-      }
+      const int64_t grad_step = (plan.spread ? plan.group : 1) * w, x_step = p.stride[2] * w;
+      const int64_t line_step = p.stride[1] * plan.columns * w;
+      const int64_t wide = least(p.out[2], kChain), high = kChain / wide;  // of a chain: whole rows, or a part of one
+      for (int64_t r = 0; r < rows; r += high)
+        for (int64_t q = 0; q < p.out[2]; q += wide)
+          add_run({grad + (r * p.out[2] + q) * grad_step, window + r * line_step + q * x_step, least(high, rows - r),
+                   least(wide, p.out[2] - q), grad_step, x_step, line_step},
+                  offset, sums);
+    }
+  }
+
+  void add_run(const Run<T>& run, const int64_t* offset, T* sums) const {
+    if (plan.group == 2) add_all_offsets<2>(run, plan.taps, offset, sums);
+    else if (plan.group == 4) add_all_offsets<4>(run, plan.taps, offset, sums);
+    else if constexpr (w >= 8) {
+      if (plan.group == 8) add_all_offsets<8>(run, plan.taps, offset, sums);
+      else if constexpr (w >= 16) add_all_offsets<16>(run, plan.taps, offset, sums);
     }
   }
 
