@@ -21,6 +21,13 @@ def test_every_variant_copies(variant: str, dtype: torch.dtype) -> None:
             assert y.is_contiguous() and torch.equal(y, x), shape
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.bool], ids=str)
+def test_integers_keep_their_bits(dtype: torch.dtype) -> None:
+    """All patterns of 16 bits: a kernel that took them for floats would change those of signalling NaNs."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).to(dtype).view(1, 16, 64, 64).to(memory_format=torch.channels_last)
+    assert torch.equal(row_major(x), x)
+
+
 def test_gradients_and_torch() -> None:
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
     assert torch.autograd.gradcheck(row_major, (x,)) and torch.autograd.gradgradcheck(row_major, (x,))

@@ -176,7 +176,10 @@ namespace {
 // Fills `copy`, which is dense in the layout channels_last. From the other dense layout, on the CPU, by our own kernel:
 // torch's takes up to ten times as long.
 void fill_dense(Tensor& copy, const Tensor& t, bool channels_last) {
-  if (t.is_cuda() || t.dim() < 3 || t.numel() == 0 || t.element_size() > 8 || !is_dense(t, !channels_last)) {
+  const auto type = t.scalar_type();
+  const bool fits =
+      t.element_size() <= 8 && (t.element_size() != 2 || type == ScalarType::BFloat16 || type == ScalarType::Half);
+  if (t.is_cuda() || t.dim() < 3 || t.numel() == 0 || !fits || !is_dense(t, !channels_last)) {
     torch::stable::copy_(copy, t);
     return;
   }

@@ -1,7 +1,7 @@
 // transpose: y[i][c][r] = x[i][r][c], which turns channels_last images into row-major ones and back.
 //
-// Contract: x is dense [n][rows][columns], y dense [n][columns][rows]; they do not overlap. Elements of 1, 2, 4 or 8
-// bytes, whatever they mean; their bits stay, except that a signalling NaN of 16 bits may become a quiet one.
+// Contract: x is dense [n][rows][columns], y dense [n][columns][rows]; they do not overlap. Elements of 1, 4 or 8
+// bytes, whatever they mean, keep their bits. Those of 2 bytes are floats, and a NaN may become another.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"

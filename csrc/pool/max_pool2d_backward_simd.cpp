@@ -129,6 +129,7 @@ template <class I>
 FASTCV_INLINE Vec<I> relative(const uint8_t* code, int64_t) {
   Vec<I> r;
 #if defined(__AVX512F__)
+  static_assert(sizeof(I) == 4, "AVX-512 objects hold no float64 kernels");
   r = Vec<I>((typename Vec<I>::Raw)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)code)));
 #else
   for (int k = 0; k < Vec<I>::width; ++k) r.v[k] = code[k];
