@@ -200,7 +200,7 @@ _ODD = [
     _case("wide-stride-over-kernel", (1, 4, 2, 2), 2, 3, transposed=True, stride=20, output_padding=7),
     _case("wide-stride-dilated-height", (1, 3, 5, 4), 2, (3, 19), transposed=True, stride=(2, 18), padding=(2, 5), dilation=(3, 1)),
     _case("wide-stride-many-cells", (1, 16, 12, 12), 8, (3, 18), transposed=True, stride=(1, 16), padding=(1, 1), bias=False),
-    _case("few-channels-long-lines", (1, 2, 3, 100), 2, (3, 10), transposed=True, stride=(1, 8), padding=(1, 1)),
+    _case("few-channels-long-lines", (1, 2, 3, 110), 2, (3, 10), transposed=True, stride=(1, 8), padding=(1, 1)),
     _case("grouped", (2, 6, 5, 5), 4, 4, transposed=True, stride=2, padding=1, groups=2),
     _case("depthwise", (2, 17, 5, 6), 17, 3, transposed=True, stride=2, padding=1, groups=17),
     _case("dilated", (1, 3, 6, 5), 4, 3, transposed=True, dilation=(2, 3), stride=2, padding=2, output_padding=(1, 0)),
