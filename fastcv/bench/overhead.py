@@ -94,14 +94,14 @@ def measure(
 
         return call
 
-    contenders: dict[str, Callable[[], Any]] = {"raw": raw_call(mine, args), "off": off(mine)}
+    raw = raw_call(mine, args)
+    contenders: dict[str, Callable[[], Any]] = {"raw": off(lambda *_: raw()), "off": off(mine), "nothing": off(lambda *_: None)}
     contenders |= {"raw_on": raw_call(mine, leaf), "on": lambda: mine(*leaf)}
-    contenders["nothing"] = off(lambda *_: None)
     if theirs is not None:
         contenders |= {"torch_off": off(theirs), "torch_on": lambda: theirs(*leaf)}
     times = {key: lower(sample) for key, sample in interleave(contenders, seconds, (30, 400), floor=1e-3).items()}
     mode = times["nothing"]
-    row = {"function": name, "raw_us": times["raw"], "no_grad_us": times["off"] - mode}
+    row = {"function": name, "raw_us": times["raw"] - mode, "no_grad_us": times["off"] - mode}
     row |= {"raw_grad_us": times["raw_on"], "grad_us": times["on"]}
     if theirs is not None:
         row |= {"torch_no_grad_us": times["torch_off"] - mode, "torch_grad_us": times["torch_on"]}

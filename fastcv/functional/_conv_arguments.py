@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _LEVELS = {"highest": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2, "ieee": 3}
+_FOR_ALL = (0, 3)  # what other dtypes have too: "highest" and "ieee"
 
 
 @torch.compiler.assume_constant_result
@@ -31,7 +32,7 @@ def _float32_precision(cuda: bool) -> int:
 def precision_of(t: Tensor) -> int:
     """What a convolution of ``t`` may be computed with, as the raw ops take it."""
     level = _float32_precision(t.is_cuda)
-    return level if t.dtype is torch.float32 or level == _LEVELS["ieee"] else _LEVELS["highest"]
+    return level if level in _FOR_ALL or t.dtype is torch.float32 else _LEVELS["highest"]
 
 
 def as_int(value: Any, name: str) -> int:

@@ -188,7 +188,12 @@ def transposed(
         size, kernel = input.shape, weight.shape
     else:
         size, kernel = plain_sizes(input), plain_sizes(weight)
-    output = [(size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1 for i in range(nd)]
+    output, positive = [], kernel[1] != 0
+    for i in range(nd):  # indices: a slice of sizes costs as much as the sum
+        length = (size[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i + 2] - 1) + output_padding[i] + 1
+        output.append(length)
+        if length < 0:
+            positive = False
     if any(output_padding):
         for extra, s, d in zip(output_padding, stride, dilation, strict=True):
             if extra < 0 or (extra >= s and extra >= d):
@@ -196,7 +201,7 @@ def transposed(
                     f"output padding must be non-negative and smaller than either stride or dilation, but got "
                     f"output_padding={[*output_padding]}, stride={[*stride]}, dilation={[*dilation]}"
                 )
-    if min(output) < 0 or kernel[1] == 0:
+    if not positive:
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )
