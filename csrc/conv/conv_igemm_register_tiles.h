@@ -73,6 +73,7 @@ class RegisterTiles {
       }
       s.rows = table;
       s.weights = weights.panel(c.group, panel, f.row);
+      s.ahead = panel + 1 < plan.panels ? weights.panel(c.group, panel + 1, f.row) : nullptr;
       s.bias = weights.bias(c.group, panel);
       if (plan.folded) s.channel = k0 / s.group_out * plan.cg;
       s.rounded = nullptr;
@@ -93,6 +94,7 @@ class RegisterTiles {
         const int64_t n = least(kBlock, pixels - i);
         s.rows = table + i;
         multiply(s, n, nv);
+        s.ahead = nullptr;
         sums.finish_run(c, panel, s.out, plan.first_output(c, f.od) + i, n);
       }
     }

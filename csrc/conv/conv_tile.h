@@ -52,6 +52,7 @@ struct Strip {
   int64_t row_pitch, taps, steps;    // steps: of kPair channels, per tap
   int64_t channel;                   // first channel, added to every row
   const typename P::W* weights;      // [taps * steps][panel]
+  const typename P::W* ahead;        // what follows these weights, fetched meanwhile; nullptr: nothing
   int64_t segment;                   // steps summed in registers before they join the total: segment_of
   const typename P::Acc* bias;       // [panel]; nullptr: sums join what stands in out
   const int64_t* places;             // [pixels]: where in out each pixel's sums go, in units of out_pitch
@@ -107,6 +108,12 @@ template <class P, int MR, int NV>
   const typename P::W* w = s.weights;
   const int64_t steps = s.steps;
   int64_t left = s.segment;
+  // The first tiles of a strip fetch a cache line per step each, until all that follows has been asked for.
+  constexpr int64_t kLine = 64 / sizeof(typename P::W);
+  const int64_t line = pixel / kTileRows<NV>;
+  const bool fetches = s.ahead != nullptr && line * kLine < NV * kWidth;
+  const typename P::W* ahead = fetches ? s.ahead + line * s.taps * steps * kLine : w;
+  const int64_t ahead_step = fetches ? kLine : 0;
   for (int64_t tap = 0; tap < s.taps; ++tap) {
     const typename P::X* const* rows = s.rows + tap * s.row_pitch + pixel;
     const typename P::X* x[MR];
@@ -130,7 +137,8 @@ template <class P, int MR, int NV>
     for (int64_t i = 0; i < steps;) {
       const int64_t end = least(steps, i + left);
       left -= end - i;
-      for (; i < end; ++i) {
+      for (; i < end; ++i, ahead += ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);
         typename P::Packed weights[NV];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) weights[v] = P::load_weights(w + v * kWidth);
@@ -178,6 +186,7 @@ static void strip(const Strip<P>& whole, int64_t pixels) {
     s.rows += tap * s.row_pitch;
     s.weights += tap * tap_weights;
     s.taps = least(at_once, whole.taps - tap);
+    if (tap + s.taps < whole.taps) s.ahead = s.weights + s.taps * tap_weights;
     if (tap > 0) s.bias = nullptr;
     piece<P, NV>(s, pixels);
   }
