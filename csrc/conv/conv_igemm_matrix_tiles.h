@@ -100,7 +100,7 @@ class MatrixTiles {
   // Few weights stay in the second-level cache: then all panels of some pixels follow each other, which fills lines of
   // y in order. Many are fetched ahead, a panel while the one before it is multiplied.
   void multiply_rows(const IgemmChunk& c, const IgemmPhase& f, TileSum& s, const int64_t* places, int64_t first) {
-    constexpr int64_t kNear = 768 << 10, kLine = 64;
+    constexpr int64_t kNear = 256 << 10, kLine = 64;
     const int64_t panel_bytes = s.count * kRound * P::kParts * plan.panel_width * kLanes * 2;
     const int64_t panels = c.last_panel - c.first_panel;
     alignas(64) Acc tile[2][4 * kTilePixels * 32];

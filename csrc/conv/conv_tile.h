@@ -172,21 +172,25 @@ static void piece(const Strip<P>& s, int64_t pixels) {
 }
 
 // Weights that do not fit into the second-level cache are taken some taps at a time, for all pixels, where that cuts no
-// segment: the same sums.
+// segment: the same sums. What follows is fetched where the tiles ask for all of it and the cache holds it until then.
 template <class P, int NV>
 static void strip(const Strip<P>& whole, int64_t pixels) {
   constexpr int64_t kPiece = 512 << 10;
   const int64_t tap_weights = whole.steps * NV * Vec<typename P::Acc>::width;
   const int64_t tap_bytes = tap_weights * static_cast<int64_t>(sizeof(typename P::W));
-  if (P::kRounds || whole.steps % whole.segment != 0 || whole.taps * tap_bytes <= 2 * kPiece)
-    return piece<P, NV>(whole, pixels);
+  const bool fits = whole.taps * tap_bytes <= 2 * kPiece, fetches = pixels >= NV * kTileRows<NV>;
+  Strip<P> s = whole;
+  if (P::kRounds || whole.steps % whole.segment != 0 || fits) {
+    if (!fits || !fetches) s.ahead = nullptr;
+    return piece<P, NV>(s, pixels);
+  }
   const int64_t at_once = most(1, kPiece / tap_bytes);
   for (int64_t tap = 0; tap < whole.taps; tap += at_once) {
-    Strip<P> s = whole;
-    s.rows += tap * s.row_pitch;
-    s.weights += tap * tap_weights;
+    s.rows = whole.rows + tap * s.row_pitch;
+    s.weights = whole.weights + tap * tap_weights;
     s.taps = least(at_once, whole.taps - tap);
-    if (tap + s.taps < whole.taps) s.ahead = s.weights + s.taps * tap_weights;
+    const bool last = tap + s.taps == whole.taps;
+    s.ahead = !fetches ? nullptr : last ? whole.ahead : s.weights + s.taps * tap_weights;
     if (tap > 0) s.bias = nullptr;
     piece<P, NV>(s, pixels);
   }
