@@ -153,6 +153,12 @@ const char* why_not_bf16x6_tiles(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
 }
+const char* why_not_winograd_bf16x3(const ConvParams& p) {
+  if (p.dtype != DType::f32 || (p.precision != Precision::high && p.precision != Precision::medium))
+    return "needs float32 of precision high";
+  if (p.c > kMostWinogradTileChannels * p.groups) return "needs at most 2048 channels in a group";
+  return why_not_winograd(p);
+}
 const char* slower_tiles(const ConvParams& p) {
   return p.groups > 1 && p.c / p.groups < 32 ? "fills tiles of 32 channels with zeros" : nullptr;
 }
@@ -161,6 +167,9 @@ const char* slower_bf16x3(const ConvParams& p) {
   const int64_t c = p.c / p.groups;
   if (c < 8 && (!p.channels_last || c * p.kernel[2] <= 16)) return "fills tiles of 32 channels with zeros";
   return slower_tiles(p);
+}
+const char* slower_winograd_bf16x3(const ConvParams& p) {
+  return p.c < 32 * p.groups ? "is for 32 channels and more" : nullptr;
 }
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
 // more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
@@ -181,6 +190,8 @@ constexpr Variant<ConvParams> kRows[] = {
 #if defined(__x86_64__)
     {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16,
      &slower_tiles, &amx::conv_igemm_bf16_kept},
+    {"winograd4_bf16x3_amx", Isa::amx, &why_not_winograd_bf16x3, &amx::conv_winograd4_bf16x3_workspace,
+     &amx::conv_winograd4_bf16x3, &slower_winograd_bf16x3, &amx::conv_winograd4_bf16x3_kept},
     {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3,
      &slower_bf16x3, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
@@ -240,6 +251,9 @@ constexpr Variant<ConvParams> kRows[] = {
      &amxmodel::conv_igemm_bf16, nullptr, &amxmodel::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_bf16x3_tiles, &amxmodel::conv_igemm_bf16x3_workspace,
      &amxmodel::conv_igemm_bf16x3, nullptr, &amxmodel::conv_igemm_bf16x3_kept},
+    {"winograd4_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_winograd_bf16x3,
+     &amxmodel::conv_winograd4_bf16x3_workspace, &amxmodel::conv_winograd4_bf16x3, nullptr,
+     &amxmodel::conv_winograd4_bf16x3_kept},
     {"igemm_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_bf16x6_tiles, &amxmodel::conv_igemm_bf16x6_workspace,
      &amxmodel::conv_igemm_bf16x6, &slower_bf16x6, &amxmodel::conv_igemm_bf16x6_kept},
 #endif

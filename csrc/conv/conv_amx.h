@@ -122,7 +122,7 @@ struct TileProduct {
   FASTCV_INLINE int64_t tiles_at_once(int64_t left, int vectors) {
     return vectors == 2 ? least(2, left) : left >= 4 ? 4 : least(2, left);
   }
-  // So many tiles of pixels by 16 * vectors output channels into sums[count * 16][32].
+  // So many tiles of pixels by 16 * vectors output channels into sums[count * rows][32].
   static void multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count, int vectors, float* sums);
   // The same of 32.
   FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
@@ -152,12 +152,21 @@ struct TileProduct {
   }
 };
 
-// M tiles of pixels by N vectors of output channels into sums[M * 16][32]. Special: of the parts that are multiplied
+constexpr int kPixelTile = 4, kWeightTile = 6;  // registers 0 to 3 hold the sums, two pixels, two weights
+
+// The tiles of a session that multiplies TileSum::rows pixels at a time.
+static inline TileConfig tiles_of_rows(int64_t rows) {
+  TileConfig config = whole_tiles();
+  for (int t = 0; t < kWeightTile; ++t) config.rows[t] = static_cast<uint8_t>(rows);
+  return config;
+}
+
+// M tiles of pixels by N vectors of output channels into sums[M * rows][32]. Special: of the parts that are multiplied
 // with smaller ones, those are read that have zeros for infinities and NaN.
 template <class P, bool Special, int M, int N>
 [[gnu::noinline]] static void multiply_tiles(const TileSum& s, const PixelTile* tiles, float* sums) {
   static_assert(M * N <= 4 && N <= 2);
-  constexpr int kA = 4, kB = 6;  // registers 0 to 3 hold the sums
+  constexpr int kA = kPixelTile, kB = kWeightTile;
   constexpr bool kHeld = M <= 2;
   constexpr int64_t kTileBytes = 16 * 64 * N, kPitch = 64 * N;
   Tiles::fence();
@@ -206,8 +215,8 @@ template <class P, bool Special, int M, int N>
   if constexpr (P::kFirst < P::kProducts)
     products(std::integral_constant<int, P::kFirst>{}, std::make_integer_sequence<int, P::kProducts - P::kFirst>{});
   each([&](auto m) {
-    Tiles::store<m * N>(sums + m * 16 * 32, 128);
-    if constexpr (N == 2) Tiles::store<m * N + 1>(sums + m * 16 * 32 + 16, 128);
+    Tiles::store<m * N>(sums + m * s.rows * 32, 128);
+    if constexpr (N == 2) Tiles::store<m * N + 1>(sums + m * s.rows * 32 + 16, 128);
   });
 }
 
