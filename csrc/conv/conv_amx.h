@@ -175,9 +175,14 @@ template <class P, bool Special, int M, int N>
     if constexpr (M > 1) f(std::integral_constant<int, 1>{});
     if constexpr (M > 2) f(std::integral_constant<int, 2>{}), f(std::integral_constant<int, 3>{});
   };
-  each([](auto m) {
-    Tiles::zero<m * N>();
-    if constexpr (N == 2) Tiles::zero<m * N + 1>();
+  each([&](auto m) {
+    if (s.add) {
+      Tiles::load<m * N>(sums + m * s.rows * 32, 128);
+      if constexpr (N == 2) Tiles::load<m * N + 1>(sums + m * s.rows * 32 + 16, 128);
+    } else {
+      Tiles::zero<m * N>();
+      if constexpr (N == 2) Tiles::zero<m * N + 1>();
+    }
   });
   const char* x[M];
   int64_t pitch[M];

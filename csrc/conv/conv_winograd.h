@@ -96,7 +96,7 @@ class Winograd {
     constexpr int64_t kWeights = 1 << 22;  // floats that every block of tiles may read again
     // More weights than the second cache holds come faster than they are used only by blocks of two panels.
     const bool streamed = weight_floats() > 1 << 18;
-    const int64_t least_tiles = streamed ? 2 * Product::kRows : Product::kRows;
+    const int64_t least_tiles = Product::least_tiles(streamed);
     const bool few = p.packing == Packing::none && tiles.count <= kShared;  // to keep all transformed weights for them
     parts = 1;
     if (tiles.count >= least_tiles * threads && weight_floats() <= kWeights && !few) {
@@ -159,7 +159,8 @@ class Winograd {
   }
   // Where in all transformed weights a chunk of a block of outputs starts, and how far apart its points are.
   float* weights_of(float* u, int64_t k_block, int64_t c0) const {
-    if constexpr (Product::kPointsFirst) return u + Product::weight_channels(cg) * k_block * kBlock;
+    if constexpr (Product::kPointsFirst)
+      return u + Product::weight_channels(cg) * k_block * kBlock + c0 * width_of(k_block);
     const int64_t before = k_block * ceil_div(cg, chunk) + c0 / chunk;  // chunks, which are padded by a vector each
     return u + kPoints * (k_block * cg * kBlock + c0 * width_of(k_block) + before * L);
   }
@@ -234,8 +235,10 @@ class Winograd {
   void finish_outputs(const Block& b, int64_t first, int64_t last, int64_t group, int64_t span, float* u,
                       const Scratch& s) const {
     const int64_t k_block = span * wide, width = span_width(span);
-    for (int64_t c0 = 0; c0 < cg; c0 += chunk) {
-      const int64_t channels = least(chunk, cg - c0);
+    // Weights of which a point's lie together are multiplied in one go where they stand.
+    const int64_t at_once = Product::kPointsFirst && u != nullptr ? cg : chunk;
+    for (int64_t c0 = 0; c0 < cg; c0 += at_once) {
+      const int64_t channels = least(at_once, cg - c0);
       const int64_t u_point = u == nullptr ? weight_point(channels, width) : point_of(k_block, c0);
       if (u == nullptr)
         for (int64_t i = 0; i * kBlock < width; ++i)

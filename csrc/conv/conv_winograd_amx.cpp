@@ -21,9 +21,10 @@ struct WinogradParts {
   static constexpr int kWide = 4;
   // Parts of inputs are dear, and two factors that come from the second cache hold the tiles up.
   static constexpr bool kRepeatsInputs = false, kPointsFirst = true;
+  static constexpr int64_t least_tiles(bool streamed) { return streamed ? 3 * kRows / 2 : kRows; }
   static constexpr int64_t floats_of_block(bool streamed) { return streamed ? 3 << 19 : 1 << 18; }
 
-  static int64_t chunk(int64_t channels, int) { return channels; }
+  static int64_t chunk(int64_t, int) { return 128; }
   static int64_t weight_channels(int64_t channels) { return round_up(channels, kChannels); }
   static int64_t pitch(int64_t) { return 32; }
   // An even number of panels: tiles are multiplied two by two.
@@ -61,21 +62,21 @@ struct WinogradParts {
 
   template <int MH, int MW, bool Rotated>
   static void weights(const float* taps, int64_t channels, int64_t width, float* u, int64_t u_point) {
-    constexpr int kPoints = (MH + 2) * (MW + 2);
-    alignas(64) float points[2][kPoints * L];
+    alignas(64) static constexpr float kNone[9 * L]{};
+    alignas(64) float points[(MH + 2) * (MW + 2) * L];
+    const auto taps_of = [&](int64_t c) { return c < channels ? taps + c * 9 * L : kNone; };
     for (int64_t c = 0; c < channels; c += kChannels, u += kChannels * width)
-      for (int64_t j = c; j < c + L; ++j) {
-        for (int i = 0; i < 2; ++i) {
-          if (j + i * L < channels) {
-            winograd_weight<MH, MW, Rotated>(taps + (j + i * L) * 9 * L, points[i], L);
-          } else {
-            for (int xi = 0; xi < kPoints; ++xi) store(points[i] + xi * L, Vec<float>(0.0f));
-          }
-        }
-        for (int xi = 0; xi < kPoints; ++xi) {
-          float* to = u + xi * u_point + (j - c) * width;
-          put_pair(load(points[0] + xi * L), load(points[1] + xi * L), to, to + L * width);
-        }
+      for (int64_t j = 0; j < L; ++j) {
+        winograd_weight<MH, MW, Rotated>(taps_of(c + j), points, L);
+        const float* w = taps_of(c + j + L);
+        transform_tile<WinogradAlgebra<MH>::weight, WinogradAlgebra<MW>::weight>(
+            [&](int r, int s)
+                __attribute__((always_inline)) { return load(w + (Rotated ? 8 - (r * 3 + s) : r * 3 + s) * L); },
+            [&](int r, int s, Vec<float> v) __attribute__((always_inline)) {
+              const int xi = r * (MW + 2) + s;
+              float* to = u + xi * u_point + j * width;
+              put_pair(load(points + xi * L), v, to, to + L * width);
+            });
       }
   }
 
@@ -86,9 +87,10 @@ struct WinogradParts {
     const TileSession session(tiles_of_rows(b.rows));
     TileStep steps[kMostWinogradTileChannels / kChannels];
     const int64_t tile = b.rows * kLine;
-    TileSum s{steps, p.c_padded / kChannels, tile, nullptr, nullptr, nullptr, 0, b.rows};
+    const int64_t channels = weight_channels(p.channels);
+    TileSum s{steps, channels / kChannels, tile, nullptr, nullptr, nullptr, 0, b.rows, p.c0 > 0};
     for (int64_t i = 0; i < s.count; ++i) steps[i] = {i * 2 * tile, i * L};
-    const int64_t block = p.c_padded * 32, rows = b.first_of(p.last) - b.first_of(p.first);
+    const int64_t block = channels * 32, rows = b.first_of(p.last) - b.first_of(p.first);
     const int64_t pairs = ceil_div(p.last - p.first, 2);
     for (int64_t xi = 0; xi < p.points; ++xi, u += p.u_point)
       for (int64_t n = 0; n < p.width; n += 32) {
@@ -103,7 +105,7 @@ struct WinogradParts {
           const int64_t count = Tile::tiles_at_once(p.last - panel, vectors);
           PixelTile tiles[4];
           for (int64_t m = 0; m < count; ++m)
-            tiles[m] = {b.v + xi * b.v_point + b.first_of(panel + m) * p.c_padded, kLine};
+            tiles[m] = {b.v + xi * b.v_point + b.first_of(panel + m) * p.c_padded + p.c0 * b.rows, kLine};
           Tile::multiply(s, false, tiles, count, vectors,
                          p.sums + xi * p.s_point + rows * n + (b.first_of(panel) - b.first_of(p.first)) * 32);
           panel += count;

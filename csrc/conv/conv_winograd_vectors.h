@@ -86,6 +86,7 @@ struct WinogradVectors {
   static constexpr int kWide = 1;                             // blocks of outputs that are multiplied together
   static constexpr bool kRepeatsInputs = true;                // rather than meet once more
   static constexpr bool kPointsFirst = false;                 // whether all outputs of a point lie together in U
+  static constexpr int64_t least_tiles(bool streamed) { return streamed ? 2 * kRows : kRows; }
   static constexpr int64_t floats_of_block(bool) { return 128 << 10; }  // of V and S, for the second cache
 
   // Longer chains are faster and less exact. The tiles that need the more exact sums are taken where 32 are enough
