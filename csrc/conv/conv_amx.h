@@ -80,14 +80,15 @@ struct TileProduct {
   }
   FASTCV_INLINE Split split(Vec<Acc> v) {
     Split s;
-    const __m512i x = (__m512i)v.v, infinity = _mm512_set1_epi32(0x7f800000);
+    const __m512i x = (__m512i)v.v;
     if constexpr (Parts == 1) {
       s.part[0] = nearest_bf16(x);
     } else {
       s.part[0] = near_bf16(x);
-      if (_mm512_cmpeq_epi32_mask(_mm512_and_si512(s.part[0], infinity), infinity) != 0) [[unlikely]]
-        return split_special(x);
       __m512 rest = _mm512_sub_ps((__m512)x, (__m512)s.part[0]);
+      // Infinity or NaN where x or its first part is; of a NaN full of ones near_bf16 makes a zero.
+      if (_mm512_fpclass_ps_mask(rest, 0x99) != 0) [[unlikely]]
+        return split_special(x);
 #pragma GCC unroll 2
       for (int i = 1; i < Parts; ++i) {
         s.part[i] = near_bf16((__m512i)rest);

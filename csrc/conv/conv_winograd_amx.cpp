@@ -41,11 +41,15 @@ struct WinogradParts {
     const auto pair = [](__m512i a, __m512i b) {
       return (Vec<float>)(__m512)_mm512_or_si512(_mm512_srli_epi32(a, 16), b);
     };
-    const __m512i a = near_bf16((__m512i)even.v), b = near_bf16((__m512i)odd.v);
-    const __m512i rest_a = near_bf16((__m512i)_mm512_sub_ps(even.v, (__m512)a));
-    const __m512i rest_b = near_bf16((__m512i)_mm512_sub_ps(odd.v, (__m512)b));
+    __m512i a = near_bf16((__m512i)even.v), b = near_bf16((__m512i)odd.v);
+    const __m512 rest_a = _mm512_sub_ps(even.v, (__m512)a), rest_b = _mm512_sub_ps(odd.v, (__m512)b);
+    if (_mm512_cmp_ps_mask(rest_a, rest_b, _CMP_UNORD_Q) != 0) [[unlikely]] {  // near_bf16 loses a NaN full of ones
+      const __m512i nan = _mm512_set1_epi32(0x7fc00000);
+      a = _mm512_mask_mov_epi32(a, _mm512_cmp_ps_mask(rest_a, rest_a, _CMP_UNORD_Q), nan);
+      b = _mm512_mask_mov_epi32(b, _mm512_cmp_ps_mask(rest_b, rest_b, _CMP_UNORD_Q), nan);
+    }
     store(high, pair(a, b));
-    store(low, pair(rest_a, rest_b));
+    store(low, pair(near_bf16((__m512i)rest_a), near_bf16((__m512i)rest_b)));
   }
 
   // The first vector waits as it is where its high part will stand.
