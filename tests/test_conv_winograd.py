@@ -246,7 +246,7 @@ def test_three_products_take_it_where_maps_are_large(channels_last: bool) -> Non
         for c, k, size in ((64, 64, 56), (128, 128, 28), (64, 64, 224), (128, 256, 56), (512, 512, 28), (512, 512, 20)):
             assert chosen_for(c, k, size, n) == "winograd4_bf16x3_amx", (c, k, size)
         for c, k, size in ((256, 256, 14), (512, 512, 14), (512, 512, 7), (3, 64, 224), (64, 8, 56), (32, 32, 28)):
-            assert chosen_for(c, k, size, n) == "igemm_bf16x3_amx", (c, k, size)
+            assert chosen_for(c, k, size, n).startswith("igemm"), (c, k, size)
     assert chosen_for(512, 512, 28, 1, dilation=4) == "winograd4_bf16x3_amx"
     assert chosen_for(64, 64, 7, 1, dilation=2) == "igemm_bf16x3_amx"  # tiles of few pixels
 
