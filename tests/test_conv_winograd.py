@@ -248,7 +248,7 @@ def test_three_products_take_it_where_maps_are_large(channels_last: bool) -> Non
         for c, k, size in ((256, 256, 14), (512, 512, 14), (512, 512, 7), (3, 64, 224), (64, 8, 56), (32, 32, 28)):
             assert chosen_for(c, k, size, n).startswith("igemm"), (c, k, size)
     assert chosen_for(512, 512, 28, 1, dilation=4) == "winograd4_bf16x3_amx"
-    assert chosen_for(64, 64, 7, 1, dilation=2) == "igemm_bf16x3_amx"  # tiles of few pixels
+    assert chosen_for(64, 64, 50, 1, dilation=12) == "igemm_bf16x3_amx"  # tiles hold few pixels
 
 
 def test_few_channels_and_other_kernels_do_not() -> None:

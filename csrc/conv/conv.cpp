@@ -168,15 +168,16 @@ const char* slower_bf16x3(const ConvParams& p) {
   if (c < 8 && (!p.channels_last || c * p.kernel[2] <= 16)) return "fills tiles of 32 channels with zeros";
   return slower_tiles(p);
 }
-// F(4x4) instead of a direct sum, both of three products, for one image. The unit is an output of the direct kernel: a
-// tile of 16 outputs costs 11, nine of them products, and its transforms, which few channels on the other side share.
-// Four times the bytes of weights have to come; a tenth of an image of 32 x 32 is done meanwhile.
+// F(4x4) instead of a direct sum, both of three products, for one image whose weights are kept. The unit is an output
+// of the direct kernel, which many channels slow down because both factors then come from the second-level cache. A
+// tile of 16 outputs costs 11, nine of them products, and its transforms, which few channels on the other side share;
+// to fetch four times the bytes of weights costs as much as 250. Fitted to 63 layers on one and two threads.
 const char* slower_winograd_bf16x3(const ConvParams& p) {
   const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
   if (c < 32) return "fills tiles of 32 channels with zeros";
   const double tiles = winograd_cut(Algorithm::winograd4, p.out, p.dilation).tiles;
-  const double direct = static_cast<double>(p.out[1] * p.out[2]);
-  return tiles * (11 + 50 / c + 100 / k) + 100 < direct ? nullptr : "is for larger images or more channels";
+  const double direct = static_cast<double>(p.out[1] * p.out[2]) * (1 + c / 768);
+  return tiles * (11 + 50 / c + 100 / k) + 250 < direct ? nullptr : "is for larger images or more channels";
 }
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
 // more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
