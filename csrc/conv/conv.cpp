@@ -171,7 +171,7 @@ const char* slower_bf16x3(const ConvParams& p) {
 // F(4x4) instead of a direct sum, both of three products, for one image whose weights are kept. The unit is an output
 // of the direct kernel, which many channels slow down because both factors then come from the second-level cache. A
 // tile of 16 outputs costs 11, nine of them products, and its transforms, which few channels on the other side share;
-// to fetch four times the bytes of weights costs as much as 250. Fitted to 63 layers on one and two threads.
+// to fetch four times the bytes of weights costs as much as 250. Fitted to 73 layers on one and two threads.
 const char* slower_winograd_bf16x3(const ConvParams& p) {
   const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
   if (c < 32) return "fills tiles of 32 channels with zeros";
