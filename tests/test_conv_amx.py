@@ -23,7 +23,8 @@ from fastcv.testing import assert_close, max_error, runnable_variants
 
 CONV, DGRAD = torch.ops.fastcv.conv, torch.ops.fastcv.conv_dgrad
 CSRC = Path(__file__).parents[1] / "csrc"
-ROWS = [name for name in runnable_variants("conv") if "_amx" in name]
+# test_conv_winograd.py has the row that does not sum directly.
+ROWS = [name for name in runnable_variants("conv") if "_amx" in name and "winograd" not in name]
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)
 
 # ---- the model ------------------------------------------------------------------------------------------------------
@@ -226,7 +227,8 @@ def test_errors_are_as_stated(name: str, layout: torch.memory_format) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", [3, 40])
 def test_infinities_and_nan_survive_the_split(variant: str, where: str, layout: torch.memory_format, channels: int) -> None:
-    inf, nan = float("inf"), float("nan")
+    inf = float("inf")
+    nan = torch.tensor(-1, dtype=torch.int32).view(torch.float32)  # full of ones, which rounding carries over
     # Weights of few bits: parts of theirs are zeros, which an infinity must not meet.
     x, w = normal(1, channels, 9, 9).to(memory_format=layout), normal(20, channels, 3, 3, seed=1).bfloat16().float()
     if where != "w":

@@ -1,9 +1,9 @@
 // The AMX tile instructions that the kernels use, by number of the tile register, which is a template argument.
 //
-// Tiles are state of the thread: a TileSession configures all eight as 16 rows of 64 bytes and gives them back at its
-// end. Loads and stores are ordered with ordinary memory accesses only by a session and by store(): data that a load
-// reads must have been written before the kernel was entered, which fence() tells the compiler.
-// A file that defines FASTCV_TILE_MODEL first gets the software model of common/amx_model.h in their place.
+// Tiles are state of the thread: a TileSession configures all eight, as 16 rows of 64 bytes unless told otherwise, and
+// gives them back at its end. Loads and stores are ordered with ordinary memory accesses only by a session and by
+// store(): data that a load reads must have been written before the kernel was entered, which fence() tells the
+// compiler. A file that defines FASTCV_TILE_MODEL first gets the software model of common/amx_model.h in their place.
 #pragma once
 #include "common/types.h"
 
@@ -62,7 +62,7 @@ namespace fastcv::FASTCV_ISA {
 
 class TileSession {
  public:
-  TileSession() { Tiles::configure(whole_tiles()); }
+  explicit TileSession(const TileConfig& config = whole_tiles()) { Tiles::configure(config); }
   ~TileSession() { Tiles::release(); }
   TileSession(const TileSession&) = delete;
   TileSession& operator=(const TileSession&) = delete;

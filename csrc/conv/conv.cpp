@@ -153,6 +153,12 @@ const char* why_not_bf16x6_tiles(const ConvParams& p) {
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   return p.dtype != DType::f32 ? "needs float32" : why_not_tiles(p);
 }
+const char* why_not_winograd_bf16x3(const ConvParams& p) {
+  if (p.dtype != DType::f32 || (p.precision != Precision::high && p.precision != Precision::medium))
+    return "needs float32 of precision high";
+  if (p.c > kMostWinogradTileChannels * p.groups) return "needs at most 2048 channels in a group";
+  return why_not_winograd(p);
+}
 const char* slower_tiles(const ConvParams& p) {
   return p.groups > 1 && p.c / p.groups < 32 ? "fills tiles of 32 channels with zeros" : nullptr;
 }
@@ -161,6 +167,17 @@ const char* slower_bf16x3(const ConvParams& p) {
   const int64_t c = p.c / p.groups;
   if (c < 8 && (!p.channels_last || c * p.kernel[2] <= 16)) return "fills tiles of 32 channels with zeros";
   return slower_tiles(p);
+}
+// F(4x4) instead of a direct sum, both of three products, for one image whose weights are kept. The unit is an output
+// of the direct kernel, which many channels slow down because both factors then come from the second-level cache. A
+// tile of 16 outputs costs 11, nine of them products, and its transforms, which few channels on the other side share;
+// to fetch four times the bytes of weights costs as much as 250. Fitted to 73 layers on one and two threads.
+const char* slower_winograd_bf16x3(const ConvParams& p) {
+  const double c = static_cast<double>(p.c / p.groups), k = static_cast<double>(p.k / p.groups);
+  if (c < 32) return "fills tiles of 32 channels with zeros";
+  const double tiles = winograd_cut(Algorithm::winograd4, p.out, p.dilation).tiles;
+  const double direct = static_cast<double>(p.out[1] * p.out[2]) * (1 + c / 768);
+  return tiles * (11 + 50 / c + 100 / k) + 250 < direct ? nullptr : "is for larger images or more channels";
 }
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
 // more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
@@ -181,6 +198,8 @@ constexpr Variant<ConvParams> kRows[] = {
 #if defined(__x86_64__)
     {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16,
      &slower_tiles, &amx::conv_igemm_bf16_kept},
+    {"winograd4_bf16x3_amx", Isa::amx, &why_not_winograd_bf16x3, &amx::conv_winograd4_bf16x3_workspace,
+     &amx::conv_winograd4_bf16x3, &slower_winograd_bf16x3, &amx::conv_winograd4_bf16x3_kept},
     {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3,
      &slower_bf16x3, &amx::conv_igemm_bf16x3_kept},
     {"igemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16_dot, &avx512bf16::conv_igemm_bf16_workspace,
@@ -240,6 +259,9 @@ constexpr Variant<ConvParams> kRows[] = {
      &amxmodel::conv_igemm_bf16, nullptr, &amxmodel::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_bf16x3_tiles, &amxmodel::conv_igemm_bf16x3_workspace,
      &amxmodel::conv_igemm_bf16x3, nullptr, &amxmodel::conv_igemm_bf16x3_kept},
+    {"winograd4_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_winograd_bf16x3,
+     &amxmodel::conv_winograd4_bf16x3_workspace, &amxmodel::conv_winograd4_bf16x3, nullptr,
+     &amxmodel::conv_winograd4_bf16x3_kept},
     {"igemm_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_bf16x6_tiles, &amxmodel::conv_igemm_bf16x6_workspace,
      &amxmodel::conv_igemm_bf16x6, &slower_bf16x6, &amxmodel::conv_igemm_bf16x6_kept},
 #endif

@@ -126,12 +126,15 @@ void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
 size_t conv_igemm_bf16_kept(const ConvParams&);
 }  // namespace avx512bf16
-inline constexpr int64_t kMostTileStride = 8;
+inline constexpr int64_t kMostTileStride = 8, kMostWinogradTileChannels = 2048;  // of a group
 #define FASTCV_CONV_TILE_KERNELS(isa, linked)                                \
   namespace isa {                                                            \
   linked void conv_igemm_bf16(const ConvParams&, const Exec&);               \
   linked void conv_igemm_bf16x3(const ConvParams&, const Exec&);             \
   linked void conv_igemm_bf16x6(const ConvParams&, const Exec&);             \
+  linked void conv_winograd4_bf16x3(const ConvParams&, const Exec&);         \
+  linked size_t conv_winograd4_bf16x3_workspace(const ConvParams&, int);     \
+  linked size_t conv_winograd4_bf16x3_kept(const ConvParams&);               \
   linked size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);   \
   linked size_t conv_igemm_bf16x3_workspace(const ConvParams&, int threads); \
   linked size_t conv_igemm_bf16x6_workspace(const ConvParams&, int threads); \

@@ -80,14 +80,15 @@ struct TileProduct {
   }
   FASTCV_INLINE Split split(Vec<Acc> v) {
     Split s;
-    const __m512i x = (__m512i)v.v, infinity = _mm512_set1_epi32(0x7f800000);
+    const __m512i x = (__m512i)v.v;
     if constexpr (Parts == 1) {
       s.part[0] = nearest_bf16(x);
     } else {
       s.part[0] = near_bf16(x);
-      if (_mm512_cmpeq_epi32_mask(_mm512_and_si512(s.part[0], infinity), infinity) != 0) [[unlikely]]
-        return split_special(x);
       __m512 rest = _mm512_sub_ps((__m512)x, (__m512)s.part[0]);
+      // Infinity or NaN where x or its first part is; of a NaN full of ones near_bf16 makes a zero.
+      if (_mm512_fpclass_ps_mask(rest, 0x99) != 0) [[unlikely]]
+        return split_special(x);
 #pragma GCC unroll 2
       for (int i = 1; i < Parts; ++i) {
         s.part[i] = near_bf16((__m512i)rest);
@@ -122,7 +123,7 @@ struct TileProduct {
   FASTCV_INLINE int64_t tiles_at_once(int64_t left, int vectors) {
     return vectors == 2 ? least(2, left) : left >= 4 ? 4 : least(2, left);
   }
-  // So many tiles of pixels by 16 * vectors output channels into sums[count * 16][32].
+  // So many tiles of pixels by 16 * vectors output channels into sums[count * rows][32].
   static void multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count, int vectors, float* sums);
   // The same of 32.
   FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
@@ -152,12 +153,21 @@ struct TileProduct {
   }
 };
 
-// M tiles of pixels by N vectors of output channels into sums[M * 16][32]. Special: of the parts that are multiplied
+constexpr int kPixelTile = 4, kWeightTile = 6;  // registers 0 to 3 hold the sums, two pixels, two weights
+
+// The tiles of a session that multiplies TileSum::rows pixels at a time.
+static inline TileConfig tiles_of_rows(int64_t rows) {
+  TileConfig config = whole_tiles();
+  for (int t = 0; t < kWeightTile; ++t) config.rows[t] = static_cast<uint8_t>(rows);
+  return config;
+}
+
+// M tiles of pixels by N vectors of output channels into sums[M * rows][32]. Special: of the parts that are multiplied
 // with smaller ones, those are read that have zeros for infinities and NaN.
 template <class P, bool Special, int M, int N>
 [[gnu::noinline]] static void multiply_tiles(const TileSum& s, const PixelTile* tiles, float* sums) {
   static_assert(M * N <= 4 && N <= 2);
-  constexpr int kA = 4, kB = 6;  // registers 0 to 3 hold the sums
+  constexpr int kA = kPixelTile, kB = kWeightTile;
   constexpr bool kHeld = M <= 2;
   constexpr int64_t kTileBytes = 16 * 64 * N, kPitch = 64 * N;
   Tiles::fence();
@@ -166,9 +176,14 @@ template <class P, bool Special, int M, int N>
     if constexpr (M > 1) f(std::integral_constant<int, 1>{});
     if constexpr (M > 2) f(std::integral_constant<int, 2>{}), f(std::integral_constant<int, 3>{});
   };
-  each([](auto m) {
-    Tiles::zero<m * N>();
-    if constexpr (N == 2) Tiles::zero<m * N + 1>();
+  each([&](auto m) {
+    if (s.add) {
+      Tiles::load<m * N>(sums + m * s.rows * 32, 128);
+      if constexpr (N == 2) Tiles::load<m * N + 1>(sums + m * s.rows * 32 + 16, 128);
+    } else {
+      Tiles::zero<m * N>();
+      if constexpr (N == 2) Tiles::zero<m * N + 1>();
+    }
   });
   const char* x[M];
   int64_t pitch[M];
@@ -206,8 +221,8 @@ template <class P, bool Special, int M, int N>
   if constexpr (P::kFirst < P::kProducts)
     products(std::integral_constant<int, P::kFirst>{}, std::make_integer_sequence<int, P::kProducts - P::kFirst>{});
   each([&](auto m) {
-    Tiles::store<m * N>(sums + m * 16 * 32, 128);
-    if constexpr (N == 2) Tiles::store<m * N + 1>(sums + m * 16 * 32 + 16, 128);
+    Tiles::store<m * N>(sums + m * s.rows * 32, 128);
+    if constexpr (N == 2) Tiles::store<m * N + 1>(sums + m * s.rows * 32 + 16, 128);
   });
 }
 

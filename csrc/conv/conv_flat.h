@@ -271,6 +271,8 @@ struct TileSum {
   const uint32_t* clean;    // [step][16 pairs of channels][vectors][16]: their highest parts with zeros for inf and NaN
   const char* ahead;        // lines to fetch into the second-level cache, so many at each step; nullptr: none
   int64_t ahead_lines;
+  int64_t rows = 16;  // pixels of a tile
+  bool add = false;   // to the sums that stand there
 };
 
 // The most that a chunk needs of each.

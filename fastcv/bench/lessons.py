@@ -90,6 +90,11 @@ ALGORITHMS = {
         "Winograd's F(4x4, 3x3): 16 outputs from 36 multiplications instead of 144. Fewer multiplications than F(2x2), larger "
         "transforms, and constants that cost some accuracy."
     ),
+    "winograd4_bf16x3": (
+        "F(4x4) with its 36 matrix products on AMX tiles, each factor in two bfloat16 parts: a quarter of the products, and each of "
+        "them as cheap as tiles make it, so transforms and bytes take half of the time. Transformed weights are four times the bytes "
+        "of the direct kernel's: maps of 14 x 14 and less take that one. The transforms amplify what the parts leave out 7 times."
+    ),
     "winograd4x2": (
         "Winograd's F(4x2, 3x3): eight outputs from 24 multiplications instead of 72, a compromise between the accuracy of "
         "F(2x2) and the speed of F(4x4)."
