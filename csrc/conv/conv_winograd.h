@@ -17,7 +17,8 @@
 //   outputs: threads take blocks of outputs, transform just their weights, chunk by chunk, and each makes V of a large
 //            block of tiles for itself. For deep layers on small maps, where the weights are the larger part.
 //   shared:  the same with one V for all, where many threads would make it too often.
-// Kept weights (Packing) spare both their transforms.
+// Kept weights (Packing) spare both their transforms, or, where transformed ones would come from memory more slowly
+// than they are made, the gathering.
 #pragma once
 #include "conv/conv_store.h"
 #include "conv/conv_winograd_algebra.h"
@@ -40,7 +41,7 @@ class Winograd {
     plan(threads / teams);
   }
   size_t workspace() const { return static_cast<size_t>(teams) * team_bytes(); }
-  size_t kept() const { return static_cast<size_t>(p.groups) * bytes(weight_floats()); }
+  size_t kept() const { return static_cast<size_t>(p.groups) * group_kept(); }
 
   void run(const Exec& exec) {
     parallel_slots(exec, teams > 1 ? p.groups : 1, 1, [&](int team, int64_t begin, int64_t end) {
@@ -53,6 +54,8 @@ class Winograd {
 
  private:
   enum class Mode { tiles, outputs, shared };
+  static constexpr int64_t kManyWeights = 1 << 22;  // floats: more are not read again for every block of tiles
+  static constexpr int64_t kFewTiles = 16;          // of an image, whose weights come more slowly than they are used
 
   struct Scratch {
     float *v, *u, *sums, *band, *staging;
@@ -63,11 +66,8 @@ class Winograd {
 
   void run_group(const Exec& exec, int64_t g) const {
     char *base = static_cast<char*>(exec.workspace), *slots_base = base + shared_bytes;
-    float* u =
-        p.packing == Packing::none
-            ? nullptr
-            : reinterpret_cast<float*>(static_cast<char*>(p.packed) + static_cast<size_t>(g) * bytes(weight_floats()));
-    if (p.packing == Packing::fill) transform_all_weights(exec, u, slots_base, g);
+    float* u = p.packing == Packing::none || keeps_taps() ? nullptr : kept_of(g);
+    if (p.packing == Packing::fill) fill(exec, u, slots_base, g);
     else if (mode == Mode::shared) run_shared(exec, reinterpret_cast<float*>(base), u, slots_base, g);
     else if (mode == Mode::outputs) run_outputs(exec, u, slots_base, g);
     else run_tiles(exec, u == nullptr ? reinterpret_cast<float*>(base) : u, slots_base, g);
@@ -92,14 +92,13 @@ class Winograd {
   static int64_t floats(int64_t tiles_, int64_t width) { return kPoints * (Product::room(tiles_) * width + kPad); }
 
   void choose_mode(int threads) {
-    constexpr int64_t kShared = 64;        // tiles of a block of outputs
-    constexpr int64_t kWeights = 1 << 22;  // floats that every block of tiles may read again
+    constexpr int64_t kShared = 64;  // tiles of a block of outputs
     // More weights than the second cache holds come faster than they are used only by blocks of two panels.
     const bool streamed = weight_floats() > 1 << 18;
     const int64_t least_tiles = Product::least_tiles(streamed);
     const bool few = p.packing == Packing::none && tiles.count <= kShared;  // to keep all transformed weights for them
     parts = 1;
-    if (tiles.count >= least_tiles * threads && weight_floats() <= kWeights && !few) {
+    if (tiles.count >= least_tiles * threads && weight_floats() <= kManyWeights && !few) {
       mode = Mode::tiles;
       wide = least(Product::kWide, k_blocks);
       block = most(least_tiles, Product::floats_of_block(streamed) / (kPoints * (c_padded + wide * kBlock)));
@@ -173,6 +172,31 @@ class Winograd {
                                             : cg * round_up(kg, L) + k_blocks * ceil_div(cg, chunk) * L);
   }
 
+  // Transformed weights are up to four times the bytes. Where a call waits for them, what is kept is gathered but not
+  // transformed: [vector of outputs][channel][tap][L].
+  bool keeps_taps() const {
+    return !Product::kPointsFirst && weight_floats() > kManyWeights && tiles.count <= kFewTiles * p.n;
+  }
+  int64_t taps_of_vector() const { return cg * 9 * L; }
+  size_t group_kept() const { return bytes(keeps_taps() ? ceil_div(kg, L) * taps_of_vector() : weight_floats()); }
+  float* kept_of(int64_t group) const {
+    return reinterpret_cast<float*>(static_cast<char*>(p.packed) + static_cast<size_t>(group) * group_kept());
+  }
+  float* taps_of(int64_t group, int64_t k0, int64_t c0) const {
+    return kept_of(group) + k0 / L * taps_of_vector() + c0 * 9 * L;
+  }
+  // Those of the next chunk of a block of outputs, if they are kept.
+  const float* taps_ahead(int64_t group, int64_t k_block, int64_t c0) const {
+    return keeps_taps() && p.packing == Packing::ready && c0 < cg ? taps_of(group, k_block * kBlock, c0) : nullptr;
+  }
+
+  void fill(const Exec& exec, float* u, char* slots_base, int64_t group) const {
+    if (u != nullptr) return transform_all_weights(exec, u, slots_base, group);
+    parallel_slots(exec, ceil_div(kg, L), 1, [&](int, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) gather_weights(group, i * L, 0, cg, taps_of(group, i * L, 0));
+    });
+  }
+
   void transform_all_weights(const Exec& exec, float* u, char* slots_base, int64_t group) const {
     const int64_t chunks = ceil_div(cg, chunk);
     parallel_slots(exec, k_blocks * chunks, 1, [&](int slot, int64_t begin, int64_t end) {
@@ -244,9 +268,9 @@ class Winograd {
         for (int64_t i = 0; i * kBlock < width; ++i)
           transform_weights(group, k_block + i, c0, s.u + Product::weight_channels(channels) * i * kBlock, u_point,
                             s.staging);
-      Product::multiply(
-          {b, first, last, kPoints, c_padded, c0, channels, width, u_point, s.sums, sums_point(b, first, last, width)},
-          u == nullptr ? s.u : weights_of(u, k_block, c0));
+      Product::multiply({b, first, last, kPoints, c_padded, c0, channels, width, u_point, s.sums,
+                         sums_point(b, first, last, width), taps_ahead(group, k_block, c0 + at_once), taps_of_vector()},
+                        u == nullptr ? s.u : weights_of(u, k_block, c0));
     }
     transform_output(b, group, span, first, last, s);
   }
@@ -260,9 +284,12 @@ class Winograd {
   void transform_weights(int64_t group, int64_t k_block, int64_t c0, float* u, int64_t u_point, float* staging) const {
     const int64_t width = width_of(k_block), channels = least(chunk, cg - c0);
     for (int64_t n = 0; n < width; n += L) {
-      gather_weights(group, k_block * kBlock + n, c0, channels, staging);
-      if (p.transposed) Product::template weights<MH, MW, true>(staging, channels, width, u + n, u_point);
-      else Product::template weights<MH, MW, false>(staging, channels, width, u + n, u_point);
+      const int64_t k0 = k_block * kBlock + n;
+      const float* taps = staging;
+      if (keeps_taps() && p.packing == Packing::ready) taps = taps_of(group, k0, c0);
+      else gather_weights(group, k0, c0, channels, staging);
+      if (p.transposed) Product::template weights<MH, MW, true>(taps, channels, width, u + n, u_point);
+      else Product::template weights<MH, MW, false>(taps, channels, width, u + n, u_point);
     }
   }
 

@@ -25,6 +25,8 @@ struct WinogradProduct {
   int64_t u_point;  // between the weights of two points
   float* sums;      // [point][block of outputs][tile of the panels][pitch]
   int64_t s_point;
+  const float* taps_ahead;  // of the next chunk, two runs taps_step apart, fetched meanwhile; nullptr: none
+  int64_t taps_step;
 };
 
 }  // namespace fastcv::FASTCV_ISA

@@ -115,7 +115,8 @@ struct WinogradVectors {
   }
 
   // Weights are read once by a few panels, faster than they come from the third cache, and no hardware looks ahead over
-  // a page's end: so the first panels fetch those of the next point, which follow.
+  // a page's end: so the first panels fetch those of the next point, which follow. Where weights are transformed chunk
+  // by chunk, the next point's are near, and the first panel fetches the next chunk's taps.
   static void multiply(const WinogradProduct& p, const float* u) {
     const WinogradBlock& b = p.block;
     for (int64_t xi = 0; xi < p.points; ++xi, u += p.u_point)
@@ -125,7 +126,11 @@ struct WinogradVectors {
         float* s = p.sums + xi * p.s_point + (b.first_of(panel) - b.first_of(p.first)) * p.width;
         const int64_t part = panel - p.first, lines = p.width / L;  // of each channel's weights, a panel fetches one
         const float* ahead = u + (part < lines ? p.u_point + part * p.channels * L : 0);
-        const int64_t step = p.last - p.first < lines ? p.width : L;  // its neighbour comes along
+        int64_t step = p.last - p.first < lines ? p.width : L;  // its neighbour comes along
+        if (p.taps_ahead != nullptr && part == 0 && xi < 18) {  // nine points fetch a vector's
+          ahead = p.taps_ahead + xi / 9 * p.taps_step + xi % 9 * p.channels * L;
+          step = L;
+        }
         if (lines == 2) winograd_multiply<2>(rows, v, u, p.channels, s, p.width, p.c0 == 0, ahead, step);
         else winograd_multiply<1>(rows, v, u, p.channels, s, p.width, p.c0 == 0, ahead, step);
       }

@@ -2,7 +2,7 @@
 
 A convolution's are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision, and what
 fastcv.use and fastcv.tuned ask for) and again when the weight has changed, so that a weight that is used once, or for ever other
-sizes, costs what it always did. They take as much memory as the weight itself, in a Winograd convolution 1.8 to 4 times that. A
+sizes, costs what it always did. They take as much memory as the weight itself, in a Winograd convolution up to 4 times that. A
 linear layer's serve any input, and are arranged at the first call.
 """
 
