@@ -180,14 +180,20 @@ const char* slower_winograd_bf16x3(const ConvParams& p) {
   return tiles * (11 + 50 / c + 100 / k) + 250 < direct ? nullptr : "is for larger images or more channels";
 }
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
-// more. Sums of 1600 products and more err more than those of igemm_avx512, which adds them up in segments.
+// more. Sums of 6400 products err up to 1.4 times as much as torch's.
 const char* slower_bf16x6(const ConvParams& p) {
   const int64_t c = p.c / p.groups, k = p.k / p.groups, taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2], inputs = p.in[0] * p.in[1] * p.in[2];
+  int64_t output_taps = 1;  // of one output: a phase's
+  for (int i = 0; i < 3; ++i) output_taps *= Axis(p, i).most_taps();
   if (c < 32 || k < 32) return "is for 32 channels and more";
-  if (c * taps > 1600) return "adds up long sums less exactly";
-  if (pixels < 128) return "packs weights too slowly for small images";
+  if (c * output_taps > 6400) return "adds up long sums less exactly";
+  if (c > 256 && c * output_taps > 1600) return "packs and reads the weights of many channels slowly";
+  if (pixels < 128 || inputs < 64) return "packs weights too slowly for small images";
   if (!p.channels_last && taps == 1) return "transposes too much for a kernel of one tap";
+  const double all = static_cast<double>(p.out[1] * p.kernel[1]) * static_cast<double>(p.out[2] * p.kernel[2]);
+  if (p.stride[1] == 1 && p.stride[2] == 1 && fastcv::products(p, p.transposed) < 0.75 * all)
+    return "multiplies what lies outside of the image";
   const int64_t products = p.transposed ? inputs * taps : pixels * taps;
   return products * k < 64 * inputs ? "cuts many inputs into parts for few products" : nullptr;
 }

@@ -41,7 +41,12 @@ class Igemm {
     char* const base = static_cast<char*>(exec.workspace);
     char* const slot_base = base + weights.shared();
     weights.place(base);
-    if (p.packing != Packing::ready) weights.pack(exec, kGrain, slot_base, slot_bytes);
+    // Panels that a single chunk multiplies are packed by its thread, into its cache.
+    const bool packs_own = P::kPair == 1 && p.packing == Packing::none && plan.items == plan.groups * plan.kparts;
+    if (p.packing != Packing::ready) {
+      weights.prepare();
+      if (!packs_own) weights.pack(exec, kGrain, slot_base, slot_bytes);
+    }
     if (p.packing == Packing::fill) return;
     weights.load_rest();
     const int64_t item_cost = plan.rows * plan.cols * plan.kdim * (plan.folded ? p.k : plan.kg) / plan.kparts;
@@ -51,7 +56,13 @@ class Igemm {
       char* scratch = slot_base + slot * slot_bytes;
       const Sums sums(plan, scratch + sums_at);
       Products products(plan, weights, sums, scratch);
-      for (int64_t i = begin; i < end; ++i) run_chunk(products, sums, plan.chunk(i));
+      for (int64_t i = begin; i < end; ++i) {
+        const IgemmChunk chunk = plan.chunk(i);
+        if constexpr (P::kPair == 1)
+          for (int64_t panel = chunk.first_panel; packs_own && panel < chunk.last_panel; ++panel)
+            weights.pack_panel(chunk.group, panel);
+        run_chunk(products, sums, chunk);
+      }
     });
   }
 

@@ -13,6 +13,8 @@
 
 namespace fastcv::FASTCV_ISA {
 
+inline constexpr int64_t kMostBandTaps = 8;  // along the width, where pixels are taken by bands of columns
+
 FASTCV_INLINE size_t aligned_bytes(int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); }
 
 // A unit of work: a block of cells of one image and group, and some panels of its output channels.
@@ -51,9 +53,11 @@ struct IgemmPlan {
   int64_t rows_w, kdim;     // packed rows: of one (d, h) tap, of all
   bool copied, merged;      // inputs are read from a window; with the taps along the width side by side
   bool many_phases;         // in a plane: sums of all panels wait until all phases are done
+  bool banded;              // pixels are taken by the band of columns whose taps meet the same edges of the image
   Window window;
   int64_t rows, cols;  // cells of a chunk
   int64_t row_chunks, col_chunks, kparts, items;
+  bool panels_outside;  // all chunks of some panels come before other panels, not all panels of a chunk before others
 
   IgemmPlan(const ConvParams& params, int threads) : p(params) {
     arrange();
@@ -96,8 +100,8 @@ struct IgemmPlan {
 
   IgemmChunk chunk(int64_t item) const {
     IgemmChunk c;
-    const int64_t part = item % kparts;
-    item /= kparts;
+    const int64_t part = panels_outside ? item / (items / kparts) : item % kparts;
+    item = panels_outside ? item % (items / kparts) : item / kparts;
     c.group = item % groups;
     item /= groups;
     c.cell[2] = item % col_chunks * cols;
@@ -151,6 +155,9 @@ struct IgemmPlan {
       rows_w += row_length(d[2].transposed ? ceil_div(d[2].kernel - r, d[2].tap_step) : d[2].kernel);
     kdim = d[0].kernel * d[1].kernel * rows_w;
     many_phases = d[1].phases * d[2].phases > 1;
+    // Where taps reach far, whole tiles of pixels have the same taps outside of the image.
+    banded = !P::kTiles && !folded && !merged && d[2].kernel > 1 && d[2].kernel <= kMostBandTaps &&
+             4 * (d[2].high - d[2].low) >= d[2].in;
   }
 
   void cut(int threads) {
@@ -189,6 +196,10 @@ struct IgemmPlan {
     row_chunks = ceil_div(d[1].cells, rows);
     kparts = parts(others * row_chunks);
     items = others * row_chunks * kparts;
+    // What leaves the second-level cache comes again: the weights with every chunk, or the inputs with every panel.
+    const int64_t all_weights = kdim * vectors * kLanes, inputs = p.n * p.in[0] * p.in[1] * p.in[2] * cg;
+    panels_outside = !copied && !P::kTiles && all_weights > (int64_t{1} << 18) &&
+                     all_weights * (items / kparts) > inputs * groups * kparts;
   }
 };
 

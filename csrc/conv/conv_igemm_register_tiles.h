@@ -52,6 +52,7 @@ class RegisterTiles {
     const int64_t pixels = nh * nw;
     if (pixels == 0) return;
     Strip<P> s;
+    cut_bands(c, f, nw);
     s.taps = tabulate(c, f, nh, nw);
     s.zeros = zeros;
     s.row_pitch = pixels;
@@ -68,7 +69,7 @@ class RegisterTiles {
       const bool direct = plan.direct(panel);
       const int64_t pitch = direct ? d[2].out : c.columns;
       if (pitch != tabulated_pitch) {
-        tabulate_places(f, nh, nw, pitch);
+        tabulate_places(f, nh, pitch);
         tabulated_pitch = pitch;
       }
       s.rows = table;
@@ -85,8 +86,9 @@ class RegisterTiles {
         else s.out = static_cast<Acc*>(p.y) + first;
         s.out_pitch = p.k;
       }
-      if (direct || plan.many_phases) {
+      if (direct || plan.many_phases || plan.banded) {
         multiply(s, pixels, nv);
+        if (!direct && !plan.many_phases) sums.finish(c, f.od, panel);
         continue;
       }
       // One phase: pixels and places are consecutive, and few sums at a time stay in the first-level cache.
@@ -128,7 +130,30 @@ class RegisterTiles {
     }
   }
 
-  // Fills the table with the address of each pixel's input for each tap; returns the number of taps.
+  // Cuts a phase's nw columns where a tap enters or leaves the image; not at all unless the plan asks for it.
+  void cut_bands(const IgemmChunk& c, const IgemmPhase& f, int64_t nw) {
+    bands = 1;
+    edges[0] = 0;
+    edges[1] = nw;
+    if (!plan.banded) return;
+    const auto cut_at = [&](int64_t column) {
+      int64_t at = bands;
+      while (at > 0 && edges[at - 1] >= column) --at;
+      if (edges[at] == column) return;
+      for (int64_t i = ++bands; i > at; --i) edges[i] = edges[i - 1];
+      edges[at] = column;
+    };
+    const Dim& d = plan.d[2];
+    for (int64_t jw = 0; jw < f.tw.count; ++jw) {
+      const int64_t first = c.cell[2] * d.in_step + f.tw.offset + jw * f.tw.offset_step;
+      const Span exist = inside(first, d.in_step, d.in - 1, nw);
+      cut_at(exist.begin);
+      cut_at(exist.end);
+    }
+  }
+
+  // Fills the table with the address of each pixel's input for each tap, pixels band by band, then line by line;
+  // returns the number of taps.
   int64_t tabulate(const IgemmChunk& c, const IgemmPhase& f, int64_t nh, int64_t nw) const {
     const Dim* d = plan.d;
     const X* const none = zeros;
@@ -145,17 +170,21 @@ class RegisterTiles {
             first = c.cell[2] * step + f.tw.offset + jw * f.tw.offset_step;
             exist = inside(first, step, d[2].in - 1, nw);
           }
-          for (int64_t i = 0; i < nh; ++i) {
-            const int64_t ih = (c.cell[1] + i) * d[1].in_step + f.th.offset + jh * f.th.offset_step;
-            if (id < 0 || id >= d[0].in || ih < 0 || ih >= d[1].in) {
-              for (int64_t j = 0; j < nw; ++j) *out++ = none;
-              continue;
+          for (int64_t band = 0; band < bands; ++band) {
+            const int64_t left = edges[band], right = edges[band + 1];
+            const int64_t begin = most(left, least(exist.begin, right)), end = most(begin, least(exist.end, right));
+            for (int64_t i = 0; i < nh; ++i) {
+              const int64_t ih = (c.cell[1] + i) * d[1].in_step + f.th.offset + jh * f.th.offset_step;
+              if (id < 0 || id >= d[0].in || ih < 0 || ih >= d[1].in) {
+                for (int64_t j = left; j < right; ++j) *out++ = none;
+                continue;
+              }
+              const X* x = view.origin + id * view.pitch[0] + ih * view.pitch[1] + first * view.pitch[2];
+              const int64_t x_step = step * view.pitch[2];
+              for (int64_t j = left; j < begin; ++j) *out++ = none;
+              for (int64_t j = begin; j < end; ++j) *out++ = x + j * x_step;
+              for (int64_t j = end; j < right; ++j) *out++ = none;
             }
-            const X* x = view.origin + id * view.pitch[0] + ih * view.pitch[1] + first * view.pitch[2];
-            const int64_t x_step = step * view.pitch[2];
-            for (int64_t j = 0; j < exist.begin; ++j) *out++ = none;
-            for (int64_t j = exist.begin; j < exist.end; ++j) *out++ = x + j * x_step;
-            for (int64_t j = exist.end; j < nw; ++j) *out++ = none;
           }
         }
     }
@@ -163,13 +192,14 @@ class RegisterTiles {
   }
 
   // Where each pixel's sums go: lines `pitch` pixels apart.
-  void tabulate_places(const IgemmPhase& f, int64_t nh, int64_t nw, int64_t pitch) const {
+  void tabulate_places(const IgemmPhase& f, int64_t nh, int64_t pitch) const {
     const int64_t down = plan.d[1].out_step, across = plan.d[2].out_step;
     int64_t* place = places;
-    for (int64_t i = 0; i < nh; ++i) {
-      const int64_t first = (i * down + f.fh) * pitch + f.fw;
-      for (int64_t j = 0; j < nw; ++j) *place++ = first + j * across;
-    }
+    for (int64_t band = 0; band < bands; ++band)
+      for (int64_t i = 0; i < nh; ++i) {
+        const int64_t first = (i * down + f.fh) * pitch + f.fw;
+        for (int64_t j = edges[band]; j < edges[band + 1]; ++j) *place++ = first + j * across;
+      }
   }
 
   const Plan& plan;
@@ -177,8 +207,9 @@ class RegisterTiles {
   const IgemmSums<P, S>& sums;
   typename Plan::Window::Chunk view;
   X* zeros;
-  const X** table;  // [taps][pixels]
-  int64_t* places;  // [pixels]
+  const X** table;                              // [taps][pixels]
+  int64_t* places;                              // [pixels]
+  int64_t bands, edges[2 * kMostBandTaps + 2];  // of columns: from edges[i] to edges[i + 1]
 };
 
 }  // namespace fastcv::FASTCV_ISA

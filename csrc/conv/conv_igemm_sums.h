@@ -1,6 +1,6 @@
 // The sums of a chunk on their way to y, where tiles cannot store them there: a block of pixels of one panel at a time,
-// or, where a plane has several phases, the chunk's whole plane of all panels. From here they go through the epilogue
-// (conv_store.h), transposed for a row-major y.
+// the chunk's whole plane of one panel where pixels are taken by bands, or of all where a plane has several phases.
+// From here they go through the epilogue (conv_store.h), transposed for a row-major y.
 #pragma once
 #include "conv/conv_igemm_plan.h"
 #include "conv/conv_store.h"
@@ -98,7 +98,7 @@ class IgemmSums {
 
   // Of one panel.
   static int64_t panel_elements(const Plan& plan) {
-    return (plan.many_phases ? plan.most_outputs() : Plan::kBlock) * plan.panel_width * kLanes;
+    return (plan.many_phases || plan.banded ? plan.most_outputs() : Plan::kBlock) * plan.panel_width * kLanes;
   }
 
   void store_pixels(const Acc* from, int64_t pitch, int64_t at, int64_t nk, int64_t pixels) const {

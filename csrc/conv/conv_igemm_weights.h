@@ -42,13 +42,21 @@ class IgemmWeights {
     tap_rows = reinterpret_cast<int64_t*>(workspace + tap_rows_at);
   }
 
+  // Packing is prepared once; then all is packed by all threads, or a panel by whoever needs it.
+  void prepare() { tabulate_tap_rows(); }
+
   // `grain`: multiply-adds worth a thread.
   void pack(const Exec& exec, int64_t grain, char* slots, size_t slot_bytes) {
-    tabulate_tap_rows();
     parallel_slots(exec, units(), most(1, grain / (plan.kdim * kLanes)), [&](int slot, int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u)
         pack_vector(u / plan.vectors, u % plan.vectors, reinterpret_cast<Acc*>(slots + slot * slot_bytes));
     });
+  }
+
+  void pack_panel(int64_t group, int64_t panel)
+    requires(P::kPair == 1)
+  {
+    for (int v = 0; v < plan.panel_vectors(panel); ++v) pack_vector(group, panel * plan.panel_width + v, nullptr);
   }
 
   // What is not packed, and what is known of the packed weights.
