@@ -53,6 +53,7 @@ void columns(const T* x, const T* q, T* grad, int64_t stride, const Shared<T>& k
   for (int64_t c = 0; c < k.classes; ++c) {
     const Vec<I> here(static_cast<I>(c));
     for (int u = 0; u < U; ++u) {
+      if constexpr (U > 1) __builtin_prefetch(x + c * stride + (U + u) * w);  // the next samples, meanwhile
       const V z = load(x + c * stride + u * w) - m[u], e = exp(z);
       sum[u] += e;
       if constexpr (mode == Mode::soft) {
@@ -130,6 +131,7 @@ void row(const T* x, const T* q, T* grad, const Shared<T>& k, Samples<T>& t) {
 
   V sum[4] = {zero, zero, zero, zero}, dot[4] = {zero, zero, zero, zero}, mass[4] = {zero, zero, zero, zero};
   const auto term = [&](int u, int64_t at, V v, V score_q, V class_w) {
+    __builtin_prefetch(x + at + classes);  // the next row comes while this one's exponentials are computed
     const V z = v - top_v, e = exp(z);
     sum[u] += e;
     if constexpr (mode == Mode::soft) {

@@ -57,6 +57,7 @@ void row(const S* x, S* y, int64_t classes) {
   const V top(reduce_max(max(max(m[0], m[1]), max(m[2], m[3]))));
   V s[4] = {V(T(0)), V(T(0)), V(T(0)), V(T(0))};
   const auto term = [&](int64_t at, V v) {
+    __builtin_prefetch(x + at + classes);  // the next row comes while this one's exponentials are computed
     const V e = exp(v - top);
     if constexpr (!log_ && std::is_floating_point_v<S>) store(y + at, e);
     return e;

@@ -7,6 +7,9 @@
 namespace fastcv::FASTCV_ISA {
 namespace {
 
+// Rows whose statistics are taken before any of them is written: reductions and square roots of one row wait long for
+// each other, those of several do not. As long as their elements stay in the first-level cache.
+constexpr int64_t kRowsTogether = 8, kElementsTogether = 4096;
 constexpr int64_t kFlushRows = 32;  // rows whose parameter gradients are summed before they go to double
 
 template <class T>
@@ -25,26 +28,33 @@ void forward(const LayerNormParams& p, const Exec& exec) {
   const T* bias = widened<T>(p.bias, p.l, 0, carve);
   NormKernels kernels{};
   set_run_kernels(p.dtype, kernels);
+  const int64_t together = max64(1, min64(kRowsTogether, kElementsTogether / p.l));
   parallel_for(exec, p.m, grain_of(p.l), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const S* x = static_cast<const S*>(p.x) + row * p.l;
-      S* y = static_cast<S*>(p.y) + row * p.l;
-      const Moments m = kernels.run_moments(x, {1, 0, p.l});
-      const double var = m.m2 / static_cast<double>(p.l);
-      p.mean[row] = m.mean;
-      p.var[row] = var;
-      const Affine a = affine_of(p.dtype, m.mean, 1 / __builtin_sqrt(var + p.eps), 1, 0);
-      const V hi(T(a.hi)), scale(T(a.scale)), shift(T(a.shift));
-      sweep<V::width>(
-          p.l,
-          [&](int64_t i, int) {
-            const V normal = fma(load(x + i) - hi, scale, shift);
-            store(y + i, fma(normal, detail::load_raw(weight + i), detail::load_raw(bias + i)));
-          },
-          [&](int64_t i, int n) {
-            const V normal = fma(load_n(x + i, n) - hi, scale, shift);
-            store_n(y + i, fma(normal, detail::load_raw_n(weight + i, n), detail::load_raw_n(bias + i, n)), n);
-          });
+    Affine affine[kRowsTogether];
+    for (int64_t first = begin; first < end; first += together) {
+      const int64_t rows = min64(together, end - first);
+      for (int64_t row = first; row < first + rows; ++row) {
+        const Moments m = kernels.run_moments(static_cast<const S*>(p.x) + row * p.l, {1, 0, p.l});
+        p.mean[row] = m.mean;
+        p.var[row] = m.m2 / static_cast<double>(p.l);
+      }
+      for (int64_t k = 0; k < rows; ++k)
+        affine[k] = affine_of(p.dtype, p.mean[first + k], inverse_std(p.var[first + k], p.eps), 1, 0);
+      for (int64_t k = 0; k < rows; ++k) {
+        const S* x = static_cast<const S*>(p.x) + (first + k) * p.l;
+        S* y = static_cast<S*>(p.y) + (first + k) * p.l;
+        const V hi(T(affine[k].hi)), scale(T(affine[k].scale)), shift(T(affine[k].shift));
+        sweep<V::width>(
+            p.l,
+            [&](int64_t i, int) {
+              const V normal = fma(load(x + i) - hi, scale, shift);
+              store(y + i, fma(normal, detail::load_raw(weight + i), detail::load_raw(bias + i)));
+            },
+            [&](int64_t i, int n) {
+              const V normal = fma(load_n(x + i, n) - hi, scale, shift);
+              store_n(y + i, fma(normal, detail::load_raw_n(weight + i, n), detail::load_raw_n(bias + i, n)), n);
+            });
+      }
     }
   });
 }
@@ -90,43 +100,63 @@ struct Backward {
     return total;
   }
 
-  // One row: dx, and its part of dweight and dbias added to w and b where they are not null.
-  void row(int64_t r, T* w, T* b) const {
+  // N rows from r on: dx, and their part of dweight and dbias added to w and b where they are not null. Several rows at
+  // once, because reading and writing w and b for each takes as long as all the rest.
+  template <int N>
+  void rows(int64_t r, T* w, T* b) const {
     const S* grad = static_cast<const S*>(p.grad) + r * l;
     const S* x = static_cast<const S*>(p.x) + r * l;
     S* dx = p.dx == nullptr ? nullptr : static_cast<S*>(p.dx) + r * l;
-    const double mean = p.mean[r], invstd = 1 / __builtin_sqrt(p.var[r] + p.eps);
-    const Affine normal = affine_of(p.dtype, mean, invstd, 1, 0);
-    const V hi(T(normal.hi)), scale(T(normal.scale)), shift(T(normal.shift));
-    GradAffine a{};
-    if (dx != nullptr && l > 1) {  // a row of one element has no gradient, where rounding would leave some
-      const GradSums s = sums(grad, x, hi);
-      const double lo = mean - normal.hi;
-      a = grad_affine(p.dtype, static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);
+    V hi[N], scale[N], shift[N], ga[N], gb[N], gc[N];
+    for (int k = 0; k < N; ++k) {
+      const double mean = p.mean[r + k], invstd = 1 / __builtin_sqrt(p.var[r + k] + p.eps);
+      const Affine normal = affine_of(p.dtype, mean, invstd, 1, 0);
+      hi[k] = V(T(normal.hi)), scale[k] = V(T(normal.scale)), shift[k] = V(T(normal.shift));
+      GradAffine a{};
+      if (dx != nullptr && l > 1) {  // a row of one element has no gradient, where rounding would leave some
+        const GradSums s = sums(grad + k * l, x + k * l, hi[k]);
+        const double lo = mean - normal.hi;
+        a = grad_affine(p.dtype, static_cast<double>(l), mean, invstd, 1, s.g, s.gd - lo * s.g);
+      }
+      ga[k] = V(T(a.a)), gb[k] = V(T(a.b)), gc[k] = V(T(a.c));
     }
-    const V ga(T(a.a)), gb(T(a.b)), gc(T(a.c));
     sweep<V::width>(
         l,
-        [&](int64_t i, int) {
-          const V g = load(grad + i), d = load(x + i) - hi;
-          if (dx != nullptr) store(dx + i, fma(g * detail::load_raw(weight + i), ga, fma(d, gb, gc)));
+        [&](int64_t i, int) __attribute__((always_inline)) {
+          const V scaled = detail::load_raw(weight + i);
+          V dw(T(0)), db(T(0));
+#pragma GCC unroll 4
+          for (int k = 0; k < N; ++k) {
+            __builtin_prefetch(grad + (N + k) * l + i, 0, 2);
+            __builtin_prefetch(x + (N + k) * l + i, 0, 2);
+            const V g = load(grad + k * l + i), d = load(x + k * l + i) - hi[k];
+            if (dx != nullptr) store(dx + k * l + i, fma(g * scaled, ga[k], fma(d, gb[k], gc[k])));
+            dw = fma(g, fma(d, scale[k], shift[k]), dw);
+            db += g;
+          }
           if (w == nullptr) return;
-          detail::store_raw(w + i, fma(g, fma(d, scale, shift), detail::load_raw(w + i)));
-          detail::store_raw(b + i, g + detail::load_raw(b + i));
+          detail::store_raw(w + i, detail::load_raw(w + i) + dw);
+          detail::store_raw(b + i, detail::load_raw(b + i) + db);
         },
         [&](int64_t i, int n) {
-          const V g = load_n(grad + i, n), d = load_n(x + i, n) - hi;
-          if (dx != nullptr) store_n(dx + i, fma(g * detail::load_raw_n(weight + i, n), ga, fma(d, gb, gc)), n);
+          const V scaled = detail::load_raw_n(weight + i, n);
+          V dw(T(0)), db(T(0));
+          for (int k = 0; k < N; ++k) {
+            const V g = load_n(grad + k * l + i, n), d = load_n(x + k * l + i, n) - hi[k];
+            if (dx != nullptr) store_n(dx + k * l + i, fma(g * scaled, ga[k], fma(d, gb[k], gc[k])), n);
+            dw = fma(g, fma(d, scale[k], shift[k]), dw);
+            db += g;
+          }
           if (w == nullptr) return;
-          detail::store_raw_n(w + i, fma(g, fma(d, scale, shift), detail::load_raw_n(w + i, n)), n);
-          detail::store_raw_n(b + i, g + detail::load_raw_n(b + i, n), n);
+          detail::store_raw_n(w + i, detail::load_raw_n(w + i, n) + dw, n);
+          detail::store_raw_n(b + i, detail::load_raw_n(b + i, n) + db, n);
         });
   }
 
   void run(const Exec& exec) {
     if (!parameters) {
       parallel_for(exec, p.m, grain_of(l), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) row(r, nullptr, nullptr);
+        for (int64_t r = begin; r < end; ++r) rows<1>(r, nullptr, nullptr);
       });
       return;
     }
@@ -142,20 +172,28 @@ struct Backward {
         const int64_t last = min64((u + 1) * super_rows, p.m);
         for (int64_t r = u * super_rows; r < last; r += kFlushRows) {
           for (int64_t i = 0; i < 2 * l; ++i) w[i] = 0;
-          for (int64_t k = r; k < min64(r + kFlushRows, last); ++k) row(k, w, b);
+          const int64_t stop = min64(r + kFlushRows, last);
+          int64_t k = r;
+          for (; k + 4 <= stop; k += 4) rows<4>(k, w, b);
+          for (; k < stop; ++k) rows<1>(k, w, b);
           for (int64_t i = 0; i < 2 * l; ++i) total[i] += w[i];
         }
       }
     });
     parallel_for(exec, l, grain_of(2 * supers), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        double dweight = 0, dbias = 0;
-        for (int64_t u = 0; u < supers; ++u) {
-          dweight += partial[2 * u * l + i];
-          dbias += partial[(2 * u + 1) * l + i];
+      constexpr int64_t kSome = 64;  // a cache line of every partial sum is used while it is there
+      for (int64_t i = begin; i < end; i += kSome) {
+        const int64_t n = min64(kSome, end - i);
+        double dweight[kSome] = {}, dbias[kSome] = {};
+        for (int64_t u = 0; u < supers; ++u)
+          for (int64_t j = 0; j < n; ++j) {
+            dweight[j] += partial[2 * u * l + i + j];
+            dbias[j] += partial[(2 * u + 1) * l + i + j];
+          }
+        for (int64_t j = 0; j < n; ++j) {
+          write(p.dweight, i + j, dweight[j]);
+          write(p.dbias, i + j, dbias[j]);
         }
-        write(p.dweight, i, dweight);
-        write(p.dbias, i, dbias);
       }
     });
   }

@@ -60,6 +60,7 @@ template <class S>
 Moments moments(const void* from, Pieces p) {
   using T = acc_t<S>;
   const S* x = static_cast<const S*>(from);
+  if (p.count == 1 && p.len <= kChunk<T>) return chunk_moments(x, p);
   Moments total = {0, 0};
   double count = 0;
   const int64_t step = max64(1, kChunk<T> / max64(1, p.len));

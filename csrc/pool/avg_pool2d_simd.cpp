@@ -98,7 +98,58 @@ template <int kTaps, class S>
   }
 }
 
-// Windows of two columns that touch, as most have: what split_rows does, without its way through memory.
+// Sums of pairs, divided.
+template <class T>
+struct PairAverage {
+  bool exact;  // then a product is the quotient, and faster
+  Vec<T> by;
+  explicit PairAverage(int64_t divisor)
+      : exact(divisor > 0 && (divisor & (divisor - 1)) == 0),
+        by(exact ? 1 / static_cast<T>(divisor) : static_cast<T>(divisor)) {}
+  [[gnu::always_inline]] Vec<T> operator()(Vec<T> low, Vec<T> high) const {
+    Vec<T> even, odd;
+    unzip(low, high, even, odd);
+    return exact ? (even + odd) * by : (even + odd) / by;
+  }
+};
+
+// Windows of two by two that touch and cover the map, as most do: nothing of a row depends on its place.
+bool quarters_map(const PoolParams& p) {
+  return quarters(p) || (p.adaptive && p.h.in == 2 * p.h.out && p.w.in == 2 * p.w.out);
+}
+
+template <class S>
+[[gnu::noinline]] void quartered_rows(const PoolParams& p, int64_t begin, int64_t end) {
+  using T = acc_t<S>;
+  constexpr int w = Vec<T>::width;
+  const PairAverage<T> average(p.divisor != 0 ? p.divisor : 4);
+  const int64_t in = p.w.in, out = p.w.out;
+  const S* x = static_cast<const S*>(p.x) + 2 * begin * in;
+  S* y = static_cast<S*>(p.y) + begin * out;
+  if (2 * out <= w) {  // narrow maps: two rows of the result from one vector
+    const int few = static_cast<int>(out);
+    const auto sums = [&](const S* at) { return load_n(at, 2 * few) + load_n(at + in, 2 * few); };
+    for (int64_t row = begin; row < end; row += 2, x += 4 * in, y += 2 * out) {
+      const bool both = row + 1 < end;
+      const Vec<T> value = average(sums(x), both ? sums(x + 2 * in) : Vec<T>(T(0)));
+      store_n(y, value, few);
+      if (both) store_n(y + out, slide<w / 2>(value, value), few);
+    }
+    return;
+  }
+  const auto sums = [&](const S* at) { return load(at) + load(at + in); };
+  const int64_t whole = out / w * w, rest = out - whole;
+  for (int64_t row = begin; row < end; ++row, x += 2 * in, y += out) {
+    for (int64_t ow = 0; ow < whole; ow += w) store(y + ow, average(sums(x + 2 * ow), sums(x + 2 * ow + w)));
+    if (rest == 0) continue;
+    const auto some = [&](const S* at, int64_t n) { return load_some(at, n) + load_some(at + in, n); };
+    const Vec<T> low = some(x + 2 * whole, 2 * rest);
+    const Vec<T> high = 2 * rest > w ? some(x + 2 * whole + w, 2 * rest - w) : Vec<T>(T(0));
+    store_n(y + whole, average(low, high), static_cast<int>(rest));
+  }
+}
+
+// Windows of two columns that touch: what split_rows does, without its way through memory.
 bool halves_rows(const PoolParams& p) {
   if (p.adaptive) return p.w.in == 2 * p.w.out;
   return p.w.kernel == 2 && p.w.stride == 2 && p.w.dilation == 1 && p.w.padding == 0 && p.w.in >= 2 * p.w.out;
@@ -108,37 +159,18 @@ template <class S>
 [[gnu::noinline]] void halved_rows(const PoolParams& p, int64_t begin, int64_t end) {
   using T = acc_t<S>;
   constexpr int w = Vec<T>::width;
-  const auto average = [&](Vec<T> low, Vec<T> high, int64_t divisor) {
-    Vec<T> even, odd;
-    unzip(low, high, even, odd);
-    const bool exact = divisor > 0 && (divisor & (divisor - 1)) == 0;  // then a product is the quotient, and faster
-    return exact ? (even + odd) * Vec<T>(1 / static_cast<T>(divisor)) : (even + odd) / Vec<T>(static_cast<T>(divisor));
-  };
-  if (2 * p.w.out <= w && quarters(p)) {  // narrow maps: two rows of the result from one vector
-    const int64_t in = p.w.in, divisor = p.divisor != 0 ? p.divisor : 4;
-    const int out = static_cast<int>(p.w.out);
-    const S* x = static_cast<const S*>(p.x) + 2 * begin * in;
-    S* y = static_cast<S*>(p.y) + begin * out;
-    const auto sums = [&](const S* at) { return load_n(at, 2 * out) + load_n(at + in, 2 * out); };
-    for (int64_t row = begin; row < end; row += 2, x += 4 * in, y += 2 * out) {
-      const bool both = row + 1 < end;
-      const Vec<T> value = average(sums(x), both ? sums(x + 2 * in) : Vec<T>(T(0)), divisor);
-      store_n(y, value, out);
-      if (both) store_n(y + out, slide<w / 2>(value, value), out);
-    }
-    return;
-  }
   int64_t plane = begin / p.h.out, oh = begin % p.h.out;
   for (int64_t row = begin; row < end; ++row) {
     const Window v = window(p, p.h, oh);
-    const int64_t rows = v.end - v.begin, divisor = p.divisor != 0 ? p.divisor : 2 * v.size;
+    const int64_t rows = v.end - v.begin;
+    const PairAverage<T> average(p.divisor != 0 ? p.divisor : 2 * v.size);
     const S* top = static_cast<const S*>(p.x) + (plane * p.h.in + v.begin) * p.w.in;
     S* y = static_cast<S*>(p.y) + row * p.w.out;
     for (int64_t ow = 0; ow < p.w.out; ow += w) {
       const int64_t x = 2 * ow, n = 2 * (p.w.out - ow);
       const Vec<T> low = column_sum(top + x, p.w.in, rows, n);
       const Vec<T> high = n > w ? column_sum(top + x + w, p.w.in, rows, n - w) : Vec<T>(T(0));
-      store_some(y + ow, average(low, high, divisor), p.w.out - ow);
+      store_some(y + ow, average(low, high), p.w.out - ow);
     }
     if (++oh == p.h.out) oh = 0, ++plane;
   }
@@ -267,7 +299,8 @@ void avg_pool2d_nchw(const PoolParams& params, const Exec& exec) {
   }
   const auto rows = [&](auto zero, int64_t begin, int64_t end, const Scratch& scratch) {
     using S = decltype(zero);
-    if (halves_rows(params)) halved_rows<S>(params, begin, end);
+    if (quarters_map(params)) quartered_rows<S>(params, begin, end);
+    else if (halves_rows(params)) halved_rows<S>(params, begin, end);
     else if (params.adaptive || params.w.stride > 2) window_rows<S>(params, begin, end, scratch);
     else if (params.w.stride == 2) split_rows<2, S>(params, begin, end, scratch);
     else if (params.w.kernel == 2) neighbour_rows<2, S>(params, begin, end, scratch);

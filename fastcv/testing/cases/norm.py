@@ -195,6 +195,7 @@ CASES: list[Case] = [
     _group_norm("no-affine", 1, 8, 9, 9, groups=2, affine=False),
     _group_norm("empty", 0, 6, 4, 4, groups=3, layouts=("contiguous",)),
     _layer_norm("odd-5x37", 5, 37),
+    _layer_norm("odd-37x150", 37, 150),
     _layer_norm("three-dims", 4, 3, 5, 7, dims=3, layouts=("contiguous", "channels_last")),
     _layer_norm("two-of-three", 6, 4, 9, dims=2),
     _layer_norm("whole", 33, dims=1),

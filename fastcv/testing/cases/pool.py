@@ -94,6 +94,11 @@ for _name, _sizes, _args, _kwargs in [
 ]:
     _map("max_pool2d", _name, _sizes, *_args, **_kwargs)
     _map("avg_pool2d", _name, _sizes, *_args, **_kwargs)
+# Windows of two by two over whole maps: last vectors of two and of one load.
+_map("avg_pool2d", "k2s2-58", (2, 3, 6, 58), 2)
+_map("avg_pool2d", "k2s2-40", (2, 3, 6, 40), 2)
+_map("adaptive_avg_pool2d", "halves-narrow", (3, 5, 6, 14), (3, 7))
+_map("adaptive_avg_pool2d", "halves-wide", (2, 3, 6, 58), (3, 29))
 # Gradients of 25 windows each: in float64 the rule would compare with torch's own order of summation.
 _map("avg_pool2d", "k5s1p2", (1, 4, 13, 31), 5, 1, 2, dtypes=(torch.float32, torch.bfloat16, torch.float16))
 _map("max_pool2d", "k5s1p2", (1, 4, 13, 31), 5, 1, 2)
