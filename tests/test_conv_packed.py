@@ -27,6 +27,8 @@ def layers(variant: str) -> Iterator[tuple[str, Layer]]:
     if "winograd" in variant:
         yield "winograd", WINOGRAD
         yield "winograd-groups", Layer((1, 64, 9, 9), 68, (3, 3), padding=(2, 0), dilation=(2, 1), groups=2)
+        if "bf16" not in variant:  # so many weights for so small a map that their taps are kept, not their transforms
+            yield "winograd-taps", Layer((1, 520, 7, 9), 520, (3, 3), padding=(1, 1))
         return
     for name in CHOSEN:
         if serves(variant, name, True, dtype_for(variant)):
