@@ -91,6 +91,12 @@ def source_state() -> tuple[str, bool]:
     return head, bool(status)
 
 
+def _waiting() -> str:
+    """How idle threads wait: OMP_WAIT_POLICY, and the turns that they spin before they sleep where those are set."""
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    return os.environ.get("OMP_WAIT_POLICY", "") + (f" GOMP_SPINCOUNT={spins}" if spins else "")
+
+
 def describe(device: str = "cpu") -> dict[str, Any]:
     """All that a result depends on: kept in the head of every file of results."""
     commit, changed = source_state()
@@ -101,7 +107,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "microcode": _cpuinfo("microcode"),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+        "wait_policy": _waiting(),
         "last_level_cache": last_level_cache(),
         "system": platform.platform(),
         "python": platform.python_version(),
