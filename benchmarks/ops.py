@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch  # noqa: F401  first: it loads OpenMP
 
+import fastcv
 from fastcv.bench import machine, plan, roofs, store, tables
 from fastcv.bench.machine import processor as cpu_name
 from fastcv.bench.race import CACHES
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--cache", nargs="*", default=["hot"], choices=CACHES)
     parser.add_argument("--seconds", type=float, default=1.0, help="about this long per case and mode")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ops", help="path without suffix")
+    parser.add_argument("--old-buffers", action="store_true", help="outputs into memory of earlier calls (fastcv.keep_freed_memory)")
     parser.add_argument("--json", type=Path, help="append every time measured to this file")
     parser.add_argument("--resume", action="store_true", help="go on with the last run in the --json file")
     given = parser.parse_args()
@@ -44,6 +46,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     head = f"{machine.sentence(facts)}. Medians of interleaved calls on fresh values."
+    if given.old_buffers:
+        fastcv.keep_freed_memory()
+        head += " Outputs in memory of earlier calls (fastcv.keep_freed_memory)."
     given.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
 

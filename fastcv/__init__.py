@@ -8,6 +8,7 @@ import importlib
 
 from . import functional, nn
 from ._ext import NotBuiltError, build_info, cpu_isa, is_built
+from ._memory import keep_freed_memory
 from ._tuned import tuned, tuned_choices
 from ._variants import use, variants, why_not
 from ._version import __version__
@@ -23,6 +24,7 @@ __all__ = [
     "explain",
     "functional",
     "is_built",
+    "keep_freed_memory",
     "nn",
     "optimize",
     "override_aten",
