@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Lets this process keep the memory that it frees, so that large outputs do not pay for fresh pages at every call.
 
     torch takes CPU tensors from malloc. glibc gives large blocks back to the system when they are freed, and the first write to
-    each page that comes anew costs more than a fast kernel's work on it (docs/neighbors.md, "Large results"). From this call on
+    each page that comes anew costs more than a fast kernel's work on it (docs/overhead.md, "Large results"). From this call on
     freed blocks of any size wait for the next tensor: the process stays as large as it ever was. For the whole process and its
     children by fork, until they end. Raises RuntimeError where the C library is not glibc or refuses.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _LEVELS = {"highest": 0, "high": 1, "tf32": 1, "medium": 2, "bf16": 2, "ieee": 3}
-_FOR_ALL = (0, 3)  # what other dtypes have too: "highest" and "ieee"
+_FOR_ALL = (_LEVELS["highest"], _LEVELS["ieee"])  # what other dtypes have too
 
 
 @torch.compiler.assume_constant_result
