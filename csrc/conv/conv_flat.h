@@ -68,13 +68,13 @@ struct FlatWindow {
     if (merged) w.slots = w.period = 1, w.reach = 0;
   }
 
-  int64_t pixel(const Chunk& c) const { return length * c.stored; }
+  int64_t pixel(const Chunk& c) const { return pixel_pitch(c.stored); }
   int64_t slot_size(const Chunk& c) const { return c.lines * c.columns * pixel(c); }
   int64_t plane_size(const Chunk& c) const { return h.slots * w.slots * slot_size(c); }
   // A tile may begin at the last pixel.
   int64_t elements(int64_t rows, int64_t cols, int64_t stored = P::kStored) const {
-    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) * length *
-           stored;
+    return (inputs_bound(d[0], 1) * h.slots * w.slots * (rows + h.reach) * (cols + w.reach) + kTilePixels) *
+           pixel_pitch(stored);
   }
   int64_t table_entries(int64_t rows, int64_t cols) const {
     return inputs_bound(d[1], rows) + inputs_bound(d[2], cols);
@@ -98,6 +98,13 @@ struct FlatWindow {
   }
 
  private:
+  // An odd number of cache lines: 16 pixels then lie in 16 sets of the first-level cache.
+  int64_t pixel_pitch(int64_t stored) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(X));
+    const int64_t lines = length * stored / kLine;
+    return (lines > 2 ? lines | 1 : lines) * kLine;
+  }
+
   void fill_parts(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
     c.lines = cells[1] + h.reach;
     c.columns = cells[2] + w.reach;
@@ -177,7 +184,7 @@ struct FlatWindow {
       const S* from = first + ((line + rh.begin + i) * p->in[2] + rw.begin) * p->c;
       X* to = out + c.line_at[i];
       if constexpr (kPlain)
-        if (w.step == 1 && length == p->c) {
+        if (w.step == 1 && pixel(c) == p->c) {
           std::memcpy(static_cast<void*>(to + c.column_at[0]), from, static_cast<size_t>(rw.size * length) * sizeof(X));
           continue;
         }

@@ -45,8 +45,7 @@ class IgemmSums {
       for (int64_t r = 0; r < rows; ++r)
         if (places[r] >= 0) store_row(at + places[r] * p.k, from + r * 2 * kLanes);
     };
-    if (nk < 2 * kLanes || p.residual != nullptr ||
-        (p.activation != Activation::none && p.activation != Activation::relu)) {
+    if (nk < 2 * kLanes || (p.activation != Activation::none && p.activation != Activation::relu)) {
       finish([&](int64_t to, const Acc* row) {
         for (int64_t k = 0; k < nk; k += kLanes)
           store_final<S>(p, to + k, load(row + k) + load(bias + k), static_cast<int>(least(kLanes, nk - k)));
@@ -55,21 +54,33 @@ class IgemmSums {
     }
     const Vec<Acc> low = load(bias), high = load(bias + kLanes), zero(Acc(0));
     S* y = static_cast<S*>(p.y);
-    if (p.activation == Activation::none) {
-      finish([&](int64_t to, const Acc* row) { store_two(y + to, load(row) + low, load(row + kLanes) + high); });
+    const S* residual = static_cast<const S*>(p.residual);
+    const bool relu = p.activation == Activation::relu;
+    const auto end = [&](int64_t to, Vec<Acc> a, Vec<Acc> b) {
+      if (relu) a = select<Acc>(a <= zero, zero, a), b = select<Acc>(b <= zero, zero, b);
+      store_two(y + to, a, b);
+    };
+    if (residual == nullptr) {
+      finish([&](int64_t to, const Acc* row) { end(to, load(row) + low, load(row + kLanes) + high); });
     } else {
       finish([&](int64_t to, const Acc* row) {
-        const Vec<Acc> a = load(row) + low, b = load(row + kLanes) + high;
-        store_two(y + to, select<Acc>(a <= zero, zero, a), select<Acc>(b <= zero, zero, b));
+        end(to, load(row) + low + load(residual + to), load(row + kLanes) + high + load(residual + to + kLanes));
       });
     }
   }
 
-  // Lets the lines of y that finish_rows will write come while their sums are multiplied.
+  // Lets the lines that finish_rows will read and write come while their sums are multiplied.
   void fetch_rows(const IgemmChunk& c, int64_t panel, const int64_t* places, int64_t rows, int64_t first) const {
-    const S* y = static_cast<const S*>(p.y) + first * p.k + c.group * plan.kg + panel * plan.panel_width * kLanes;
-    for (int64_t r = 0; r < rows; ++r)
-      if (places[r] >= 0) __builtin_prefetch(y + places[r] * p.k, 1);
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S)), kRow = 2 * kLanes;
+    const int64_t at = first * p.k + c.group * plan.kg + panel * plan.panel_width * kLanes;
+    const S *y = static_cast<const S*>(p.y) + at, *residual = static_cast<const S*>(p.residual);
+    for (int64_t r = 0; r < rows; ++r) {
+      if (places[r] < 0) continue;
+      for (int64_t k = 0; k < kRow; k += kLine) {
+        __builtin_prefetch(y + places[r] * p.k + k, 1);
+        if (residual != nullptr) __builtin_prefetch(residual + at + places[r] * p.k + k);
+      }
+    }
   }
 
   // Sums of consecutive pixels of y, of which `pixel` is the first (counted through all images).
