@@ -5,6 +5,7 @@
 
 #include "common/door.h"
 #include "common/isa.h"
+#include "common/steady.h"
 #include "common/variant.h"
 #include "common/watch.h"
 #include "emulator/emulator.h"
@@ -131,4 +132,16 @@ PYBIND11_MODULE(_C, m) {
            py::arg("elements"), "elements: (address, bytes) of those that are compared as well.")
       .def("holds", &fastcv::Watch::holds, py::arg("tensors"),
            "True if these are the same tensors and none has changed.");
+  using Places = std::vector<fastcv::Steady::Place>;
+  py::class_<fastcv::Steady>(m, "Steady",
+                             "The kind of an input, and the state of modules and of torch, at the time of making.")
+      .def(py::init<const py::object&, Places, const std::vector<fastcv::Watch::Element>&, const Places&, Places,
+                    Places, const std::vector<py::function>&>(),
+           py::arg("x"), py::arg("tensors"), py::arg("elements"), py::arg("values"), py::arg("empty"),
+           py::arg("absent"), py::arg("modes"),
+           "Names as (dict, name): of tensors and (address, bytes) of their elements, of values, of empty dicts, of "
+           "what "
+           "is absent; modes: functions without arguments.")
+      .def("holds", &fastcv::Steady::holds, py::arg("x"),
+           "True if x is of that kind, whatever its first size, and everything else is as it was.");
 }

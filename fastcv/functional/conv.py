@@ -24,7 +24,7 @@ __all__ = ["conv1d", "conv2d", "conv2d_fused", "conv3d", "conv_transpose1d", "co
 Ints = int | Sequence[int]
 
 # csrc/conv/conv.h: enum Activation.
-_ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "leaky_relu": 6}
+ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "leaky_relu": 6}
 
 
 def convolve(
@@ -70,7 +70,7 @@ def convolve_batch(
     """``convolve`` after the checks: a batch, and tensors of the dimensions that go with it."""
     if torch._C._is_any_autocast_enabled():
         input, weight, bias, residual = autocast_lower(input, weight, bias, residual)
-    end = None if activation is None else (_ACTIVATIONS[activation], slope)
+    end = None if activation is None else (ACTIVATIONS[activation], slope)
     return conv_op(input, weight, bias, residual, geometry, precision_of(input), packs, end)
 
 
@@ -150,8 +150,8 @@ def conv2d_fused(
     Differentiable up to eight times; with a gradient silu, hardswish, gelu and slopes below zero are steps of their own. Raises
     ValueError for another activation, TypeError for a slope that is no number, otherwise as conv2d. Source: csrc/conv.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"conv2d_fused: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"conv2d_fused: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
     if type(negative_slope) is not float:
         if not isinstance(negative_slope, (Real, torch.SymFloat)):
             raise TypeError(f"conv2d_fused: negative_slope must be a number, got {negative_slope!r}")
@@ -205,7 +205,7 @@ def transposed(
         raise RuntimeError(
             f"{name}: input {[*input.shape]} and weight {[*weight.shape]} leave an output of {output}, and no channel or less"
         )
-    end = None if activation is None else (_ACTIVATIONS[activation], slope)
+    end = None if activation is None else (ACTIVATIONS[activation], slope)
     y = dgrad_op(input, weight, bias, output, (stride, padding, dilation, groups), precision_of(input), packs, residual, end)
     return y if batched else y.squeeze(0)
 

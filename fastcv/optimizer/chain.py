@@ -24,7 +24,8 @@ from .fold_cache import FoldCache
 from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_managed, kind_of, op_of, under_transform
 from .linear import linear
 from .packed_weights import PackedWeights
-from .pending import Pending
+from .pending import Pending, version_of
+from .prepared import Prepared, prepare
 from .region import Region, current_frame
 
 _OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu", "leaky_relu")
@@ -37,8 +38,14 @@ ACTIVATIONS = {
 _DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
 
 
+def _seen(x: Tensor) -> tuple[tuple[Tensor, int | None], ...]:
+    return ((x, version_of(x)),)
+
+
 class Chain(ABC):
     """What both kinds share. name: the head's; steps: of "batch_norm", "add", "activation", "max_pool" those that follow the head."""
+
+    prepared: Prepared | None = None  # how the last call was computed, for others like it
 
     def __init__(self, name: str, head: nn.Module, steps: Sequence[str], region: Region, watched: Sequence[nn.Module]) -> None:
         self.name = name
@@ -55,6 +62,12 @@ class Chain(ABC):
 
     def begin(self, x: Any) -> Pending | None:
         """The held-back value of head(x), or None if the head is to compute now."""
+        if torch.compiler.is_compiling():
+            return None
+        prepared = self.prepared
+        if prepared is not None and prepared.holds(x):
+            frame = current_frame(self.region)
+            return None if frame is None or frame.grad_mode else frame.hold(Pending(self, frame, x, _seen(x), False, False, prepared))
         if type(x) is not Tensor or under_transform():
             return None
         frame = current_frame(self.region)
@@ -67,12 +80,11 @@ class Chain(ABC):
         for module in self.watched:
             if has_hooks(module):
                 return None
-        return frame.hold(Pending(self, x, isinstance(self, BatchNormChain), torch.is_grad_enabled()))
+        return frame.hold(Pending(self, frame, x, _seen(x), isinstance(self, BatchNormChain), frame.grad_mode, None))
 
     def defer(self, pending: Pending, step: str) -> Pending | Tensor:
         """``pending`` after ``step``: held back if the chain goes on, else computed."""
-        frame = None if step == self.steps[-1] else current_frame(self.region)
-        return pending.value() if frame is None else frame.hold(pending)
+        return pending.value() if step == self.steps[-1] else pending.frame.hold(pending)
 
     def takes_activation(self, activation: str) -> bool:
         """True if the kernel applies this activation."""
@@ -141,8 +153,12 @@ class ConvChain(Chain):
         mean, var = buffers["running_mean"], buffers["running_var"]
         return (mean.dtype is weight.dtype or mean.dtype is torch.float32) and not (mean.is_inference() or var.is_inference())
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"prepared": None}
+
     def drop(self) -> None:
         """Forgets what was made of the parameters: they are about to change."""
+        self.prepared = None
         self.packs.drop()
         if self.fold is not None:
             self.fold.drop()
@@ -167,6 +183,8 @@ class ConvChain(Chain):
 
     def compute(self, pending: Pending, activation: str | None, again: bool, windows: dict[str, Any] | None = None) -> Tensor:
         conv, x, slope = self.head, pending.x, float(pending.slope)  # which the user's code may give as a tensor
+        if pending.prepared is not None and pending.normalised is (self.bn is not None):
+            return pending.prepared(x, pending.residual, activation, slope)
         weight, bias = self.fold.folded() if pending.normalised else (conv.weight, conv.bias)
         if self.op == LINEAR:
             return linear(x, weight, bias, activation, None if self.torchs_product else self.packs, slope)
@@ -174,7 +192,12 @@ class ConvChain(Chain):
         if conv.transposed:
             geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
             return convolutions.transposed(weight.dim() - 2, self.op, x, weight, bias, *geometry, *end)
-        return convolutions.convolve_batch(x, weight, bias, self._geometry(weight), *end)
+        geometry = self._geometry(weight)
+        y = convolutions.convolve_batch(x, weight, bias, geometry, *end)
+        if pending.normalised is (self.bn is not None):
+            folded = (weight, bias) if pending.normalised else None
+            self.prepared = prepare(x, conv, self.bn, self.watched, folded, geometry, self.packs)
+        return y
 
     def _geometry(self, weight: Tensor) -> convolutions.Geometry:
         conv = self.head

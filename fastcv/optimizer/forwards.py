@@ -22,7 +22,11 @@ from .chain import Chain, ConvChain
 from .kernels import DTYPES, has_hooks, is_linear, is_managed, is_sharded, kernel_class, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending, value_of
+from .prepared import Prepared, prepare
 from .region import Frame, Region
+
+# Those that take only whether they work in place.
+ACTIVATION_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 
 
 class InstanceForward:
@@ -55,8 +59,20 @@ class KernelForward(InstanceForward):
         self.linear = is_linear(module)
         self.packs = PackedWeights() if isinstance(module, _ConvNd) or self.linear else None
         self.reader: nn.Module | None = None  # the batch norm that reads a convolution's output
+        self.prepared: Prepared | None = None  # how the last call of a convolution was computed, for others like it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"prepared": None}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._look_again(*args, **kwargs)
+        prepared = self.prepared
+        if prepared is not None and len(args) == 1 and not kwargs and prepared.holds(args[0]):
+            return prepared(args[0], None, None, 0.0)
+        return self._look_again(*args, **kwargs)
+
+    def _look_again(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = value_of(args), value_of(kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
@@ -66,10 +82,22 @@ class KernelForward(InstanceForward):
             return convolve_measured(x, conv.weight, conv.bias, geometry)
         if served and self.packs is not None and len(args) == 1 and not kwargs and type(x) is Tensor and not under_transform():
             if not (self.module.training or is_managed(self.module) or has_hooks(self.module)):
-                forward = linear.forward if self.linear else convolution_forward
-                return forward(self.module, x, packs=self.packs)
+                if self.linear:
+                    return linear.forward(self.module, x, self.packs)
+                y = convolution_forward(self.module, x, packs=self.packs)
+                self.prepared = self._prepare(x)
+                return y
             self.packs.drop()
+            self.prepared = None
         return (self.kernel if served else type(self.module)).forward(self.module, *args, **kwargs)
+
+    def _prepare(self, x: Tensor) -> Prepared | None:
+        """For the call that was just made on packed weights."""
+        conv = self.module
+        if self.packs.packed is None or conv.transposed or conv.padding_mode != "zeros" or x.dim() != conv.weight.dim():
+            return None
+        geometry = geometry_of(x.dim() - 2, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return prepare(x, conv, None, [conv], None, geometry, self.packs)
 
     def _measures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True if the convolution is to take the statistics that the batch norm behind it needs in training."""
@@ -133,6 +161,22 @@ class MaxPoolForward(MemberForward):
             if pooled is not None:
                 return pooled
         return super().__call__(*args, **kwargs)
+
+
+class ActivationForward(InstanceForward):
+    """An activation at the end of chains: a step of theirs for a value held back, torch's forward for any other."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.activation = ACTIVATION_MODULES[type(module)]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        if len(args) == 1 and not kwargs and type(args[0]) is Pending:
+            result = args[0].activate(self.activation, module.inplace, 0.0)
+            if result is not None:
+                return result
+        return type(module).forward(module, *args, **kwargs)
 
 
 class OwnerForward(InstanceForward):

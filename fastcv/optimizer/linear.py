@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import _ext
 from ..functional._common import autocast_dtype, needs_grad
-from ..functional.conv import _ACTIVATIONS as CODES
+from ..functional.conv import ACTIVATIONS as CODES
 from .packed_weights import PLAIN, POINTWISE, PackedWeights
 
 _conv = _ext.op("conv")

@@ -16,7 +16,17 @@ from torch import nn
 
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
-from .forwards import BatchNormForward, HeadForward, KernelForward, MaxPoolForward, OwnerForward, RecomputingForward, installed
+from .forwards import (
+    ACTIVATION_MODULES,
+    ActivationForward,
+    BatchNormForward,
+    HeadForward,
+    KernelForward,
+    MaxPoolForward,
+    OwnerForward,
+    RecomputingForward,
+    installed,
+)
 from .kernels import LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
 from .linear import why_torch_for
 from .patterns import Plan, measured, prove
@@ -202,6 +212,9 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
                 if bn.training:
                     row.reason = "in training mode: folded after eval()"
         HeadForward(head, chain).install()
+        for module in watched:
+            if type(module) in ACTIVATION_MODULES:
+                ActivationForward(module).install()
 
 
 def _report_untraced(failures: dict[str, str], rows: dict[str, Row], called: set[str]) -> None:

@@ -23,6 +23,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .chain import Chain
+    from .prepared import Prepared
+    from .region import Frame
 
 _ADDITIONS = frozenset((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__))
 # function -> (activation, whether it changes its argument); an inplace keyword is looked at besides.
@@ -60,24 +62,49 @@ def _arguments(args: Any, kwargs: Any, **defaults: Any) -> list[Any]:
     return [given.get(name, kwargs.get(name, default)) for name, default in defaults.items()]
 
 
-def _version(t: Tensor) -> int | None:
+def version_of(t: Tensor) -> int | None:
+    """What changes when t is changed in place; None where nothing says so."""
     return None if t.is_inference() else t._version
 
 
 class Pending:
-    """head(x), then bn(.) if ``normalised``, then + residual and the activation if there are any; computed when first looked at."""
+    """head(x), then bn(.) if ``normalised``, then + residual and the activation if there are any; computed when first looked at.
 
-    def __init__(self, chain: Chain, x: Tensor, normalised: bool, grad_mode: bool) -> None:
+    frame: the call of the chain's owner that it lives in. prepared: how the chain computed such an x before, if nothing changed.
+    """
+
+    __slots__ = (
+        *("chain", "frame", "x", "versions", "normalised", "grad_mode", "prepared"),
+        *("residual", "activation", "slope", "result", "computed"),
+    )
+
+    def __init__(
+        self,
+        chain: Chain,
+        frame: Frame,
+        x: Tensor,
+        versions: tuple[tuple[Tensor, int | None], ...],
+        normalised: bool,
+        grad_mode: bool,
+        prepared: Prepared | None,
+    ) -> None:
         self.chain = chain
+        self.frame = frame
         self.x = x
+        self.versions = versions
         self.normalised = normalised
         self.grad_mode = grad_mode
+        self.prepared = prepared
         self.residual: Tensor | None = None
         self.activation: str | None = None  # held back too, where the chain goes on behind it
         self.slope = 0.0  # of leaky_relu, below zero
         self.result: Tensor | None = None
         self.computed = False
-        self.versions = [(x, _version(x))]
+
+    def after(self, normalised: bool) -> Pending:
+        """A step later, in a new object: this one keeps its value, which somebody may still ask for."""
+        self.computed = True
+        return Pending(self.chain, self.frame, self.x, self.versions, normalised, self.grad_mode, self.prepared)
 
     def extensible(self) -> bool:
         """True while nothing was computed and the next step would be taken in the same gradient mode."""
@@ -108,21 +135,15 @@ class Pending:
 
     def batch_norm(self) -> Pending | Tensor:
         """This value, which is extensible and not normalised, through the chain's batch norm."""
-        after = Pending(self.chain, self.x, True, self.grad_mode)
-        after.versions = self.versions
-        self.computed = True
-        return self.chain.defer(after, "batch_norm")
+        return self.chain.defer(self.after(True), "batch_norm")
 
     def add(self, other: Any, in_place: bool) -> Any:
         """This value + other; in place it is this object that changes, as a tensor would."""
         if not (self.extensible() and self.residual is self.activation is None and self.chain.takes_residual(self, other)):
             return (operator.iadd if in_place else operator.add)(self.value(), other)
-        after = self
-        if not in_place:
-            after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
-            self.computed = True
+        after = self if in_place else self.after(self.normalised)
         after.residual = other
-        after.versions = [*self.versions, (other, _version(other))]
+        after.versions = (*self.versions, (other, version_of(other)))
         return self.chain.defer(after, "add")
 
     def activate(self, activation: str, in_place: bool, slope: float) -> Pending | Tensor | None:
@@ -130,12 +151,8 @@ class Pending:
         if not (self.extensible() and self.activation is None and self.chain.takes_activation(activation)):
             return None
         if self.chain.pools:
-            after = self
-            if not in_place:
-                after = Pending(self.chain, self.x, self.normalised, self.grad_mode)
-                after.residual, after.versions = self.residual, self.versions
-                self.computed = True
-            after.activation, after.slope = activation, slope
+            after = self if in_place else self.after(self.normalised)
+            after.residual, after.activation, after.slope = self.residual, activation, slope
             return self.chain.defer(after, "activation")
         self.slope = slope
         result = self.compute(activation)

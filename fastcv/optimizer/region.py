@@ -37,11 +37,14 @@ class Frame:
 
     def __exit__(self, *_: Any) -> None:
         _local.frames.pop()
+        self.pendings.clear()  # they refer to this frame: a cycle would keep their inputs until the garbage collector runs
 
     def hold(self, pending: Pending) -> Pending:
         """Keeps track of a value that is held back, so that it is computed before the forward ends."""
-        self.pendings = [p for p in self.pendings if not p.computed]
-        self.pendings.append(pending)
+        pendings = self.pendings
+        while pendings and pendings[-1].computed:
+            pendings.pop()
+        pendings.append(pending)
         return pending
 
     def settle(self, output: Any) -> Any:
