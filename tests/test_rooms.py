@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"})
-DOORS = [p for p in SOURCES if p.name.endswith(("_torch.cpp", "door.h")) or p.name in ("module.cpp", "watch.h")]
+DOORS = [p for p in SOURCES if p.name.endswith(("_torch.cpp", "door.h")) or p.name in ("module.cpp", "watch.h", "steady.h")]
 KERNELS = [p for p in SOURCES if p not in DOORS]
 ISA_FILE = re.compile(r"_(simd|avx2|avx512|avx512vnni|avx512bf16|amx)\.cpp$")
 
