@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/door.h"
+#include "conv/conv_door.h"
 #include "norm/statistics_door.h"
 
 namespace fastcv {
@@ -224,14 +225,6 @@ void prepare_dgrad(Call& call, const Tensor& grad_output, const Tensor& weight, 
   }
 }
 
-Tensor conv_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias, Ints stride, Ints padding,
-                 Ints dilation, int64_t groups, OptionalTensor residual, int64_t activation, int64_t precision,
-                 OptionalTensor packed, double slope) {
-  Call call;
-  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, precision);
-  return finish("conv", conv_table, call, input.dim() - 2, residual, activation, slope, packed);
-}
-
 // y, and in double the mean and the biased variance of each of its channels: made by the convolution's kernel where
 // that can, else by a pass of batch norm's over y.
 std::tuple<Tensor, Tensor, Tensor> conv_statistics_impl(const Tensor& input, const Tensor& weight, OptionalTensor bias,
@@ -272,6 +265,15 @@ Tensor conv_dgrad_pack_impl(const Tensor& grad_output, const Tensor& weight, Int
 
 }  // namespace
 
+door::Tensor conv_of(const door::Tensor& input, const door::Tensor& weight, door::OptionalTensor bias,
+                     door::Ints stride, door::Ints padding, door::Ints dilation, int64_t groups,
+                     door::OptionalTensor residual, int64_t activation, int64_t precision, door::OptionalTensor packed,
+                     double slope) {
+  Call call;
+  prepare_conv(call, input, weight, bias, stride, padding, dilation, groups, precision);
+  return finish("conv", conv_table, call, input.dim() - 2, residual, activation, slope, packed);
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
   m.def(
       "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
@@ -292,7 +294,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcv, m) {
       "int[] dilation, int groups, int precision) -> Tensor");
 }
 FASTCV_IMPL(m) {
-  m.impl("conv", TORCH_BOX(&conv_impl));
+  m.impl("conv", TORCH_BOX(&conv_of));
   m.impl("conv_statistics", TORCH_BOX(&conv_statistics_impl));
   m.impl("conv_dgrad", TORCH_BOX(&conv_dgrad_impl));
   m.impl("conv_pack", TORCH_BOX(&conv_pack_impl));

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import functional
 from ..functional import conv as convolutions
+from ..functional._conv_arguments import precision_of
 from ..nn.fold import fold_tensors
 from ..optimizer.kernels import LINEAR, under_transform
 from ..optimizer.linear import linear
@@ -55,6 +56,22 @@ class _Kept:
     def __init__(self) -> None:
         self.packs = PackedWeights()
         self.folded: tuple[float, Watch, tuple[Tensor, Tensor]] | None = None
+        self.sequence: Any = None  # what sequence.py makes of a run of convolutions, of which this is the first one's
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, ()  # copies and pickles start anew
+
+
+class RawCall(NamedTuple):
+    """The arguments of the raw op conv but for the images."""
+
+    weight: Tensor
+    bias: Tensor | None
+    packed: Tensor | None
+    geometry: tuple[Any, ...]
+    precision: int
+    activation: int
+    slope: float
 
 
 class PackedConv(nn.Module):
@@ -75,9 +92,10 @@ class PackedConv(nn.Module):
         self._latest: tuple[Callable[[], Tensor | None], _Kept] | None = None
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
-        return self._run(self._of(weight).packs, x, weight, bias, residual)
+        return self._run(self.kept_of(weight).packs, x, weight, bias, residual)
 
-    def _of(self, weight: Tensor) -> _Kept:
+    def kept_of(self, weight: Tensor) -> _Kept:
+        """What is made of this weight."""
         latest = self._latest
         if latest is not None and latest[0]() is weight:
             return latest[1]
@@ -86,6 +104,15 @@ class PackedConv(nn.Module):
             kept = self._kept[weight] = _Kept()
         self._latest = (weakref.ref(weight), kept)
         return kept
+
+    def raw_call(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> RawCall:
+        """What forward hands to the raw op conv for the same arguments; op: a convolution."""
+        return self._raw_call(self.kept_of(weight).packs, x, weight, bias)
+
+    def _raw_call(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None) -> RawCall:
+        geometry, precision = convolutions.geometry_of(int(self.op[-2]), weight, *self.geometry), precision_of(x)
+        end = (0, 0.0) if self.activation is None else (convolutions._ACTIVATIONS[self.activation], self.slope)
+        return RawCall(weight, bias, packs.of_conv(x, weight, geometry, precision), geometry, precision, *end)
 
     def _run(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         used = None if under_transform() else packs
@@ -109,9 +136,14 @@ class FoldedConv(PackedConv):
         var: Tensor,
         eps: float,
     ) -> Tensor:
-        kept = self._of(weight)
+        kept = self.kept_of(weight)
         w, b = self._fold(kept, eps, weight, bias, gamma, beta, mean, var)
         return self._run(kept.packs, x, w, b, residual)
+
+    def raw_call(self, x: Tensor, residual: Tensor | None, weight: Tensor, *rest: Any) -> RawCall:
+        """The same, of the folded weight and bias."""
+        kept, (*tensors, eps) = self.kept_of(weight), rest
+        return self._raw_call(kept.packs, x, *self._fold(kept, eps, weight, *tensors))
 
     def _fold(self, kept: _Kept, eps: float, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         if kept.folded is not None:

@@ -4,7 +4,7 @@ The graph is of calls as the user wrote them (torch.nn.functional, operators, me
 What is fused is what fastcv.optimize fuses: convolution (or linear layer) + batch norm in evaluation + addition + activation
 where no gradient is recorded, batch norm + addition + activation anywhere. A chain's values have one use each, the next step, and
 between its first and last step nothing is changed in place but what the chain itself changes. Convolutions by a module's parameter
-become calls that keep the packed weight, where no gradient is recorded.
+become calls that keep the packed weight, where no gradient is recorded, and such calls in a row become one (sequence.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .. import functional
 from ..optimizer.kernels import DTYPES, LINEAR
 from ..optimizer.linear import why_torch
 from . import calls
+from .sequence import join_convolutions
 
 # What a batch norm may be folded into: the name, and the arguments after the bias with their defaults.
 _CONV = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -130,6 +131,7 @@ class Rewriter:
             if peer is not None and _served(node) and not _has_out(node):
                 node.op, node.target = "call_function", peer
                 self.done[peer.__name__] += 1
+        join_convolutions(self.gm)
         self.graph.lint()
         self.gm.recompile()
         return self.done

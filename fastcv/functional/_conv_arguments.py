@@ -14,7 +14,7 @@ _FOR_ALL = (_LEVELS["highest"], _LEVELS["ieee"])  # what other dtypes have too
 
 
 @torch.compiler.assume_constant_result
-def _float32_precision(cuda: bool) -> int:
+def float32_precision(cuda: bool) -> int:
     """What float32 may be computed with (csrc/conv/conv.h: enum Precision), from torch's own switches.
 
     The convolution's switch decides; on the CPU, where it is unset, the one of matrix products. "highest", the default,
@@ -31,7 +31,7 @@ def _float32_precision(cuda: bool) -> int:
 
 def precision_of(t: Tensor) -> int:
     """What a convolution of ``t`` may be computed with, as the raw ops take it."""
-    level = _float32_precision(t.is_cuda)
+    level = float32_precision(t.is_cuda)
     return level if level in _FOR_ALL or t.dtype is torch.float32 else _LEVELS["highest"]
 
 

@@ -16,6 +16,7 @@ dgrad_raw = _ext.op("conv_dgrad")
 wgrad_raw = _ext.op("conv_wgrad")
 bias_grad_raw = _ext.op("conv_bias_grad")
 activation_raw = _ext.op("conv_activation")
+sequence_raw = _ext.op("conv_sequence")
 
 SLOPE = 0.01  # of leaky_relu below zero: torch's default
 
@@ -65,6 +66,26 @@ def _(
     slope: float = SLOPE,
 ) -> Tensor:
     return empty_output(input, conv_sizes(input, weight, stride, padding, dilation), output_channels_last(input, weight))
+
+
+def step_numbers(
+    input: int, residual: int, weight: int, bias: int, packed: int, geometry: Any, activation: int, precision: int
+) -> list[int]:
+    """One step in the plan of conv_sequence, as csrc/conv/conv_sequence_torch.cpp reads it; tensors by number, -1 for none."""
+    stride, padding, dilation, groups = geometry
+    lists = [n for values in (stride, padding, dilation) for n in (len(values), *values)]
+    return [input, residual, weight, bias, packed, groups, activation, precision, *lists]
+
+
+@_ext.fake("conv_sequence")
+def _(tensors: list[Tensor], plan: list[int], slopes: list[float], outputs: list[int]) -> list[Tensor]:
+    tensors, rest = [*tensors], iter(plan)
+    for _ in slopes:
+        x, _, w, *_ = [next(rest) for _ in range(8)]
+        geometry = [[next(rest) for _ in range(next(rest))] for _ in range(3)]
+        x, w = tensors[x], tensors[w]
+        tensors.append(empty_output(x, conv_sizes(x, w, *geometry), output_channels_last(x, w)))
+    return [tensors[i] for i in outputs]
 
 
 @_ext.fake("conv_dgrad")
