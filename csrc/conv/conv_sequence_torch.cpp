@@ -4,11 +4,10 @@
 // per step: input, residual, weight, bias, packed (-1: none), groups, activation, precision, and stride, padding and
 // dilation, each behind its length; `slopes` has one for each step. A tensor that a step has made is given back after
 // its last use, unless it is one of `outputs`.
+#include "conv/conv_door.h"
+
 #include <limits>
 #include <utility>
-
-#include "common/door.h"
-#include "conv/conv_door.h"
 
 namespace fastcv {
 namespace {
