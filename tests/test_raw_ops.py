@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcv
 import fastcv.bench.roofs  # registers a fake kernel
+from fastcv.functional._conv_ops import sequence_raw, step_numbers
 from fastcv.functional._conv_statistics import convolve_measured
 from fastcv.functional._layout import row_major
 from fastcv.functional._skeleton import skeleton
@@ -58,7 +59,11 @@ def recorded(functions: list[str]) -> list[tuple[Any, list[Any]]]:
         sync_batch_norm(torch.randn(2, 3, 4, 5, requires_grad=True), None, None, None, None, 0.1, 1e-5).sum().backward()
         if "conv2d" in functions:
             x, w, vector = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 2), torch.ones(4)
-            convolve_measured(x, w, vector, ([2, 1], [1, 0], [1, 1], 1))
+            geometry = ([2, 1], [1, 0], [1, 1], 1)
+            convolve_measured(x, w, vector, geometry)
+            packed = torch.ops.fastcv.conv_pack(x, w, *geometry, 0)
+            steps = step_numbers(0, -1, 1, 2, 3, geometry, 6, 0) + step_numbers(5, 5, 4, -1, -1, ([1, 1], [0] * 2, [1, 1], 2), 1, 0)
+            sequence_raw([x, w, vector, packed, torch.randn(4, 2, 1, 1)], steps, [0.1, 0.0], [5, 6])
             with torch.no_grad():
                 net = fastcv.optimize(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ConvTranspose2d(4, 5, 2, 2)).eval())
                 for _ in range(2):  # the second call packs the weights

@@ -33,23 +33,21 @@ class Step(NamedTuple):
     """One convolution, by the numbers of the values that it takes; None for none.
 
     A value's number is its place among those from outside, or, of the output of a step, their count and that of the steps before it.
-    parameters and end: the parameters in the module's order, and what it takes after them. last: the outputs that nothing needs
-    after this step.
+    parameters: in the module's order, and eps of a folded batch norm. last: the outputs that nothing needs after this step.
     """
 
     conv: PackedConv
     image: int
     residual: int | None
     parameters: tuple[int | None, ...]
-    end: tuple[float, ...]
     last: tuple[int, ...]
 
-    def arguments(self, values: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    def arguments(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Those of the module."""
         image, residual = values[self.image], None if self.residual is None else values[self.residual]
         parameters = [None if i is None else values[i] for i in self.parameters]
         if isinstance(self.conv, FoldedConv):
-            return (image, residual, *parameters, *self.end)
+            return (image, residual, *parameters)
         return (image, *parameters, residual)
 
 
@@ -62,24 +60,28 @@ class _Seen(NamedTuple):
 
 
 class ConvSequence(nn.Module):
-    """The steps, called with the values from outside: images, the parameters that kernels read as they are, other parameters.
+    """The steps, called with the values from outside: images, the parameters that kernels read as they are, those that are folded,
+    numbers. images, read, tensors: how many of them are images, these or read as they are, and no numbers.
 
-    Returns the outputs of the steps in ``returned``. images, read: how many values are images, and these or read as they are.
+    Returns the outputs of the steps in ``returned``.
     """
 
-    def __init__(self, steps: Sequence[Step], images: int, read: int, returned: Sequence[int]) -> None:
+    def __init__(self, steps: Sequence[Step], images: int, read: int, tensors: int, returned: Sequence[int]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(step.conv for step in steps)
         self.steps = tuple(steps)
         self.images = images
         self.read = read
+        self.tensors = tensors
         self.returned = tuple(returned)
 
-    def __call__(self, *values: Tensor) -> list[Tensor]:  # without what nn.Module does around a forward
-        if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() or under_transform() or needs_grad(*values):
+    def __call__(self, *values: Any) -> list[Tensor]:  # without what nn.Module does around a forward
+        images, parameters, numbers = values[: self.images], values[self.images : self.tensors], values[self.tensors :]
+        unusual = torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack() or under_transform()
+        if unusual or needs_grad(*images, *parameters):
             return self._step_by_step(values)
-        images, parameters = values[: self.images], values[self.images :]
-        kind = (_ext.choices, float32_precision(False), *[(type(x), x.shape[1:], x.stride(), x.dtype, x.is_cpu) for x in images])
+        settings = (_ext.choices, float32_precision(False), numbers)
+        kind = (settings, [(type(x), x.shape[1:], x.stride(), x.dtype, x.is_cpu) for x in images])
         first = self.steps[0]
         kept = first.conv.kept_of(values[first.parameters[0]])
         seen: _Seen | None = kept.sequence
@@ -102,8 +104,8 @@ class ConvSequence(nn.Module):
             return False
         return all(type(p) in PLAIN and p.is_cpu and not p.is_inference() for p in parameters)  # others' changes do not show
 
-    def _step_by_step(self, values: Sequence[Tensor], raw_calls: list[RawCall] | None = None) -> list[Tensor]:
-        held: list[Tensor | None] = [*values]
+    def _step_by_step(self, values: Sequence[Any], raw_calls: list[RawCall] | None = None) -> list[Tensor]:
+        held = [*values]
         for step in self.steps:
             arguments = step.arguments(held)
             held.append(step.conv(*arguments))
@@ -113,7 +115,7 @@ class ConvSequence(nn.Module):
                 held[i] = None
         return [held[i] for i in self.returned]
 
-    def _written_down(self, values: Sequence[Tensor], raw_calls: Sequence[RawCall]) -> tuple[Any, ...]:
+    def _written_down(self, values: Sequence[Any], raw_calls: Sequence[RawCall]) -> tuple[Any, ...]:
         """The constants, plan, slopes and outputs of the raw op; it numbers what is read, then the constants, then the outputs."""
         read = {id(t): i for i, t in enumerate(values[: self.read])}
         constants: list[Tensor] = []
@@ -136,10 +138,10 @@ class ConvSequence(nn.Module):
 
 
 def join_convolutions(gm: fx.GraphModule) -> None:
-    """Makes one call of all convolutions of ``gm``'s graph that follow one another with nothing but constants in between."""
+    """Makes one call of all convolutions of ``gm``'s graph that follow one another with nothing but its inputs in between."""
     run: list[fx.Node] = []
     for node in list(gm.graph.nodes):
-        if node.op in ("placeholder", "get_attr"):
+        if _is_input(node) or (node.target == "item" and _is_input(node.args[0])):  # dynamic shapes make eps a tensor
             continue
         conv = _joinable(gm, node)
         if run and (conv is None or conv.op != gm.get_submodule(run[0].target).op):
@@ -154,18 +156,22 @@ def _joinable(gm: fx.GraphModule, node: fx.Node) -> PackedConv | None:
     conv = gm.get_submodule(node.target) if node.op == "call_module" else None
     if not isinstance(conv, PackedConv) or conv.op not in _OPS:
         return None
-    parameters, end = _parts(conv, node)[2:]
-    constant = all(p is None or p.op in ("placeholder", "get_attr") for p in parameters)
-    return conv if constant and not any(isinstance(v, fx.Node) for v in end) else None
+    parameters = _parts(conv, node)[2]
+    return conv if all(p is None or _is_input(p) for p in parameters) else None
 
 
-def _parts(conv: PackedConv, node: fx.Node) -> tuple[fx.Node, fx.Node | None, tuple[fx.Node | None, ...], tuple[Any, ...]]:
-    """Image, residual, parameters and what follows them."""
+def _is_input(node: fx.Node) -> bool:
+    """True also for constants."""
+    return node.op in ("placeholder", "get_attr")
+
+
+def _parts(conv: PackedConv, node: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node | None], list[Any]]:
+    """Image, residual, parameters and numbers."""
     if isinstance(conv, FoldedConv):
         image, residual, *parameters, eps = node.args
-        return image, residual, tuple(parameters), (eps,)
+        return image, residual, parameters, [eps]
     image, *parameters, residual = node.args
-    return image, residual, tuple(parameters), ()
+    return image, residual, parameters, []
 
 
 def _join(gm: fx.GraphModule, run: list[fx.Node]) -> None:
@@ -175,28 +181,26 @@ def _join(gm: fx.GraphModule, run: list[fx.Node]) -> None:
     parts = [_parts(conv, node) for conv, node in zip(convs, run, strict=True)]
     made = set(run)
     images = dict.fromkeys(n for part in parts for n in part[:2] if n is not None and n not in made)
-    folded = [isinstance(conv, FoldedConv) for conv in convs]
-    in_order = sorted(range(len(run)), key=lambda i: folded[i])
-    parameters = dict.fromkeys(p for i in in_order for p in parts[i][2] if p is not None)
-    read = {p for i in in_order if not folded[i] for p in parts[i][2] if p is not None}
-    outside = [*images, *parameters]
+    read = dict.fromkeys(p for conv, part in zip(convs, parts, strict=True) if not isinstance(conv, FoldedConv) for p in part[2])
+    parameters = dict.fromkeys(p for ps in (read, *(part[2] for part in parts)) for p in ps if p is not None)
+    numbers = dict.fromkeys(n for part in parts for n in part[3])
+    outside = [*images, *parameters, *numbers]
 
     of_image = {n: i for i, n in enumerate(images)} | {n: len(outside) + i for i, n in enumerate(run)}
-    of_parameter = {p: len(images) + i for i, p in enumerate(parameters)}
+    of_parameter = {p: len(images) + i for i, p in enumerate((*parameters, *numbers))}
     returned = [node for node in run if any(user not in made for user in node.users)]
     last: dict[int, int] = {}  # of each output that is not returned: the step that reads it last, or its own
-    steps = []
     for i, (image, residual, *_) in enumerate(parts):
-        for node in (run[i], image, residual):
-            if node in made and node not in returned:
-                last[of_image[node]] = i
-    for i, (conv, (image, residual, own, end)) in enumerate(zip(convs, parts, strict=True)):
-        numbers = (of_image[image], None if residual is None else of_image[residual])
+        last |= {of_image[n]: i for n in (run[i], image, residual) if n in made and n not in returned}
+    steps = []
+    for i, (conv, (image, residual, *others)) in enumerate(zip(convs, parts, strict=True)):
+        taken = tuple(None if p is None else of_parameter[p] for p in (*others[0], *others[1]))
         dead = tuple(number for number, step in last.items() if step == i)
-        steps.append(Step(conv, *numbers, tuple(None if p is None else of_parameter[p] for p in own), end, dead))
+        steps.append(Step(conv, of_image[image], None if residual is None else of_image[residual], taken, dead))
 
     name = f"_fastcv_sequence_of_{run[0].target.removeprefix('_fastcv_')}"
-    gm.add_submodule(name, ConvSequence(steps, len(images), len(images) + len(read), [of_image[n] for n in returned]))
+    counts = (len(images), len(images) + len(read.keys() - {None}), len(images) + len(parameters))
+    gm.add_submodule(name, ConvSequence(steps, *counts, [of_image[n] for n in returned]))
     with gm.graph.inserting_before(run[-1]):
         outputs = gm.graph.call_module(name, tuple(outside))
         for i, node in enumerate(returned):
