@@ -6,6 +6,7 @@
 #include "conv/conv.h"
 #include "conv/conv_amx.h"
 #include "conv/conv_igemm.h"
+#include "conv/conv_pointwise.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
@@ -22,6 +23,9 @@ ConvParams joined(ConvParams p) {
 template <int Parts, class S>
 size_t workspace(const ConvParams& p, int threads) {
   const ConvParams layer = joined(p);
+  if constexpr (!std::is_same_v<S, bf16>)
+    if (Pointwise<TileProduct<Parts>, S>::fits(layer))
+      return Pointwise<TileProduct<Parts>, S>(layer, threads).workspace();
   return Igemm<TileProduct<Parts>, S>(layer, threads).workspace();
 }
 template <int Parts, class S>
@@ -31,6 +35,9 @@ size_t kept(const ConvParams& p) {
 template <int Parts, class S>
 void run(const ConvParams& p, const Exec& exec) {
   const ConvParams layer = joined(p);
+  if constexpr (!std::is_same_v<S, bf16>)
+    if (Pointwise<TileProduct<Parts>, S>::fits(layer))
+      return Pointwise<TileProduct<Parts>, S>(layer, exec.threads).run(exec);
   Igemm<TileProduct<Parts>, S>(layer, exec.threads).run(exec);
 }
 
