@@ -95,15 +95,14 @@ class Pointwise {
   // What is done at the steps of a block's products.
   struct Meanwhile {
     int64_t steps;
-    // Rows of the block before go to y; what the next block's rows will need is fetched.
+    // Rows of the block before go to y.
     const float *sums, *bias;
     S* y;
     const S* residual;
     int64_t pitch, row, rows, credit;
-    int64_t fetched;  // elements from a row to the one that is fetched
     bool relu;
-    // Some pixels of the next strip are split; those of the strip after it are fetched.
-    const S *const *from, *const *later;
+    // Some pixels of the next strip are split.
+    const S* const* from;
     X* to;
     int64_t first, last, channels, length, to_pitch, stored;
     bool special;
@@ -128,30 +127,19 @@ class Pointwise {
         special |= P::put(out, length, stored, load_n(x, static_cast<int>(least(kLanes, left))),
                           load_n(x + (high > 0 ? kLanes : 0), static_cast<int>(high)));
       }
-      const char* next = reinterpret_cast<const char*>(later[i] + k);
-      __builtin_prefetch(next, 0, 2);
-      if constexpr (sizeof(S) == 4) __builtin_prefetch(next + kLine, 0, 2);
     }
     [[gnu::always_inline]] void finish(int64_t i) {
       const float* sum = sums + i * kPanel;
       V low = load(sum) + load(bias), high = load(sum + kLanes) + load(bias + kLanes);
       S* to_y = y + i * pitch;
-      fetch(to_y + fetched, 1);
       if (residual != nullptr) {
         const S* r = residual + i * pitch;
         low = low + load(r), high = high + load(r + kLanes);
-        fetch(r + fetched, 0);
       }
       const V zero(0.0f);
       if (relu) low = select<float>(low <= zero, zero, low), high = select<float>(high <= zero, zero, high);
       store(to_y, low);
       store(to_y + kLanes, high);
-    }
-    template <class T>
-    [[gnu::always_inline]] void fetch(T* row, int) {
-      const char* line = reinterpret_cast<const char*>(row);
-      __builtin_prefetch(line, 0, 2);
-      if constexpr (sizeof(S) == 4) __builtin_prefetch(line + kLine, 0, 2);
     }
   };
 
@@ -174,7 +162,7 @@ class Pointwise {
       sum.x_part = plan.pixel_length * sizeof_x();
       window = reinterpret_cast<X*>(scratch + of.steps_bytes());
       work.steps = of.steps;
-      work.from = from[0], work.later = from[1];
+      work.from = from;
       work.channels = p.c, work.length = plan.pixel_length;
       work.relu = p.activation == Activation::relu;
       work.pitch = p.k;
@@ -225,10 +213,7 @@ class Pointwise {
 
     // Gets ready to split strip q.
     void prepare(int64_t q) {
-      for (int64_t i = 0; i < strip; ++i) {
-        from[0][i] = input(least(begin + q * strip + i, end - 1));
-        from[1][i] = input(least(begin + (q + 1) * strip + i, end - 1));
-      }
+      for (int64_t i = 0; i < rows_of(q); ++i) from[i] = input(begin + q * strip + i);
       work.to = slot(q);
       work.poison = _mm512_setzero_ps();
       work.special = of.weights.any_special();
@@ -282,7 +267,6 @@ class Pointwise {
         work.bias = of.weights.bias(0, panel);
         work.y = static_cast<S*>(p.y) + to;
         work.residual = p.residual == nullptr ? nullptr : static_cast<const S*>(p.residual) + to;
-        work.fetched = strip * p.k;
       } else {
         finish_slowly();
       }
@@ -310,7 +294,7 @@ class Pointwise {
     bool quick;
     int now = 0;
     bool special_slots[kMostStrips + 1];
-    const S* from[2][kMostPixels];
+    const S* from[kMostPixels];
     alignas(64) float room[2][kMostPixels * kPanel];
   };
 
