@@ -125,22 +125,23 @@ struct TileProduct {
   }
   // So many tiles of pixels by 16 * vectors output channels into sums[count * rows][32].
   static void multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count, int vectors, float* sums);
+  // 32 numbers that are bfloat16 already.
+  FASTCV_INLINE void store_part(X* out, __m512i low, __m512i high) {
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+#else
+    __m256i* to = reinterpret_cast<__m256i*>(out);
+    _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(low, 16)));
+    _mm256_storeu_si256(to + 1, _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16)));
+#endif
+  }
   // The same of 32.
   FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
-#if defined(__AVX512BF16__)
     const Split a = split(low), b = split(high);
-    const auto put_part = [&](int i) {
-      _mm512_storeu_si512(out + i * pitch,
-                          (__m512i)_mm512_cvtne2ps_pbh((__m512)b.part[i], (__m512)a.part[i]));  // exact
-    };
 #pragma GCC unroll 4
-    for (int i = 0; i < Parts; ++i) put_part(i);
-    if (stored > Parts) put_part(kStored - 1);
+    for (int i = 0; i < Parts; ++i) store_part(out + i * pitch, a.part[i], b.part[i]);
+    if (stored > Parts) store_part(out + (kStored - 1) * pitch, a.part[kStored - 1], b.part[kStored - 1]);
     return a.special || b.special;
-#else
-    const bool special = put(out, pitch, stored, low);
-    return put(out + kTileChannels / 2, pitch, stored, high) || special;
-#endif
   }
   // The parts of 32 numbers, if all are finite; `poison` becomes NaN where one is not, or has an infinite part.
   FASTCV_INLINE void put_finite(X* out, int64_t pitch, Vec<Acc> low, Vec<Acc> high, __m512& poison)
@@ -152,7 +153,7 @@ struct TileProduct {
       // What is left for the last of three has no more than 8 bits.
       const __m512 part_a = i == 2 ? a : (__m512)near_bf16((__m512i)a),
                    part_b = i == 2 ? b : (__m512)near_bf16((__m512i)b);
-      _mm512_storeu_si512(out + i * pitch, (__m512i)_mm512_cvtne2ps_pbh(part_b, part_a));
+      store_part(out + i * pitch, (__m512i)part_a, (__m512i)part_b);
       a = _mm512_sub_ps(a, part_a), b = _mm512_sub_ps(b, part_b);
       if (i == 0) poison = _mm512_fmadd_ps(a, _mm512_setzero_ps(), _mm512_fmadd_ps(b, _mm512_setzero_ps(), poison));
     }

@@ -30,7 +30,7 @@ class Pointwise {
   }
 
   Pointwise(const ConvParams& params, int threads)
-      : p(params), plan(params, 1), weights(plan), pixels(p.n * p.out[0] * p.out[1] * p.out[2]) {
+      : p(params), plan(params, 1), weights(plan), slots(threads), pixels(p.n * p.out[0] * p.out[1] * p.out[2]) {
     strided = p.stride[0] * p.stride[1] * p.stride[2] != 1;
     steps = plan.pixel_length / kTileChannels;
     tiles = plan.vectors == 1 ? 4 : 2;
@@ -39,23 +39,23 @@ class Pointwise {
     if (slot_bytes < static_cast<int64_t>(weights.scratch())) slot_bytes = static_cast<int64_t>(weights.scratch());
   }
 
-  size_t workspace() const { return weights.shared() + static_cast<size_t>(pixel_parts * panel_parts * slot_bytes); }
+  size_t workspace() const { return weights.shared() + static_cast<size_t>(slots * slot_bytes); }
 
   void run(const Exec& exec) {
     constexpr int64_t kGrain = 1 << 16;  // multiply-adds: below this, waking a thread costs more than it saves
     char* const base = static_cast<char*>(exec.workspace);
-    char* const slots = base + weights.shared();
+    char* const slot_base = base + weights.shared();
     weights.place(base);
     if (p.packing != Packing::ready) {
       weights.prepare();
-      weights.pack(exec, kGrain, slots, static_cast<size_t>(slot_bytes));
+      weights.pack(exec, kGrain, slot_base, static_cast<size_t>(slot_bytes));
     }
     if (p.packing == Packing::fill) return;
     weights.load_rest();
     const int64_t parts = pixel_parts * panel_parts;
     const int64_t part_cost = pixels * plan.kdim * plan.kg / parts;
     parallel_slots(exec, parts, most(1, kGrain / most(1, part_cost)), [&](int slot, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) Worker(*this, i, slots + slot * slot_bytes).run();
+      for (int64_t i = begin; i < end; ++i) Worker(*this, i, slot_base + slot * slot_bytes).run();
     });
   }
 
@@ -63,7 +63,7 @@ class Pointwise {
   // Which threads share pixels, and which share output channels: what gives each the least to do, in multiply-adds of
   // one channel. Whoever shares output channels splits the same pixels, whoever shares pixels reads the same weights.
   void share(int threads) {
-    constexpr int64_t kSplit = 30, kRead = 40;
+    constexpr int64_t kSplit = 60, kRead = 40;
     int64_t least_cost = INT64_MAX;
     for (int64_t k = 1; k <= least(threads, plan.panels); ++k) {
       const int64_t parts = least(threads / k, ceil_div(pixels, kTilePixels)), strip = tiles * kTilePixels;
@@ -118,8 +118,8 @@ class Pointwise {
       const int64_t k = at * kTileChannels, left = channels - k;
       const S* x = from[i] + k;
       X* out = to + i * to_pitch + k;
-      if (P::kParts > 1 && left >= kTileChannels && stored == P::kParts) {
-        if constexpr (P::kParts > 1) P::put_finite(out, length, load(x), load(x + kLanes), poison);
+      if (left >= kTileChannels && stored == P::kParts) {
+        P::put_finite(out, length, load(x), load(x + kLanes), poison);
       } else if (left >= kTileChannels) {
         special |= P::put(out, length, stored, load(x), load(x + kLanes));
       } else {
@@ -301,7 +301,7 @@ class Pointwise {
   const ConvParams& p;
   const Plan plan;
   IgemmWeights<P, S> weights;
-  int64_t pixels, steps, tiles, slot_bytes;
+  int64_t slots, pixels, steps, tiles, slot_bytes;
   int64_t pixel_parts = 1, panel_parts = 1;
   int64_t block;  // strips that wait in the window while all panels pass
   bool strided;
