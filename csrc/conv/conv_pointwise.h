@@ -60,8 +60,9 @@ class Pointwise {
   }
 
  private:
-  // Which threads share pixels, and which share output channels: what gives each the least to do, in multiply-adds of
-  // one channel. Whoever shares output channels splits the same pixels, whoever shares pixels reads the same weights.
+  // Cuts pixels and output channels into parts so that the busiest thread has the least to do. Threads that differ in
+  // output channels split the same pixels, threads that differ in pixels read the same weights: a number split costs
+  // kSplit multiply-adds, a weight read kRead. Measured on 1x1 layers of ResNet-50 with cold weights.
   void share(int threads) {
     constexpr int64_t kSplit = 60, kRead = 40;
     int64_t least_cost = INT64_MAX;
@@ -78,7 +79,9 @@ class Pointwise {
     block = panels * panel_bytes() <= kNear ? 1 : ceil_div(strips, ceil_div(strips, room));
   }
 
+  // Bytes of the second-level cache, 2 MB: for weights that stay there, or for strips that wait there.
   static constexpr int64_t kNear = 1 << 20, kWindow = 1 << 20;
+
   static constexpr int64_t sizeof_x() { return static_cast<int64_t>(sizeof(X)); }
   int64_t panel_bytes() const { return steps * kTileChannels * P::kParts * kPanel * sizeof_x(); }
   int64_t pitch(int64_t stored) const { return tile_pixel_pitch<X>(plan.pixel_length * stored); }
@@ -86,22 +89,16 @@ class Pointwise {
   int64_t strip_elements() const { return tiles * kTilePixels * pitch(P::kStored); }
   int64_t window_bytes() const { return (block + 1) * strip_elements() * sizeof_x(); }
 
-  // One panel's sums of a strip.
-  struct Block {
-    int64_t pixel, rows, panel;
-    const float* sums;
-  };
-
-  // What is done at the steps of a block's products.
+  // What is done between the products of a strip and a panel, a share after each.
   struct Meanwhile {
     int64_t steps;
-    // Rows of the block before go to y.
+    // Rows of the sums before go to y.
     const float *sums, *bias;
     S* y;
     const S* residual;
-    int64_t pitch, row, rows, credit;
+    int64_t pitch, row, rows, credit;  // `credit`: products since the last row, times rows
     bool relu;
-    // Some pixels of the next strip are split.
+    // Pixels first to last of the next strip are split, a step's channels of some after each product.
     const S* const* from;
     X* to;
     int64_t first, last, channels, length, to_pitch, stored;
@@ -143,7 +140,13 @@ class Pointwise {
     }
   };
 
-  // One thread's share.
+  // One panel's sums of a strip.
+  struct Sums {
+    int64_t pixel, rows, panel;
+    const float* at;
+  };
+
+  // One thread's part.
   class Worker {
    public:
     Worker(const Pointwise& layer, int64_t part, char* scratch) : of(layer), p(of.p), plan(of.plan) {
@@ -197,7 +200,7 @@ class Pointwise {
           }
         }
       }
-      while (work.row < before.rows) finish_now();
+      while (work.row < before.rows) work.finish(work.row++);
     }
 
    private:
@@ -272,14 +275,13 @@ class Pointwise {
       }
     }
 
-    void finish_now() { work.finish(work.row++); }
     void finish_slowly() {
       const float* bias = of.weights.bias(0, before.panel);
       const int64_t k0 = before.panel * kPanel, n = least(kPanel, p.k - k0);
       for (; work.row < before.rows; ++work.row)
         for (int64_t k = 0; k < n; k += kLanes)
           store_final<S>(p, (before.pixel + work.row) * p.k + k0 + k,
-                         load(before.sums + work.row * kPanel + k) + load(bias + k),
+                         load(before.at + work.row * kPanel + k) + load(bias + k),
                          static_cast<int>(least(kLanes, n - k)));
     }
 
@@ -290,7 +292,7 @@ class Pointwise {
     TileSum sum{};
     X* window;
     Meanwhile work{};
-    Block before;
+    Sums before;
     bool quick;
     int now = 0;
     bool special_slots[kMostStrips + 1];
