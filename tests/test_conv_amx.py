@@ -254,6 +254,67 @@ def test_infinities_and_nan_survive_the_split(variant: str, where: str, layout: 
         assert torch.equal(clean[kept], y[kept])
 
 
+# Of one strip of pixels and of several, narrow and ragged channels; weights that stay in the second-level cache, and
+# weights that pass blocks of strips of which the last is shorter.
+POINTWISE = {
+    "strips": ((2, 40, 13, 9), 70),
+    "narrow": ((1, 33, 10, 20), 9),
+    "pixel": ((1, 64, 1, 1), 33),
+    "tiles": ((3, 32, 2, 5), 100),
+    "blocks": ((2, 2048, 5, 13), 160),
+}
+
+
+@pytest.mark.parametrize("variant", [name for name in ROWS if "_bf16_" not in name])
+@pytest.mark.parametrize("name", POINTWISE)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_tap_is_multiplied_strip_by_strip(variant: str, name: str, stride: int) -> None:
+    shape, k = POINTWISE[name]
+    x, w, bias = normal(*shape).to(memory_format=torch.channels_last), normal(k, shape[1], 1, 1, seed=1), normal(k, seed=2)
+    exact, single = (F.conv2d(*(t.to(dtype) for t in (x, w, bias)), stride=stride) for dtype in (torch.float64, torch.float32))
+    residual = normal(*exact.shape, seed=3).to(memory_format=torch.channels_last)
+    precision = 0 if "_bf16x6_" in variant else 1
+
+    def fused(x: torch.Tensor, residual: torch.Tensor, activation: int) -> torch.Tensor:
+        with fastcv.use(conv=variant):
+            return CONV(x, w, bias, [stride] * 2, [0, 0], [1, 1], 1, residual, activation, precision)
+
+    for activation in (0, 1, 4):  # none, relu, hardswish
+        y = fused(x, residual, activation)
+        end = [lambda t: t, F.relu, None, None, F.hardswish][activation]
+        if precision == 0:
+            assert_close(y, end(exact + residual), end(single + residual), variant)
+        else:
+            assert max_error(y, end(exact + residual)) < 1e-5
+        threads = torch.get_num_threads()
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            assert torch.equal(fused(x, residual, activation), y), n
+        torch.set_num_threads(threads)
+        assert torch.equal(fused(x[-1:], residual[-1:], activation), y[-1:])
+
+
+@pytest.mark.parametrize("variant", [name for name in ROWS if "_bf16_" not in name])
+@pytest.mark.parametrize("where", ["x", "w"])
+@pytest.mark.parametrize("name", ["strips", "narrow", "blocks"])
+def test_infinities_and_nan_stay_in_their_pixels(variant: str, where: str, name: str) -> None:
+    shape, k = POINTWISE[name]
+    x, w = normal(*shape).to(memory_format=torch.channels_last), normal(k, shape[1], 1, 1, seed=1)
+    precision, geometry = 0 if "_bf16x6_" in variant else 1, ([1, 1], [0, 0], [1, 1], 1)
+    with fastcv.use(conv=variant):
+        clean = CONV(x, w, None, *geometry, None, 0, precision)
+        if where == "x":
+            x[0, 3, 0, 2], x[-1, 5, -1, -2] = float("inf"), float("nan")
+            x[-1, shape[1] - 1, 2, 3] = torch.tensor(-1, dtype=torch.int32).view(torch.float32)
+        else:
+            w[3, 5], w[k - 1, 7] = float("inf"), float("nan")
+        y = CONV(x, w, None, *geometry, None, 0, precision)
+    plain = F.conv2d(x.double(), w.double())
+    assert torch.equal(y.isnan(), plain.isnan()) and torch.equal(y.isinf(), plain.isinf())
+    assert torch.equal(y[plain.isinf()].double(), plain[plain.isinf()])
+    assert torch.equal(y[plain.isfinite()], clean[plain.isfinite()])
+
+
 @pytest.mark.parametrize("variant", [name for name in ROWS if "_bf16_" not in name])
 def test_the_largest_numbers_stay_finite(variant: str) -> None:
     # Two parts have 16 bits; rounded to these the very largest float32 is 2^128.

@@ -125,22 +125,38 @@ struct TileProduct {
   }
   // So many tiles of pixels by 16 * vectors output channels into sums[count * rows][32].
   static void multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count, int vectors, float* sums);
+  // 32 numbers that are bfloat16 already.
+  FASTCV_INLINE void store_part(X* out, __m512i low, __m512i high) {
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+#else
+    __m256i* to = reinterpret_cast<__m256i*>(out);
+    _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(low, 16)));
+    _mm256_storeu_si256(to + 1, _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16)));
+#endif
+  }
   // The same of 32.
   FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
-#if defined(__AVX512BF16__)
     const Split a = split(low), b = split(high);
-    const auto put_part = [&](int i) {
-      _mm512_storeu_si512(out + i * pitch,
-                          (__m512i)_mm512_cvtne2ps_pbh((__m512)b.part[i], (__m512)a.part[i]));  // exact
-    };
 #pragma GCC unroll 4
-    for (int i = 0; i < Parts; ++i) put_part(i);
-    if (stored > Parts) put_part(kStored - 1);
+    for (int i = 0; i < Parts; ++i) store_part(out + i * pitch, a.part[i], b.part[i]);
+    if (stored > Parts) store_part(out + (kStored - 1) * pitch, a.part[kStored - 1], b.part[kStored - 1]);
     return a.special || b.special;
-#else
-    const bool special = put(out, pitch, stored, low);
-    return put(out + kTileChannels / 2, pitch, stored, high) || special;
-#endif
+  }
+  // The parts of 32 numbers, if all are finite; `poison` becomes NaN where one is not, or has an infinite part.
+  FASTCV_INLINE void put_finite(X* out, int64_t pitch, Vec<Acc> low, Vec<Acc> high, __m512& poison)
+    requires(Parts > 1)
+  {
+    __m512 a = low.v, b = high.v;
+#pragma GCC unroll 4
+    for (int i = 0; i < Parts; ++i) {
+      // What is left for the last of three has no more than 8 bits.
+      const __m512 part_a = i == 2 ? a : (__m512)near_bf16((__m512i)a),
+                   part_b = i == 2 ? b : (__m512)near_bf16((__m512i)b);
+      store_part(out + i * pitch, (__m512i)part_a, (__m512i)part_b);
+      a = _mm512_sub_ps(a, part_a), b = _mm512_sub_ps(b, part_b);
+      if (i == 0) poison = _mm512_fmadd_ps(a, _mm512_setzero_ps(), _mm512_fmadd_ps(b, _mm512_setzero_ps(), poison));
+    }
   }
   // Two channels of 16 output channels: parts `pitch` apart, the last stored one to `clean`.
   FASTCV_INLINE bool pack_pair(W* out, int64_t pitch, W* clean, Vec<Acc> even, Vec<Acc> odd) {
@@ -164,8 +180,9 @@ static inline TileConfig tiles_of_rows(int64_t rows) {
 
 // M tiles of pixels by N vectors of output channels into sums[M * rows][32]. Special: of the parts that are multiplied
 // with smaller ones, those are read that have zeros for infinities and NaN.
-template <class P, bool Special, int M, int N>
-[[gnu::noinline]] static void multiply_tiles(const TileSum& s, const PixelTile* tiles, float* sums) {
+// `meanwhile` is called after each product.
+template <class P, bool Special, int M, int N, class F>
+[[gnu::noinline]] static void multiply_tiles(const TileSum& s, const PixelTile* tiles, float* sums, F&& meanwhile) {
   static_assert(M * N <= 4 && N <= 2);
   constexpr int kA = kPixelTile, kB = kWeightTile;
   constexpr bool kHeld = M <= 2;
@@ -211,10 +228,13 @@ template <class P, bool Special, int M, int N>
   };
   const auto products = [&]<int... i>(auto first, std::integer_sequence<int, i...>) {
     for (int64_t at = 0; at < s.count; ++at) {
-      if (first == 0 && s.ahead != nullptr)
-        for (int64_t line = 0; line < s.ahead_lines; ++line)
-          _mm_prefetch(s.ahead + (at * s.ahead_lines + line) * 64, _MM_HINT_T1);
-      (product(std::integral_constant<int, first + i>{}, first, s.steps[at]), ...);
+      const auto beside = [&](int64_t n) {
+        if (first == 0 && s.ahead != nullptr)
+          for (int64_t line = s.ahead_lines * n / P::kFirst; line < s.ahead_lines * (n + 1) / P::kFirst; ++line)
+            _mm_prefetch(s.ahead + (at * s.ahead_lines + line) * 64, _MM_HINT_T1);
+        meanwhile(at, first + n);
+      };
+      ((product(std::integral_constant<int, first + i>{}, first, s.steps[at]), beside(i)), ...);
     }
   };
   products(std::integral_constant<int, 0>{}, std::make_integer_sequence<int, P::kFirst>{});
@@ -230,12 +250,13 @@ template <int Parts>
 inline void TileProduct<Parts>::multiply(const TileSum& s, bool special, const PixelTile* tiles, int64_t count,
                                          int vectors, float* sums) {
   using P = TileProduct;
+  const auto none = [](int64_t, int) {};
   const auto run = [&]<bool Special>(std::bool_constant<Special>) {
-    if (vectors == 2)
-      count == 2 ? multiply_tiles<P, Special, 2, 2>(s, tiles, sums) : multiply_tiles<P, Special, 1, 2>(s, tiles, sums);
-    else if (count == 4) multiply_tiles<P, Special, 4, 1>(s, tiles, sums);
-    else
-      count == 2 ? multiply_tiles<P, Special, 2, 1>(s, tiles, sums) : multiply_tiles<P, Special, 1, 1>(s, tiles, sums);
+    if (vectors == 2 && count == 2) multiply_tiles<P, Special, 2, 2>(s, tiles, sums, none);
+    else if (vectors == 2) multiply_tiles<P, Special, 1, 2>(s, tiles, sums, none);
+    else if (count == 4) multiply_tiles<P, Special, 4, 1>(s, tiles, sums, none);
+    else if (count == 2) multiply_tiles<P, Special, 2, 1>(s, tiles, sums, none);
+    else multiply_tiles<P, Special, 1, 1>(s, tiles, sums, none);
   };
   if constexpr (Parts > 1)
     if (special) return run(std::true_type{});

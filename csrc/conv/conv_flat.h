@@ -12,6 +12,15 @@ namespace fastcv::FASTCV_ISA {
 
 inline constexpr int64_t kTilePixels = 16, kTileChannels = 32;
 
+// From one pixel of a tile to the next, of so many elements, whole cache lines: an odd number of lines, so that 16
+// pixels lie in 16 sets of the first-level cache.
+template <class X>
+static inline int64_t tile_pixel_pitch(int64_t elements) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(X));
+  const int64_t lines = elements / kLine;
+  return (lines > 2 ? lines | 1 : lines) * kLine;
+}
+
 // How one dim of the window is sorted.
 struct Sorted {
   int64_t step, slots, period, reach;  // reach: lines beyond the number of cells
@@ -98,12 +107,7 @@ struct FlatWindow {
   }
 
  private:
-  // An odd number of cache lines: 16 pixels then lie in 16 sets of the first-level cache.
-  int64_t pixel_pitch(int64_t stored) const {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(X));
-    const int64_t lines = length * stored / kLine;
-    return (lines > 2 ? lines | 1 : lines) * kLine;
-  }
+  int64_t pixel_pitch(int64_t stored) const { return tile_pixel_pitch<X>(length * stored); }
 
   void fill_parts(Chunk& c, const S* first, const int64_t* cell, const int64_t* cells, const Taps& tw) const {
     c.lines = cells[1] + h.reach;

@@ -6,6 +6,7 @@
 #include "conv/conv.h"
 #include "conv/conv_amx.h"
 #include "conv/conv_igemm.h"
+#include "conv/conv_pointwise.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
@@ -19,10 +20,18 @@ ConvParams joined(ConvParams p) {
   return p;
 }
 
+// f of the kernel: parts of numbers that each make one pixel are multiplied in an order of their own.
+template <int Parts, class S, class F>
+auto with_kernel(const ConvParams& p, int threads, F&& f) {
+  const ConvParams layer = joined(p);
+  if constexpr (Parts > 1)
+    if (Pointwise<TileProduct<Parts>, S>::fits(layer)) return f(Pointwise<TileProduct<Parts>, S>(layer, threads));
+  return f(Igemm<TileProduct<Parts>, S>(layer, threads));
+}
+
 template <int Parts, class S>
 size_t workspace(const ConvParams& p, int threads) {
-  const ConvParams layer = joined(p);
-  return Igemm<TileProduct<Parts>, S>(layer, threads).workspace();
+  return with_kernel<Parts, S>(p, threads, [](const auto& kernel) { return kernel.workspace(); });
 }
 template <int Parts, class S>
 size_t kept(const ConvParams& p) {
@@ -30,8 +39,7 @@ size_t kept(const ConvParams& p) {
 }
 template <int Parts, class S>
 void run(const ConvParams& p, const Exec& exec) {
-  const ConvParams layer = joined(p);
-  Igemm<TileProduct<Parts>, S>(layer, exec.threads).run(exec);
+  with_kernel<Parts, S>(p, exec.threads, [&](auto&& kernel) { kernel.run(exec); });
 }
 
 }  // namespace
