@@ -1,8 +1,9 @@
 """Whole models against torch, torch.compile, ONNX Runtime and OpenVINO: ``make bench-peers`` (PEERS="--models resnet50" for some).
 
-The race is that of ``fastcv bench model``. Writes results/engines.csv and, from it, engines.md after every race: what is measured
-replaces the line of the same race, everything else stays, so that an interrupted run keeps what it has; --resume goes on with what
-the same build has not measured yet. A peer that is not installed is left out. --table only writes engines.md anew from engines.csv.
+The race is that of ``fastcv bench model``, fastcv by both of its doors (--vs fastcv-compile: torch.compile with its backend). Writes
+results/engines.csv and, from it, engines.md after every race: what is measured replaces the line of the same race, everything else
+stays, so that an interrupted run keeps what it has; --resume goes on with what the same build has not measured yet. A peer that is
+not installed is left out. --table only writes engines.md anew from engines.csv.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def write(file: Path, text: str) -> None:
 def page(lines: list[dict[str, Any]]) -> str:
     """engines.md: every build that a line is of, and the table."""
     heads = list(dict.fromkeys(line["build"] for line in lines))
-    rule = "Medians of interleaved calls in ms, each contender in its better layout; torch.compile with frozen weights."
+    rule = (
+        "Medians of interleaved calls in ms, each contender in its better layout; fastcv by the faster of its doors, fastcv.optimize or "
+        'torch.compile(backend="fastcv") ("compiled"); torch.compile with frozen weights.'
+    )
     return model_tables.markdown("\n\n".join([*(f"{head}." for head in heads), rule]), lines)
 
 

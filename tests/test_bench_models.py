@@ -182,6 +182,21 @@ def test_a_wrong_optimisation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
         )
 
 
+def test_both_doors_of_fastcv() -> None:
+    rows = race(vs=("torch", "fastcv-compile"))
+    doors = {name for name, row in rows.items() if row.who == "fastcv"}
+    assert doors == {f"{door} {layout}" for door in ("fastcv", "fastcv-compile") for layout in ("contiguous", "channels_last")}
+    assert all(map(fine, rows.values()))
+    (line,) = model_tables.against_peers(rows.values())
+    best = min((rows[name] for name in doors), key=lambda row: row.median)
+    assert line["fastcv_door"] == ("compile" if best.contender.startswith("fastcv-compile") else "optimize")
+    compiled = model_tables.cells(line | {"fastcv_door": "compile"})
+    assert any(cell.endswith(" compiled") for cell in compiled) and compiled != model_tables.cells(line | {"fastcv_door": "optimize"})
+    assert not any(
+        "fastcv-compile" in name for name in model_race.contender_names(models.Job("net", (1, 3, 8, 8), train=True), models.PEERS)
+    )
+
+
 def test_engines_take_part_where_they_can() -> None:
     job = models.Job("net", (1, 3, 8, 8))
     assert {"onnxruntime", "openvino"} <= set(model_race.contender_names(job, models.PEERS))

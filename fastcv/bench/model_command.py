@@ -21,7 +21,7 @@ def model(
     batch: str = typer.Option("", help="Images in a batch, in place of the size's; several separated by commas."),
     dtype: str = typer.Option("f32", help="f32, f64, bf16, f16; several separated by commas."),
     precision: str = typer.Option("", help="highest, high or medium: torch.set_float32_matmul_precision, for everybody."),
-    vs: str = typer.Option("torch", help="torch, compile, onnxruntime, openvino; or none."),
+    vs: str = typer.Option("torch", help="torch, compile, fastcv-compile, onnxruntime, openvino; or none."),
     compiled: bool = typer.Option(False, "--compile", help="Race torch.compile too: --vs with compile."),
     threads: str = typer.Option("", help="Numbers of threads; torch's own if not given."),
     train: bool = typer.Option(False, help="Forward and backward, in training mode."),

@@ -30,11 +30,12 @@ from .engines import Exported, one_line
 from .guard import LIMITS, Guard, Noise, crowded, interrupted, unreliable
 from .judge import ROUNDING, same_bits
 from .memory import peak
+from .model_tables import COMPILED
 from .race import kernels_of, poison
 from .rows import FAILED, UNRELIABLE, WRONG, Row
 from .values import tensors
 
-PEERS = ("torch", "compile", *engines.ENGINES)
+PEERS = ("torch", "compile", COMPILED, *engines.ENGINES)
 ROUNDS = (5, 60)
 FORMATS = dict(zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True))
 # Rounding of deep networks differs severalfold between right implementations, torch's own layouts among them; a wrong layer is off by
@@ -162,13 +163,14 @@ def _runners(job: Job, model: nn.Module | None, exported: Exported | None, vs: S
 
     changes: dict[str, Callable[[nn.Module], nn.Module]] = {
         "fastcv": lambda m: optimize(m, mode="training" if job.train else "inference"),
+        COMPILED: lambda m: torch.compile(m, backend="fastcv", dynamic=False),
         "torch": lambda m: m,
         "compile": lambda m: _compiled(m, job.train),
     }
     made = [
-        _Runner(f"{who} {layout}", who, layout, of_torch(layout, change))
+        _Runner(f"{who} {layout}", "fastcv" if who == COMPILED else who, layout, of_torch(layout, change))
         for who, change in changes.items()
-        if who == "fastcv" or who in vs
+        if who == "fastcv" or (who in vs and not (who == COMPILED and job.train))
         for layout in (LAYOUTS if len(job.shape) == 4 else LAYOUTS[:1])
     ]
     for engine in engines.ENGINES:

@@ -14,6 +14,9 @@ from .tables import size_text, speedup, time_text
 TITLES = {"fastcv": "fastcv", "torch": "torch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
+COMPILED = "fastcv-compile"  # torch.compile(model, backend="fastcv"): the other door to fastcv's kernels
+
+
 def parts_of(row: Row) -> tuple[str, int, str]:
     """(model, images, "CxHxW") of a row of a model."""
     name, _, size = row.case.removeprefix("model-").rpartition("-")
@@ -94,6 +97,7 @@ def against_peers(rows: Iterable[Row]) -> list[dict[str, Any]]:
             best = fastest(race, who)
             line[f"{who}_ms"] = round(best.median * 1e3, 3) if best is not None else ""
         line["fastcv_layout"] = ours.layout if ours is not None else ""
+        line["fastcv_door"] = "" if ours is None else "compile" if ours.contender.startswith(COMPILED) else "optimize"
         line |= dict.fromkeys(("fastest_peer", "ratio", "low", "high", "percent_of_roof", "error", "torch_error"), "")
         if ours is not None:
             line["percent_of_roof"] = round(ours.percent, 1) if ours.roof else ""
@@ -145,7 +149,7 @@ def cells(line: dict[str, Any]) -> list[str]:
         *(str(line[key]) for key in ("model", "batch", "size", "dtype")),
         "training" if line["mode"] != "fwd" else "inference",
         str(line["threads"]),
-        f"{number('fastcv_ms')} {layout}".strip(),
+        f"{number('fastcv_ms')} {layout}{' compiled' if line.get('fastcv_door') == 'compile' else ''}".strip(),
         *(number(f"{who}_ms") for who in TITLES if who != "fastcv"),
         f"{number('ratio', '.2f')} ({TITLES[line['fastest_peer']]})" if line["fastest_peer"] else "-",
         f"{number('low', '.2f')} - {number('high', '.2f')}" if line["fastest_peer"] else "-",
