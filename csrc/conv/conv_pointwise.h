@@ -96,7 +96,8 @@ class Pointwise {
     const float *sums, *bias;
     S* y;
     const S* residual;
-    int64_t pitch, row, rows, credit;  // `credit`: products since the last row, times rows
+    int64_t pitch, strip;       // elements of y in a pixel, in a strip
+    int64_t row, rows, credit;  // credit: products since the last row, times rows
     bool relu;
     // Pixels first to last of the next strip are split, a step's channels of some after each product.
     const S* const* from;
@@ -125,12 +126,19 @@ class Pointwise {
                           load_n(x + (high > 0 ? kLanes : 0), static_cast<int>(high)));
       }
     }
+    // A row of the next strip, for when its turn comes: in a network it is in no near cache.
+    [[gnu::always_inline]] static void fetch(const S* row) {
+      __builtin_prefetch(row, 0, 2);
+      __builtin_prefetch(row + kLanes, 0, 2);
+    }
     [[gnu::always_inline]] void finish(int64_t i) {
       const float* sum = sums + i * kPanel;
       V low = load(sum) + load(bias), high = load(sum + kLanes) + load(bias + kLanes);
       S* to_y = y + i * pitch;
+      fetch(to_y + strip);
       if (residual != nullptr) {
         const S* r = residual + i * pitch;
+        fetch(r + strip);
         low = low + load(r), high = high + load(r + kLanes);
       }
       const V zero(0.0f);
@@ -168,7 +176,7 @@ class Pointwise {
       work.from = from;
       work.channels = p.c, work.length = plan.pixel_length;
       work.relu = p.activation == Activation::relu;
-      work.pitch = p.k;
+      work.pitch = p.k, work.strip = strip * p.k;
       quick = work.relu || p.activation == Activation::none;
       before.rows = 0;
     }
