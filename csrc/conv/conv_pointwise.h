@@ -23,15 +23,18 @@ class Pointwise {
   static constexpr int64_t kPanel = 2 * kLanes, kLine = 64, kMostPixels = 4 * kTilePixels, kMostStrips = 32;
 
  public:
+  // Every output reads one input, which exists.
   static bool fits(const ConvParams& p) {
     for (int i = 0; i < 3; ++i)
-      if (p.kernel[i] != 1 || p.pad[i] != 0 || (p.transposed && p.stride[i] != 1)) return false;
+      if (p.kernel[i] != 1 || p.pad[i] != 0 || (p.transposed && p.stride[i] != 1) ||
+          (p.out[i] - 1) * p.stride[i] >= p.in[i])
+        return false;
     return p.channels_last && p.groups == 1 && p.c > 0 && p.k > 0 && p.n * p.out[0] * p.out[1] * p.out[2] > 0;
   }
 
   Pointwise(const ConvParams& params, int threads)
       : p(params), plan(params, 1), weights(plan), slots(threads), pixels(p.n * p.out[0] * p.out[1] * p.out[2]) {
-    strided = p.stride[0] * p.stride[1] * p.stride[2] != 1;
+    for (int i = 0; i < 3; ++i) all_inputs = all_inputs && p.in[i] == p.out[i];
     steps = plan.pixel_length / kTileChannels;
     tiles = plan.vectors == 1 ? 4 : 2;
     share(threads);
@@ -216,7 +219,7 @@ class Pointwise {
     X* slot(int64_t q) const { return window + q % (of.block + 1) * of.strip_elements(); }
     const S* input(int64_t pixel) const {
       const S* x = static_cast<const S*>(p.x);
-      if (!of.strided) return x + pixel * p.c;
+      if (of.all_inputs) return x + pixel * p.c;
       const int64_t w = pixel % p.out[2], line = pixel / p.out[2], h = line % p.out[1], plane = line / p.out[1];
       const int64_t d = plane % p.out[0], n = plane / p.out[0];
       return x + (((n * p.in[0] + d * p.stride[0]) * p.in[1] + h * p.stride[1]) * p.in[2] + w * p.stride[2]) * p.c;
@@ -313,8 +316,8 @@ class Pointwise {
   IgemmWeights<P, S> weights;
   int64_t slots, pixels, steps, tiles, slot_bytes;
   int64_t pixel_parts = 1, panel_parts = 1;
-  int64_t block;  // strips that wait in the window while all panels pass
-  bool strided;
+  int64_t block;           // strips that wait in the window while all panels pass
+  bool all_inputs = true;  // are read, one after the other
 };
 
 }  // namespace fastcv::FASTCV_ISA
