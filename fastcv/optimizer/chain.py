@@ -25,7 +25,7 @@ from .kernels import DTYPES, LINEAR, any_global_hook, has_hooks, is_managed, kin
 from .linear import linear
 from .packed_weights import PackedWeights
 from .pending import Pending, version_of
-from .prepared import Prepared, prepare
+from .prepared import Prepared, is_plain
 from .region import Region, current_frame
 
 _OF_CONV = ("relu", "relu6", "silu", "hardswish", "gelu", "leaky_relu")
@@ -196,7 +196,8 @@ class ConvChain(Chain):
         y = convolutions.convolve_batch(x, weight, bias, geometry, *end)
         if pending.normalised is (self.bn is not None):
             folded = (weight, bias) if pending.normalised else None
-            self.prepared = prepare(x, conv, self.bn, self.watched, folded, geometry, self.packs)
+            call = (x, conv, self.bn, self.watched, folded, geometry, self.packs)
+            self.prepared = Prepared(*call) if is_plain(x, self.packs) else None
         return y
 
     def _geometry(self, weight: Tensor) -> convolutions.Geometry:

@@ -22,7 +22,7 @@ from .chain import Chain, ConvChain
 from .kernels import DTYPES, has_hooks, is_linear, is_managed, is_sharded, kernel_class, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending, value_of
-from .prepared import Prepared, prepare
+from .prepared import Prepared, is_plain
 from .region import Frame, Region
 
 # Those that take only whether they work in place.
@@ -94,10 +94,10 @@ class KernelForward(InstanceForward):
     def _prepare(self, x: Tensor) -> Prepared | None:
         """For the call that was just made on packed weights."""
         conv = self.module
-        if self.packs.packed is None or conv.transposed or conv.padding_mode != "zeros" or x.dim() != conv.weight.dim():
+        if not is_plain(x, self.packs) or conv.transposed or conv.padding_mode != "zeros" or x.dim() != conv.weight.dim():
             return None
         geometry = geometry_of(x.dim() - 2, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return prepare(x, conv, None, [conv], None, geometry, self.packs)
+        return Prepared(x, conv, None, [conv], None, geometry, self.packs)
 
     def _measures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True if the convolution is to take the statistics that the batch norm behind it needs in training."""

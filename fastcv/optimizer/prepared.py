@@ -47,7 +47,7 @@ class Prepared:
         watched: Sequence[nn.Module],
         folded: tuple[Tensor, Tensor] | None,
         geometry: Geometry,
-        packed: Tensor,
+        packs: PackedWeights,
     ) -> None:
         space, norm = vars(conv), {} if bn is None else vars(bn)
         tensors = [(space["_parameters"], "weight"), (space["_parameters"], "bias")]
@@ -63,7 +63,7 @@ class Prepared:
         self._conv = conv
         self._folded = folded
         self._geometry = geometry
-        self._end = (precision_of(x), packed)
+        self._end = (precision_of(x), packs.packed)
 
     def __call__(self, x: Tensor, residual: Tensor | None, activation: str | None, slope: float) -> Tensor:
         """activation(conv(x) [through its batch norm] + residual), for an x that holds() has just confirmed."""
@@ -74,19 +74,9 @@ class Prepared:
         return conv_raw(x, weight, bias, stride, padding, dilation, groups, residual, ACTIVATIONS[activation], precision, packed, slope)
 
 
-def prepare(
-    x: Tensor,
-    conv: nn.Module,
-    bn: nn.Module | None,
-    watched: Sequence[nn.Module],
-    folded: tuple[Tensor, Tensor] | None,
-    geometry: Geometry,
-    packs: PackedWeights,
-) -> Prepared | None:
-    """For the call that was just made with these, or None where the next must look again: with gradients or autocast, on a GPU,
-    before weights are arranged.
+def is_plain(x: Tensor, packs: PackedWeights) -> bool:
+    """True if the call that was just made with x may be made again as it was: on the CPU with arranged weights, without gradients and
+    autocast.
     """
-    packed = packs.packed
-    if packed is None or type(x) is not Tensor or not x.is_cpu or torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
-        return None
-    return Prepared(x, conv, bn, watched, folded, geometry, packed)
+    plain = type(x) is Tensor and x.is_cpu and packs.packed is not None
+    return plain and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled()
