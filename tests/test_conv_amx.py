@@ -295,6 +295,25 @@ def test_one_tap_is_multiplied_strip_by_strip(variant: str, name: str, stride: i
 
 
 @pytest.mark.parametrize("variant", [name for name in ROWS if "_bf16_" not in name])
+@pytest.mark.parametrize("channels", [64, 100])
+def test_phases_without_taps(variant: str, channels: int) -> None:
+    """Input gradients of strides wider than the kernel: three of four phases have no tap, for several panels of one chunk."""
+    g, w = normal(8, 64, 5, 5).to(memory_format=torch.channels_last), normal(64, channels, 1, 1, seed=1)
+    exact, single = (F.conv_transpose2d(g.to(dtype), w.to(dtype), stride=2) for dtype in (torch.float64, torch.float32))
+    precision, threads = 0 if "_bf16x6_" in variant else 1, torch.get_num_threads()
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        with fastcv.use(conv_dgrad=variant):
+            y = DGRAD(g, w, None, [9, 9], [2, 2], [0, 0], [1, 1], 1, precision)
+        torch.set_num_threads(threads)
+        if precision == 0:
+            assert_close(y, exact, single, variant)
+        else:
+            assert max_error(y, exact) < 1e-5
+        assert torch.equal(y[:, :, 1::2], torch.zeros_like(y[:, :, 1::2]))
+
+
+@pytest.mark.parametrize("variant", [name for name in ROWS if "_bf16_" not in name])
 @pytest.mark.parametrize("where", ["x", "w"])
 @pytest.mark.parametrize("name", ["strips", "narrow", "blocks"])
 def test_infinities_and_nan_stay_in_their_pixels(variant: str, where: str, name: str) -> None:

@@ -132,7 +132,7 @@ class MatrixTiles {
       for (int64_t panel = c.first_panel; panel < c.last_panel; ++panel) {
         read_weights(s, c, f, panel);
         s.ahead = nullptr;
-        if (panel + 1 < c.last_panel) {
+        if (panel + 1 < c.last_panel && s.count > 0) {  // a stride wider than the kernel leaves phases without taps
           s.ahead = reinterpret_cast<const char*>(weights.panel(c.group, panel + 1, f.row));
           s.ahead_lines = ceil_div(panel_bytes, kLine * strips * s.count);
         }
