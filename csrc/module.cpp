@@ -31,6 +31,24 @@ py::dict build_info() {
   return info;
 }
 
+fastcv::Steady* steady_of(PyObject* object) {
+  const auto held = reinterpret_cast<py::detail::instance*>(object)->get_value_and_holder();
+  return held.holder_constructed() ? held.value_ptr<fastcv::Steady>() : nullptr;
+}
+void collect_cycles_of_steady(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const fastcv::Steady* steady = steady_of(self);
+    return steady == nullptr ? 0 : steady->traverse(visit, arg);
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (fastcv::Steady* steady = steady_of(self)) steady->clear();
+    return 0;
+  };
+}
+
 void need_emulator() {
   if (&fastcv::emulator::seed == nullptr)
     throw std::runtime_error("this build of fastcv has no emulator; build with FASTCV_EMULATOR=ON");
@@ -134,14 +152,14 @@ PYBIND11_MODULE(_C, m) {
            "True if these are the same tensors and none has changed.");
   using Places = std::vector<fastcv::Steady::Place>;
   py::class_<fastcv::Steady>(m, "Steady",
-                             "The kind of an input, and the state of modules and of torch, at the time of making.")
+                             "The kind of an input, and the state of modules and of torch, at the time of making.",
+                             py::custom_type_setup(&collect_cycles_of_steady))
       .def(py::init<const py::object&, Places, const std::vector<fastcv::Watch::Element>&, const Places&, Places,
                     Places, const std::vector<py::function>&>(),
            py::arg("x"), py::arg("tensors"), py::arg("elements"), py::arg("values"), py::arg("empty"),
            py::arg("absent"), py::arg("modes"),
-           "Names as (dict, name): of tensors and (address, bytes) of their elements, of values, of empty dicts, of "
-           "what "
-           "is absent; modes: functions without arguments.")
+           "Names as (dict, name): of tensors and (address, bytes) of their elements, of values, of empty dicts, "
+           "of what is absent; modes: functions without arguments.")
       .def("holds", &fastcv::Steady::holds, py::arg("x"),
            "True if x is of that kind, whatever its first size, and everything else is as it was.");
 }

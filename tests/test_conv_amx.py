@@ -183,14 +183,15 @@ def test_they_are_chosen_for_what_they_are_for(variant: str) -> None:
 
 @pytest.mark.skipif("igemm_bf16x6_amx" not in ROWS, reason="needs AMX")
 def test_six_products_take_over_where_they_are_faster() -> None:
-    def chosen(kernel: int, stride: int, size: int, precision: int, channels: int = 64, dilation: int = 1) -> bool:
-        x, w = normal(1, channels, size, size), normal(64, channels, kernel, kernel)
+    def chosen(kernel: int, stride: int, size: int, precision: int, channels: int = 64, dilation: int = 1, outputs: int = 64) -> bool:
+        x, w = normal(1, channels, size, size), normal(outputs, channels, kernel, kernel)
         x = x.contiguous(memory_format=torch.channels_last)
         geometry = ([stride] * 2, [kernel // 2 * dilation] * 2, [dilation] * 2, 1)
         return ("conv", "igemm_bf16x6_amx", "") in fastcv.why_not(lambda: CONV(x, w, None, *geometry, None, 0, precision))
 
     assert chosen(1, 1, 14, 0) and chosen(3, 2, 28, 0) and chosen(5, 1, 14, 0)
     assert not chosen(1, 1, 14, 3) and not chosen(1, 1, 7, 0) and not chosen(5, 1, 14, 0, channels=257)
+    assert chosen(1, 2, 14, 0, channels=1024, outputs=512) and not chosen(1, 2, 14, 0, channels=512, outputs=512)
     assert chosen(5, 1, 28, 0, dilation=2) and not chosen(5, 1, 28, 0, dilation=7)
     x, w = normal(1, 256, 8, 8), normal(256, 64, 4, 4)  # sums of 1024 products of the kernel's 4096
     assert ("conv_dgrad", "igemm_bf16x6_amx", "") in fastcv.why_not("conv_transpose2d", x, w, stride=2, padding=1)

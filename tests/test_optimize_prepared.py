@@ -279,6 +279,24 @@ def test_inputs_are_freed_with_the_call(net: nn.Module) -> None:
         gc.enable()
 
 
+def test_a_model_that_goes_leaves_nothing(net: nn.Module) -> None:
+    ours = fastcv.optimize(net)
+    warm(ours, images())
+    alive = [weakref.ref(t) for t in (ours, ours.conv1.weight, ours.last.weight, ours.bn1.running_mean)]
+    del ours
+    gc.collect()
+    assert not any(t() is not None for t in alive)
+
+
+def test_convolutions_of_no_channels() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        layer = nn.Conv2d(0, 4, 1)
+    ours, x = fastcv.optimize(nn.Sequential(layer).eval()), torch.ones(2, 0, 3, 3)
+    with torch.no_grad():
+        for _ in range(4):
+            assert torch.equal(ours(x), layer(x))
+
+
 def test_threads(net: nn.Module) -> None:
     ours, inputs = fastcv.optimize(net), [images(n) for n in (1, 2, 3, 4)]
     warm(ours, inputs[0])

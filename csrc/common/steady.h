@@ -1,6 +1,8 @@
 // Whether a layer's next call is like one that was looked at thoroughly: the same kind of input, modules as they were,
 // torch in the same modes. One look from C++ in place of some forty from Python, which between two kernels finds
 // nothing of its own in the caches. Like Watch it asks Python's objects and knows nothing of torch.
+//
+// It holds namespaces of modules, which hold it in turn: traverse and clear are for Python's collector of such cycles.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -32,8 +34,11 @@ class Steady {
         watch_(current(tensors_), elements),
         empty_(std::move(empty)),
         absent_(std::move(absent)) {
-    for (const Place& place : values)
-      values_.emplace_back(place, pybind11::reinterpret_borrow<pybind11::object>(at(place)));
+    for (const Place& place : values) {
+      const pybind11::handle value = at(place);
+      if (!value) throw pybind11::key_error(pybind11::str(place.second));
+      values_.emplace_back(place, pybind11::reinterpret_borrow<pybind11::object>(value));
+    }
     for (const pybind11::function& mode : modes) modes_.emplace_back(mode, mode());
   }
 
@@ -56,6 +61,27 @@ class Steady {
     for (const Place& place : absent_)
       if (at(place)) return false;
     return watch_.holds(current(tensors_));
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    for (const auto* places : {&tensors_, &empty_, &absent_})
+      for (const Place& place : *places) Py_VISIT(place.first.ptr());
+    for (const auto& [place, value] : values_) {
+      Py_VISIT(place.first.ptr());
+      Py_VISIT(value.ptr());
+    }
+    for (const auto& [mode, result] : modes_) {
+      Py_VISIT(mode.ptr());
+      Py_VISIT(result.ptr());
+    }
+    return 0;
+  }
+  // It holds nothing and confirms nothing from here on.
+  void clear() {
+    type_ = {};
+    for (auto* places : {&tensors_, &empty_, &absent_}) std::vector<Place>().swap(*places);
+    decltype(values_)().swap(values_);
+    decltype(modes_)().swap(modes_);
   }
 
  private:
@@ -82,10 +108,11 @@ class Steady {
   static std::vector<int64_t> numbers(const pybind11::object& values) { return values.cast<std::vector<int64_t>>(); }
 
   bool same_kind(pybind11::handle x) const {
-    static PyObject *const
-        shape = PyUnicode_InternFromString("shape"),
-        *const stride = PyUnicode_InternFromString("stride"), *const dtype = PyUnicode_InternFromString("dtype"),
-        *const layout = PyUnicode_InternFromString("layout"), *const is_cpu = PyUnicode_InternFromString("is_cpu");
+    static PyObject* const shape = PyUnicode_InternFromString("shape");
+    static PyObject* const stride = PyUnicode_InternFromString("stride");
+    static PyObject* const dtype = PyUnicode_InternFromString("dtype");
+    static PyObject* const layout = PyUnicode_InternFromString("layout");
+    static PyObject* const is_cpu = PyUnicode_InternFromString("is_cpu");
     const auto get = [&](PyObject* name) { return owned(PyObject_GetAttr(x.ptr(), name)); };
     if (!get(dtype).is(dtype_) || !get(layout).is(layout_) || get(is_cpu).ptr() != Py_True) return false;
     return same_numbers(get(shape), sizes_, 1) &&

@@ -189,7 +189,8 @@ const char* slower_bf16x6(const ConvParams& p) {
   if (c < 32 || k < 32) return "is for 32 channels and more";
   if (c * output_taps > 6400) return "adds up long sums less exactly";
   if (c > 256 && c * output_taps > 1600) return "packs and reads the weights of many channels slowly";
-  const bool sparse = taps == 1 && p.stride[1] * p.stride[2] > 1 && c >= 1024;  // the direct sum is slow there
+  const bool sparse =
+      taps == 1 && !p.transposed && p.stride[1] * p.stride[2] > 1 && c >= 1024;  // the direct sum is slow there
   if (!sparse && (pixels < 128 || inputs < 64)) return "packs weights too slowly for small images";
   if (!p.channels_last && taps == 1) return "transposes too much for a kernel of one tap";
   const double all = static_cast<double>(p.out[1] * p.kernel[1]) * static_cast<double>(p.out[2] * p.kernel[2]);

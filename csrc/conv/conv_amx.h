@@ -135,7 +135,7 @@ struct TileProduct {
     _mm256_storeu_si256(to + 1, _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16)));
 #endif
   }
-  // The same of 32.
+  // The first `stored` parts of 32 numbers; returns whether one is not finite.
   FASTCV_INLINE bool put(X* out, int64_t pitch, int64_t stored, Vec<Acc> low, Vec<Acc> high) {
     const Split a = split(low), b = split(high);
 #pragma GCC unroll 4

@@ -142,11 +142,11 @@ ConvParams layer_of(const ConvParams& p) {
 // The weights of a call as the CPU kernel that would run it arranges them; empty where it keeps none.
 Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   ConvParams& p = call.params;
-  const Variant<ConvParams>* row = call.x.is_cuda() ? nullptr : table.pick(p);
   double size = static_cast<double>(p.n) * static_cast<double>(p.k);
   for (const int64_t out : p.out) size *= static_cast<double>(out);
   const bool computes = p.c > 0 && size > 0 && size < 0x1p40;  // kernels plan for outputs that can be
-  if (row == nullptr || row->kept == nullptr || !computes) return empty({0}, ScalarType::Byte, call.x);
+  const Variant<ConvParams>* row = call.x.is_cuda() || !computes ? nullptr : table.pick(p);
+  if (row == nullptr || row->kept == nullptr) return empty({0}, ScalarType::Byte, call.x);
   p.packing = Packing::fill;
   PackedHead head;
   std::memset(static_cast<void*>(&head), 0, sizeof head);
@@ -192,7 +192,7 @@ Tensor finish(const char* op, const VariantTable<ConvParams>& table, Call& call,
     p.residual = call.residual->data_ptr();
   }
   p.y = y.data_ptr();
-  if (packed && !y.is_cuda()) use_packed(op, table, p, *packed);
+  if (packed && !y.is_cuda() && y.numel() > 0) use_packed(op, table, p, *packed);
   if (y.numel() > 0) run_variant(table, p, y, denormals(p));
   return y;
 }

@@ -12,8 +12,6 @@ from .statistics import geometric_mean, ratio_interval
 from .tables import size_text, speedup, time_text
 
 TITLES = {"fastcv": "fastcv", "torch": "torch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-
-
 COMPILED = "fastcv-compile"  # torch.compile(model, backend="fastcv"): the other door to fastcv's kernels
 
 

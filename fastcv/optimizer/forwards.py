@@ -19,14 +19,11 @@ from ..functional.conv import geometry_of
 from ..nn.conv import forward as convolution_forward
 from . import linear, recompute
 from .chain import Chain, ConvChain
-from .kernels import DTYPES, has_hooks, is_linear, is_managed, is_sharded, kernel_class, under_transform
+from .kernels import DTYPES, IN_PLACE_ACTIVATIONS, has_hooks, is_linear, is_managed, is_sharded, kernel_class, under_transform
 from .packed_weights import PackedWeights
 from .pending import Pending, value_of
 from .prepared import Prepared, is_plain
 from .region import Frame, Region
-
-# Those that take only whether they work in place.
-ACTIVATION_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 
 
 class InstanceForward:
@@ -65,14 +62,9 @@ class KernelForward(InstanceForward):
         return vars(self) | {"prepared": None}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self._look_again(*args, **kwargs)
-        prepared = self.prepared
+        prepared = None if torch.compiler.is_compiling() else self.prepared
         if prepared is not None and len(args) == 1 and not kwargs and prepared.holds(args[0]):
             return prepared(args[0], None, None, 0.0)
-        return self._look_again(*args, **kwargs)
-
-    def _look_again(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = value_of(args), value_of(kwargs)
         x = args[0] if args else next(iter(kwargs.values()), None)
         served = _served(x) and not (self.sharded and any(is_sharded(t) for t in self.module.parameters(recurse=False)))
@@ -168,7 +160,7 @@ class ActivationForward(InstanceForward):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.activation = ACTIVATION_MODULES[type(module)]
+        self.activation = IN_PLACE_ACTIVATIONS[type(module)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module

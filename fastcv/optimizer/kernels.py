@@ -48,6 +48,9 @@ OPS: dict[type[nn.Module], str] = {
     for package in (nn, fastcv_nn)
 }
 
+# Activations that have one option, whether they change their input; what chains call them.
+IN_PLACE_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
+
 LINEAR = "linear"  # nn.Linear's op: no function of fastcv.functional, but the kernel of 1x1 convolutions (linear.py)
 
 # Their statistics come from several processes: no kernel fuses what follows, and torch has none on the CPU to compare with.

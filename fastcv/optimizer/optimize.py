@@ -17,7 +17,6 @@ from torch import nn
 from .. import _ext
 from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import (
-    ACTIVATION_MODULES,
     ActivationForward,
     BatchNormForward,
     HeadForward,
@@ -27,7 +26,7 @@ from .forwards import (
     RecomputingForward,
     installed,
 )
-from .kernels import LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
+from .kernels import IN_PLACE_ACTIVATIONS, LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
 from .linear import why_torch_for
 from .patterns import Plan, measured, prove
 from .region import Region
@@ -213,7 +212,7 @@ def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict
                     row.reason = "in training mode: folded after eval()"
         HeadForward(head, chain).install()
         for module in watched:
-            if type(module) in ACTIVATION_MODULES:
+            if type(module) in IN_PLACE_ACTIVATIONS:
                 ActivationForward(module).install()
 
 

@@ -23,18 +23,11 @@ from torch.nn.modules.conv import _ConvNd
 from ..functional._batch_norm_max_pool2d import MOST_OFFSETS
 from ..nn.fold import outputs_of
 from .chain import ACTIVATIONS
-from .kernels import LINEAR, SYNCHRONISED, has_hooks, is_linear, is_sharded, kind_of, op_of, why_left_alone
+from .kernels import IN_PLACE_ACTIVATIONS, LINEAR, SYNCHRONISED, has_hooks, is_linear, is_sharded, kind_of, op_of, why_left_alone
 from .linear import why_torch_for
 from .trace import IN_PLACE_OPERATORS, Trace, common_owner
 
-_ACTIVATION_MODULES = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.LeakyReLU: "leaky_relu",
-    nn.GELU: "gelu",
-}
+_ACTIVATION_MODULES = IN_PLACE_ACTIVATIONS | {nn.LeakyReLU: "leaky_relu", nn.GELU: "gelu"}
 _ACTIVATION_FUNCTIONS = {
     F.relu: "relu",
     torch.relu: "relu",

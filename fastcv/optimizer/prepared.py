@@ -1,6 +1,6 @@
 """A convolution's call as it was made before, for calls that find everything as it was then: the same kind of input, the modules,
 their parameters and torch's modes unchanged. Between two kernels Python finds none of its own in the caches, so that what a call
-looks at costs five times what it costs alone; this look is one call into csrc/common/steady.h.
+looks at costs several times what it costs alone; this look is one call into csrc/common/steady.h.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Prepared:
             values += [(norm, name) for name in _NORM]
         empty = [*_GLOBAL_HOOKS, *((vars(m), name) for m in watched for name in _HOOKS)]
         absent = [(names, "_is_fsdp_managed_module") for names in (space, norm)]
-        elements = [e for names, name in tensors if names[name] is not None for e in elements_of(names[name])]
+        elements = elements_of([names[name] for names, name in tensors])
         self.holds = _ext.module().Steady(x, tensors, elements, values, empty, absent, _MODES).holds
         self._conv = conv
         self._folded = folded

@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 def watch_of(tensors: Sequence[Tensor | None]) -> Watch:
     """The state of CPU tensors, each of which may be None: holds(tensors) is true until one has changed. Keeps none of them alive."""
-    return _ext.module().Watch(tensors, [element for t in tensors if t is not None and t.numel() for element in elements_of(t)])
+    return _ext.module().Watch(tensors, elements_of(tensors))
 
 
-def elements_of(t: Tensor) -> list[tuple[int, int]]:
+def elements_of(tensors: Sequence[Tensor | None]) -> list[tuple[int, int]]:
+    """What is compared of them: as address and bytes."""
+    return [element for t in tensors if t is not None and t.numel() for element in _elements(t)]
+
+
+def _elements(t: Tensor) -> list[tuple[int, int]]:
     """The first, the middle and the last element where they lie in memory, as address and bytes; of a vector the first and last."""
     last, size = t.numel() - 1, t.element_size()
     found = []
