@@ -1,11 +1,12 @@
 // Convolution of channels_last images by 1x1 kernels, on matrix tiles that multiply parts of numbers (conv_amx.h): what
-// an implicit GEMM (conv_igemm.h) makes of it, to the bit, with its packed weights, but in an order that keeps the
-// tiles busy. Pixels of all images follow each other and are taken in strips of two tiles (four, of up to 16 output
-// channels). While one strip is multiplied, the next one is split into parts and the sums before are finished, some at
-// every step.
+// an implicit GEMM (conv_igemm.h) makes of it, with its packed weights, but in an order that keeps the tiles busy.
+// Pixels of all images follow each other and are taken in strips of two tiles (four, of up to 16 output channels).
+// While one strip is multiplied, the next one is split into parts and the sums before are finished, some at every step.
 //
 // Few weights stay in the second-level cache: strip by strip, all panels. Many come once for a block of strips, panel
-// by panel, each fetched ahead while the one before it is multiplied.
+// by panel, each fetched ahead while the one before it is multiplied. Long sums are made of pieces, so that a block has
+// many strips: the sums of a block wait until those of all pieces have been added. Pieces depend on the layer alone,
+// and sums of one piece have the bits of the implicit GEMM.
 #pragma once
 #include "conv/conv_amx.h"
 #include "conv/conv_igemm_plan.h"
@@ -21,6 +22,7 @@ class Pointwise {
   using V = Vec<float>;
   static constexpr int kLanes = Plan::kLanes;
   static constexpr int64_t kPanel = 2 * kLanes, kLine = 64, kMostPixels = 4 * kTilePixels, kMostStrips = 32;
+  static constexpr int64_t kMostSteps = 24;  // of a piece
 
  public:
   // Every output reads one input, which exists.
@@ -35,10 +37,12 @@ class Pointwise {
   Pointwise(const ConvParams& params, int threads)
       : p(params), plan(params, 1), weights(plan), slots(threads), pixels(p.n * p.out[0] * p.out[1] * p.out[2]) {
     for (int i = 0; i < 3; ++i) all_inputs = all_inputs && p.in[i] == p.out[i];
-    steps = plan.pixel_length / kTileChannels;
+    const int64_t all_steps = plan.pixel_length / kTileChannels;
+    pieces = ceil_div(all_steps, kMostSteps);
+    steps = ceil_div(all_steps, pieces);
     tiles = plan.vectors == 1 ? 4 : 2;
     share(threads);
-    slot_bytes = steps_bytes() + window_bytes();
+    slot_bytes = steps_bytes() + window_bytes() + waiting_bytes();
     if (slot_bytes < static_cast<int64_t>(weights.scratch())) slot_bytes = static_cast<int64_t>(weights.scratch());
   }
 
@@ -79,39 +83,47 @@ class Pointwise {
     const int64_t panels = ceil_div(plan.panels, panel_parts), strip = tiles * kTilePixels;
     const int64_t strips = ceil_div(ceil_div(pixels, pixel_parts), strip);
     const int64_t room = most(1, least(kMostStrips, kWindow / (strip * pitch(P::kParts) * sizeof_x())));
-    block = panels * panel_bytes() <= kNear ? 1 : ceil_div(strips, ceil_div(strips, room));
+    block = pieces * panels * panel_bytes() <= kNear ? 1 : ceil_div(strips, ceil_div(strips, room));
   }
 
   // Bytes of the second-level cache, 2 MB: for weights that stay there, or for strips that wait there.
   static constexpr int64_t kNear = 1 << 20, kWindow = 1 << 20;
 
   static constexpr int64_t sizeof_x() { return static_cast<int64_t>(sizeof(X)); }
-  int64_t panel_bytes() const { return steps * kTileChannels * P::kParts * kPanel * sizeof_x(); }
-  int64_t pitch(int64_t stored) const { return tile_pixel_pitch<X>(plan.pixel_length * stored); }
+  // Of a piece.
+  int64_t panel_bytes() const { return length() * P::kParts * kPanel * sizeof_x(); }
+  int64_t length() const { return steps * kTileChannels; }
+  int64_t pitch(int64_t stored) const { return tile_pixel_pitch<X>(length() * stored); }
   int64_t steps_bytes() const { return round_up(steps * static_cast<int64_t>(sizeof(TileStep)), kLine); }
   int64_t strip_elements() const { return tiles * kTilePixels * pitch(P::kStored); }
   int64_t window_bytes() const { return (block + 1) * strip_elements() * sizeof_x(); }
+  int64_t strip_sums() const { return tiles * kTilePixels * kPanel; }
+  int64_t waiting_bytes() const {
+    if (pieces == 1) return 0;
+    return block * ceil_div(plan.panels, panel_parts) * strip_sums() * static_cast<int64_t>(sizeof(float));
+  }
 
   // What is done between the products of a strip and a panel, a share after each.
   struct Meanwhile {
     int64_t steps;
-    // Rows of the sums before go to y.
+    // Rows of the sums before are added to what waits for them, if anything does, and go to y, if they are the last.
     const float *sums, *bias;
+    float* waiting;
     S* y;
     const S* residual;
     int64_t pitch, strip;       // elements of y in a pixel, in a strip
     int64_t row, rows, credit;  // credit: products since the last row, times rows
     bool relu;
-    // Pixels first to last of the next strip are split, a step's channels of some after each product.
+    // Pixels first to last of the next piece are split, a step's channels of some after each product.
     const S* const* from;
     X* to;
-    int64_t first, last, channels, length, to_pitch, stored;
+    int64_t first, last, split_steps, channels, length, to_pitch, stored;
     bool special;
     __m512 poison;
 
     [[gnu::always_inline]] void operator()(int64_t at, int product) {
       const int64_t n = last - first, slots = P::kFirst;
-      if (product < P::kFirst)
+      if (product < P::kFirst && at < split_steps)
         for (int64_t i = first + n * product / slots; i < first + n * (product + 1) / slots; ++i) split(i, at);
       for (credit += rows; credit >= steps * P::kProducts; credit -= steps * P::kProducts) finish(row++);
     }
@@ -135,8 +147,17 @@ class Pointwise {
       __builtin_prefetch(row + kLanes, 0, 2);
     }
     [[gnu::always_inline]] void finish(int64_t i) {
-      const float* sum = sums + i * kPanel;
-      V low = load(sum) + load(bias), high = load(sum + kLanes) + load(bias + kLanes);
+      V low = load(sums + i * kPanel), high = load(sums + i * kPanel + kLanes);
+      if (waiting != nullptr) {
+        float* sum = waiting + i * kPanel;
+        low = load(sum) + low, high = load(sum + kLanes) + high;
+        if (y == nullptr) {
+          store(sum, low);
+          store(sum + kLanes, high);
+          return;
+        }
+      }
+      low = low + load(bias), high = high + load(bias + kLanes);
       S* to_y = y + i * pitch;
       fetch(to_y + strip);
       if (residual != nullptr) {
@@ -149,6 +170,11 @@ class Pointwise {
       store(to_y, low);
       store(to_y + kLanes, high);
     }
+  };
+
+  // A strip and a piece of its sums.
+  struct Part {
+    int64_t strip, piece;
   };
 
   // One panel's sums of a strip.
@@ -172,12 +198,11 @@ class Pointwise {
       TileStep* table = reinterpret_cast<TileStep*>(scratch);
       for (int64_t k = 0; k < of.steps; ++k) table[k] = {k * kTileChannels * sizeof_x(), k * kTileChannels / P::kPair};
       sum.steps = table;
-      sum.count = of.steps;
-      sum.x_part = plan.pixel_length * sizeof_x();
+      sum.x_part = of.length() * sizeof_x();
       window = reinterpret_cast<X*>(scratch + of.steps_bytes());
-      work.steps = of.steps;
+      waiting = reinterpret_cast<float*>(scratch + of.steps_bytes() + of.window_bytes());
       work.from = from;
-      work.channels = p.c, work.length = plan.pixel_length;
+      work.length = of.length();
       work.relu = p.activation == Activation::relu;
       work.pitch = p.k, work.strip = strip * p.k;
       quick = work.relu || p.activation == Activation::none;
@@ -187,27 +212,39 @@ class Pointwise {
     void run() {
       const TileSession session(tiles_of_rows(sum.rows));
       const int64_t block = of.block, panels = last_panel - first_panel;
-      prepare(0);
-      split_strip(0);
-      finish_split(0);
+      prepare({0, 0}, 0);
+      split_steps(0, work.split_steps);
+      finish_split();
+      int64_t slot = 0;  // of a block's first strip
       for (int64_t b = 0; b < strips; b += block) {
         const int64_t behind = least(strips, b + block);
-        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-          sum.weights = of.weights.panel(0, panel, 0);
-          sum.clean = of.weights.clean(0, panel, 0);
-          fetch_ahead(panel, b, behind);
-          for (int64_t q = b; q < behind; ++q) {
-            const bool splits = q + 1 < strips && (block == 1 || panel == first_panel);
-            work.first = work.last = 0;
-            if (splits) {
-              const int64_t n = rows_of(q + 1), i = panel - first_panel;
-              if (block > 1 || i == 0) prepare(q + 1);
-              work.first = block == 1 ? n * i / panels : 0;
-              work.last = block == 1 ? n * (i + 1) / panels : n;
+        for (int64_t piece = 0; piece < of.pieces; ++piece, slot = (slot + behind - b) % (block + 1)) {
+          sum.count = steps_of(piece);
+          work.steps = sum.count;
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            sum.weights = of.weights.panel(0, panel, piece * of.length());
+            sum.clean = of.weights.clean(0, panel, piece * of.length());
+            fetch_ahead(panel, piece, b, behind);
+            for (int64_t q = b; q < behind; ++q) {
+              const int64_t at = (slot + q - b) % (block + 1), next_at = (at + 1) % (block + 1);
+              const Part next = q + 1 < behind          ? Part{q + 1, piece}
+                                : piece + 1 < of.pieces ? Part{b, piece + 1}
+                                                        : Part{behind, 0};
+              const bool splits = next.strip < strips && (block == 1 || panel == first_panel);
+              work.first = work.last = 0;
+              if (splits) {
+                const int64_t n = rows_of(next.strip), i = panel - first_panel;
+                if (block > 1 || i == 0) prepare(next, next_at);
+                work.first = block == 1 ? n * i / panels : 0;
+                work.last = block == 1 ? n * (i + 1) / panels : n;
+              }
+              multiply({q, piece}, at, panel, waiting + ((q - b) * panels + panel - first_panel) * of.strip_sums());
+              if (splits && (block > 1 || panel + 1 == last_panel)) {
+                split_steps(sum.count, work.split_steps);
+                finish_split();
+              }
+              if (sum.ahead != nullptr) sum.ahead += sum.ahead_lines * kLine * sum.count;
             }
-            multiply(q, panel);
-            if (splits && (block > 1 || panel + 1 == last_panel)) finish_split(q + 1);
-            if (sum.ahead != nullptr) sum.ahead += sum.ahead_lines * kLine * sum.count;
           }
         }
       }
@@ -216,7 +253,10 @@ class Pointwise {
 
    private:
     int64_t rows_of(int64_t q) const { return least(strip, end - begin - q * strip); }
-    X* slot(int64_t q) const { return window + q % (of.block + 1) * of.strip_elements(); }
+    int64_t steps_of(int64_t piece) const {
+      return least(of.steps, plan.pixel_length / kTileChannels - piece * of.steps);
+    }
+    X* window_slot(int64_t at) const { return window + at * of.strip_elements(); }
     const S* input(int64_t pixel) const {
       const S* x = static_cast<const S*>(p.x);
       if (of.all_inputs) return x + pixel * p.c;
@@ -225,44 +265,51 @@ class Pointwise {
       return x + (((n * p.in[0] + d * p.stride[0]) * p.in[1] + h * p.stride[1]) * p.in[2] + w * p.stride[2]) * p.c;
     }
 
-    // Gets ready to split strip q.
-    void prepare(int64_t q) {
-      for (int64_t i = 0; i < rows_of(q); ++i) from[i] = input(begin + q * strip + i);
-      work.to = slot(q);
+    // Gets ready to split a piece of a strip.
+    void prepare(Part next, int64_t at) {
+      const int64_t k = next.piece * of.length();
+      for (int64_t i = 0; i < rows_of(next.strip); ++i) from[i] = input(begin + next.strip * strip + i) + k;
+      work.split_steps = steps_of(next.piece);
+      work.channels = least(of.length(), p.c - k);
+      work.to = window_slot(at);
       work.poison = _mm512_setzero_ps();
       work.special = of.weights.any_special();
-      set_stored(q, work.special);
+      to_rows = rows_of(next.strip), to_at = at;
+      set_stored(work.special);
     }
-    void set_stored(int64_t q, bool special) {
+    void set_stored(bool special) {
       work.stored = special ? P::kStored : P::kParts;
       work.to_pitch = of.pitch(work.stored);
-      special_slots[q % (of.block + 1)] = special;
+      special_slots[to_at] = special;
     }
-    void split_strip(int64_t q) {
-      for (int64_t i = 0; i < rows_of(q); ++i)
-        for (int64_t k = 0; k < of.steps; ++k) work.split(i, k);
+    void split_steps(int64_t first, int64_t last) {
+      for (int64_t i = 0; i < to_rows; ++i)
+        for (int64_t k = first; k < last; ++k) work.split(i, k);
     }
-    void finish_split(int64_t q) {
+    void finish_split() {
       work.special |= _mm512_cmp_ps_mask(work.poison, work.poison, _CMP_UNORD_Q) != 0;
-      if (work.special && work.stored < P::kStored) set_stored(q, true), split_strip(q);
+      if (work.special && work.stored < P::kStored) set_stored(true), split_steps(0, work.split_steps);
     }
 
-    void fetch_ahead(int64_t panel, int64_t b, int64_t behind) {
+    void fetch_ahead(int64_t panel, int64_t piece, int64_t b, int64_t behind) {
       sum.ahead = nullptr;
       if (of.block == 1 && b > 0) return;
-      const bool last = panel + 1 == last_panel;
-      if (last && (of.block == 1 || behind == strips)) return;
-      sum.ahead = reinterpret_cast<const char*>(of.weights.panel(0, last ? first_panel : panel + 1, 0));
+      const bool last = panel + 1 == last_panel, last_piece = last && piece + 1 == of.pieces;
+      if (last_piece && (of.block == 1 || behind == strips)) return;
+      const int64_t next = last_piece ? 0 : piece + (last ? 1 : 0);
+      sum.ahead =
+          reinterpret_cast<const char*>(of.weights.panel(0, last ? first_panel : panel + 1, next * of.length()));
       sum.ahead_lines = ceil_div(of.panel_bytes(), kLine * (behind - b) * sum.count);
     }
 
-    void multiply(int64_t q, int64_t panel) {
+    // slot: of the window; wait: where the sums of a strip's pieces are added up.
+    void multiply(Part part, int64_t slot, int64_t panel, float* wait) {
       PixelTile at[4];
-      const bool special = special_slots[q % (of.block + 1)];
+      const bool special = special_slots[slot], first = part.piece == 0, last = part.piece + 1 == of.pieces;
       const int64_t pitch = of.pitch(special ? P::kStored : P::kParts);
-      for (int64_t m = 0; m < tiles; ++m) at[m] = {slot(q) + m * sum.rows * pitch, pitch * sizeof_x()};
+      for (int64_t m = 0; m < tiles; ++m) at[m] = {window_slot(slot) + m * sum.rows * pitch, pitch * sizeof_x()};
       const int vectors = plan.panel_vectors(panel);
-      float* sums = room[now];
+      float* sums = first && !last ? wait : room[now];
       work.rows = before.rows - work.row;
       work.credit = 0;
       if (tiles == 2 && vectors == 2 && !special) {
@@ -272,12 +319,15 @@ class Pointwise {
           for (int64_t k = 0; k < sum.count; ++k) work(k, i);
         P::multiply(sum, special, at, tiles, vectors, sums);
       }
-      before = {begin + q * strip, rows_of(q), panel, sums};
+      before = {begin + part.strip * strip, first && !last ? 0 : rows_of(part.strip), panel, sums};
       now = 1 - now;
       const int64_t k0 = panel * kPanel, to = before.pixel * p.k + k0;
       work.row = 0;
+      work.sums = sums;
+      work.waiting = first ? nullptr : wait;
+      work.y = nullptr;
+      if (!last) return;
       if (quick && k0 + kPanel <= p.k) {
-        work.sums = sums;
         work.bias = of.weights.bias(0, panel);
         work.y = static_cast<S*>(p.y) + to;
         work.residual = p.residual == nullptr ? nullptr : static_cast<const S*>(p.residual) + to;
@@ -290,10 +340,12 @@ class Pointwise {
       const float* bias = of.weights.bias(0, before.panel);
       const int64_t k0 = before.panel * kPanel, n = least(kPanel, p.k - k0);
       for (; work.row < before.rows; ++work.row)
-        for (int64_t k = 0; k < n; k += kLanes)
-          store_final<S>(p, (before.pixel + work.row) * p.k + k0 + k,
-                         load(before.at + work.row * kPanel + k) + load(bias + k),
+        for (int64_t k = 0; k < n; k += kLanes) {
+          V sum = load(before.at + work.row * kPanel + k);
+          if (work.waiting != nullptr) sum = load(work.waiting + work.row * kPanel + k) + sum;
+          store_final<S>(p, (before.pixel + work.row) * p.k + k0 + k, sum + load(bias + k),
                          static_cast<int>(least(kLanes, n - k)));
+        }
     }
 
     const Pointwise& of;
@@ -302,6 +354,8 @@ class Pointwise {
     int64_t begin, end, first_panel, last_panel, strips, strip, tiles;
     TileSum sum{};
     X* window;
+    float* waiting;
+    int64_t to_rows, to_at;  // of the piece that is split
     Meanwhile work{};
     Sums before;
     bool quick;
@@ -315,6 +369,7 @@ class Pointwise {
   const Plan plan;
   IgemmWeights<P, S> weights;
   int64_t slots, pixels, steps, tiles, slot_bytes;
+  int64_t pieces;  // of a sum, `steps` times 32 channels each
   int64_t pixel_parts = 1, panel_parts = 1;
   int64_t block;           // strips that wait in the window while all panels pass
   bool all_inputs = true;  // are read, one after the other
