@@ -15,7 +15,7 @@ from typing import Any
 
 from . import _ext
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "fastcv tune"
 Choice = tuple[str, list[int], str]  # op, the numbers of the layer (csrc/common/layer.h), variant
 

@@ -6,6 +6,7 @@ variants (test_conv_kernels.py) runs both where the CPU can.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import shutil
@@ -193,8 +194,24 @@ def test_six_products_take_over_where_they_are_faster() -> None:
     assert not chosen(1, 1, 14, 3) and not chosen(1, 1, 7, 0) and not chosen(5, 1, 14, 0, channels=257)
     assert chosen(1, 2, 14, 0, channels=1024, outputs=512) and not chosen(1, 2, 14, 0, channels=512, outputs=512)
     assert chosen(5, 1, 28, 0, dilation=2) and not chosen(5, 1, 28, 0, dilation=7)
+    assert chosen(1, 1, 16, 0, channels=2048) and not chosen(1, 1, 14, 0, channels=2048)
+    assert not chosen(1, 1, 16, 0, channels=4096, outputs=1024)
     x, w = normal(1, 256, 8, 8), normal(256, 64, 4, 4)  # sums of 1024 products of the kernel's 4096
     assert ("conv_dgrad", "igemm_bf16x6_amx", "") in fastcv.why_not("conv_transpose2d", x, w, stride=2, padding=1)
+
+
+@pytest.mark.skipif("igemm_bf16x6_amx" not in ROWS, reason="needs AMX")
+@torch.no_grad()
+def test_kept_weights_are_multiplied_on_tiles_for_small_images_too() -> None:
+    x = normal(3, 512, 7, 7).to(memory_format=torch.channels_last)
+    model = fastcv.optimize(torch.nn.Sequential(torch.nn.Conv2d(512, 80, 1), torch.nn.ReLU()).eval().to(memory_format=torch.channels_last))
+    for _ in range(3):  # the first call arranges its weights itself
+        assert ("conv", "igemm_bf16x6_amx", "") in fastcv.why_not(model, x)
+    again = copy.deepcopy(model)
+    first = again(x)
+    assert all(torch.equal(again(x), first) for _ in range(2)) and torch.equal(model(x[1:2]), first[1:2])
+    small = normal(1, 512, 5, 6).to(memory_format=torch.channels_last)
+    assert ("conv", "igemm_avx512", "") in fastcv.why_not(model, small)
 
 
 @pytest.mark.parametrize("variant", [name for name in ROWS if "bf16x6" in name])
@@ -263,6 +280,7 @@ POINTWISE = {
     "pixel": ((1, 64, 1, 1), 33),
     "tiles": ((3, 32, 2, 5), 100),
     "blocks": ((2, 2048, 5, 13), 160),
+    "pieces": ((1, 800, 9, 8), 40),
 }
 
 
@@ -316,7 +334,7 @@ def test_phases_without_taps(variant: str, channels: int) -> None:
 
 @pytest.mark.parametrize("variant", [name for name in ROWS if "_bf16_" not in name])
 @pytest.mark.parametrize("where", ["x", "w"])
-@pytest.mark.parametrize("name", ["strips", "narrow", "blocks"])
+@pytest.mark.parametrize("name", ["strips", "narrow", "blocks", "pieces"])
 def test_infinities_and_nan_stay_in_their_pixels(variant: str, where: str, name: str) -> None:
     shape, k = POINTWISE[name]
     x, w = normal(*shape).to(memory_format=torch.channels_last), normal(k, shape[1], 1, 1, seed=1)

@@ -104,7 +104,7 @@ def test_bits_do_not_depend_on_rows_strides_or_threads(inputs: int, outputs: int
     threads = torch.get_num_threads()
     assert torch.equal(torch.stack([ours(row) for row in x[:40]]), y[:40])  # one by one, of one dimension
     assert all(torch.equal(ours(x[:rows]), y[:rows]) for rows in (2, 3, 16, 33, 97))
-    assert torch.equal(ours(x.view(3, 5, 10, inputs)), y.view(3, 5, 10, outputs))
+    assert torch.equal(ours(x.view(5, 3, 10, inputs)), y.view(5, 3, 10, outputs))
     assert torch.equal(ours(x.t().contiguous().t()), y) and torch.equal(ours(x.repeat(1, 2)[:, :inputs]), y)
     assert torch.equal(ours(x[::3]), y[::3]) and torch.equal(ours(x[:1].expand(9, -1)), y[:1].expand(9, -1))
     for count in (1, 3):
@@ -113,6 +113,80 @@ def test_bits_do_not_depend_on_rows_strides_or_threads(inputs: int, outputs: int
             assert torch.equal(ours(x), y) and torch.equal(ours(x[5]), y[5])
         finally:
             torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of many rows go as convolutions of highest precision, on any processor."""
+    monkeypatch.setattr(linear, "_has_tiles", lambda dtype: dtype is torch.float32)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [*SIZES, (96, 384), (1700, 64)])
+@torch.no_grad()
+def test_samples_of_many_rows(inputs: int, outputs: int, tiles: None) -> None:
+    model = layer(inputs, outputs)
+    ours = fastcv.optimize(nn.Sequential(model))
+    for shape in ((3, 32), (3, 7, 7), (2, 200)):
+        x = features(*shape, inputs)
+        y = ours(x)
+        assert y.shape == (*shape, outputs) and y.is_contiguous()
+        assert_close(y, copy.deepcopy(model).double()(x.double()), model(x))
+        assert torch.equal(torch.cat([ours(x[i : i + 1]) for i in range(x.shape[0])]), y)
+        assert torch.equal(ours(x.repeat(5, *[1] * (x.dim() - 1)))[-1], y[-1])
+        assert torch.equal(ours(x.transpose(0, 1).contiguous().transpose(0, 1)), y)
+        threads = torch.get_num_threads()
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            try:
+                assert torch.equal(ours(x), y)
+            finally:
+                torch.set_num_threads(threads)
+        few = x[:, :1].flatten(0, -2)  # another arrangement of the same weight
+        assert_close(ours(few), copy.deepcopy(model).double()(few.double()), model(few))
+        assert torch.equal(ours(x), y)
+
+
+@torch.no_grad()
+def test_many_rows_keep_infinities_apart(tiles: None) -> None:
+    ours = fastcv.optimize(nn.Sequential(layer(70, 64)))
+    x = features(2, 50, 70)
+    y = ours(x)
+    x[0, 3, 3], x[1, 7, 0], x[1, 8, 69] = float("nan"), float("inf"), float("-inf")
+    special = torch.zeros(2, 50, dtype=torch.bool)
+    special[0, 3] = special[1, 7] = special[1, 8] = True
+    assert torch.equal(ours(x)[~special], y[~special]) and torch.equal(ours(x)[special].isnan(), ours[0](x)[special].isnan())
+    assert ours(x)[0, 3].isnan().all() and ours(x)[1, 7:9].isinf().all()
+
+
+@torch.no_grad()
+def test_torchs_ieee_keeps_small_numbers_in_many_rows(tiles: None) -> None:
+    ours = fastcv.optimize(nn.Sequential(nn.Linear(64, 64, bias=False).eval()))
+    ours[0].weight.copy_(torch.eye(64))
+    x = torch.full((2, 50, 64), 1e-40)
+    assert ours(x).eq(0).all()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    try:
+        assert torch.equal(ours(x), x)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.mark.skipif(fastcv.cpu_isa() != "amx", reason="needs AMX")
+@torch.no_grad()
+def test_tiles_multiply_samples_of_many_rows() -> None:
+    def variants_of(x: Tensor, *sizes: int) -> list[str]:
+        found = fastcv.why_not(fastcv.optimize(nn.Sequential(layer(*sizes))), x)
+        return [variant for op, variant, reason in found if op == "conv" and reason == ""]
+
+    for shape, variant in {
+        (1, 32): "igemm_bf16x6_amx",
+        (9, 6, 6): "igemm_bf16x6_amx",
+        (64,): "igemm_avx512",
+        (9, 31): "igemm_avx512",
+    }.items():
+        assert variants_of(features(*shape, 768), 768, 80) == [variant]
+    assert variants_of(features(1, 197, 3072), 3072, 768) == ["igemm_bf16x6_amx"]
 
 
 @torch.no_grad()
@@ -275,7 +349,8 @@ def test_copies_are_independent(duplicate) -> None:
 @torch.no_grad()
 def test_packed_once_and_freed() -> None:
     ours, x = fastcv.optimize(mlp()), features(5, 40)
-    assert ours.fastcv_report.rows[0].packed_bytes == 40 * 70 * 4 and "packed weights of linear layers" in str(ours.fastcv_report)
+    assert ours.fastcv_report.rows[0].packed_bytes == 40 * 70 * (6 if fastcv.cpu_isa() == "amx" else 4)
+    assert "packed weights of linear layers" in str(ours.fastcv_report)
     ours(x)
     kept = [p.packed.data_ptr() for p in packs_of(ours)]
     assert len(kept) == 3
@@ -332,7 +407,9 @@ def test_autocast() -> None:
     ours[0].weight.mul_(2), model[0].weight.mul_(2)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(ours(x), model(x))
-        assert ours(x.double()).dtype is model(x.double()).dtype if False else True
+        for m in (ours, model):  # autocast leaves float64 alone
+            with pytest.raises(RuntimeError, match="got Double and BFloat16"):
+                m(x.double())
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(ours(x), model(x))
     assert ours(x).dtype is torch.float32

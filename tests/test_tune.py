@@ -158,7 +158,7 @@ def test_a_layer_can_be_called_on_its_own(case: Any) -> None:
 
 
 def test_packed_weights_are_arranged_before_the_clock_starts(layer: layers.Layer) -> None:
-    case, call = layers.race_of(replace(layer, packed=True))
+    case, call = layers.race_of(layers.with_kept_weights(layer))
     args, _ = case.arguments(torch.float32)
     ready = call.prepare(*args)
     assert torch.equal(ready(), call(*args))
@@ -183,18 +183,21 @@ def other(layer: layers.Layer) -> str:
     return next(name for name in tune.candidates(layer)[0] if name != layer.chosen)
 
 
-@pytest.fixture
-def stored(layer: layers.Layer, tmp_path: Path) -> Path:
-    path = tmp_path / "tuned.json"
+def store(layer: layers.Layer, path: Path) -> Path:
     file = tune.File(path, machine.describe(), tune.Options())
     times = {"hot, 1 thread": {layer.chosen: (2.0, 1.9, 2.1), other(layer): (1.0, 0.9, 1.1)}}
     file.add(tune.Entry(layer, tune.Decision(other(layer), "faster", 0.5, other(layer), 1.0, ("a note",)), times))
     return path
 
 
+@pytest.fixture
+def stored(layer: layers.Layer, tmp_path: Path) -> Path:
+    return store(layer, tmp_path / "tuned.json")
+
+
 def test_file_round_trip(layer: layers.Layer, stored: Path) -> None:
     head, (entry,) = tune.entries(stored)
-    assert head["machine"]["isa"] == fastcv.cpu_isa() and head["schema"] == 1 and head["machine"]["commit"] is not None
+    assert head["machine"]["isa"] == fastcv.cpu_isa() and head["schema"] == 2 and head["machine"]["commit"] is not None
     assert entry.layer == layer and entry.decision.variant == other(layer) and entry.milliseconds["hot, 1 thread"][other(layer)][0] == 1.0
     text = stored.read_text()
     assert json.loads(text)["layers"][0]["layer"]["kernel_size"] == [1, 3, 3]
@@ -248,23 +251,29 @@ def test_a_plain_call_stays_and_files_add_up(layer: layers.Layer, stored: Path, 
     assert ran() == layer.chosen
 
 
-def test_packed_weights_follow_the_choice(stored: Path) -> None:
+def test_kept_weights_have_choices_of_their_own(layer: layers.Layer, stored: Path, tmp_path: Path) -> None:
     from fastcv.optimizer.packed_weights import PackedWeights
 
+    of_kept = store(layers.with_kept_weights(layer), tmp_path / "kept.json")
     packs, geometry = PackedWeights(), ((1, 1), (1, 1), (1, 1), 1)
 
-    def packed() -> torch.Tensor | None:
-        return packs.of_conv(X, W, geometry, 0)
+    def packed() -> torch.Tensor:
+        kept = packs.of_conv(X, W, geometry, 0)
+        assert kept is not None
+        return kept
 
-    assert packed() is None
+    assert packed().numel() == 0
     before = packed()
-    with fastcv.tuned(stored):
-        assert packed() is None, "what was arranged for another variant"
+    with fastcv.tuned(of_kept):
+        assert packed().numel() == 0, "what was arranged for another variant"
+        assert ran() == layer.chosen  # a call that arranges its weights
         after = packed()
-        assert before is not None and after is not None
         assert before.shape != after.shape or not torch.equal(before, after)
-        assert torch.equal(torch.ops.fastcv.conv(X, W, None, *geometry, None, 0, 0, after), conv(2))
-    assert packed() is None
+        y = torch.ops.fastcv.conv(X, W, None, *geometry, None, 0, 0, after)
+        assert torch.equal(y, torch.ops.fastcv.conv(X, W, None, *geometry, None, 0, 0, X.new_empty(0, dtype=torch.uint8)))
+    with fastcv.tuned(stored):
+        assert torch.equal(y, conv(2))
+    assert packed().numel() == 0
 
 
 def test_calls_of_other_threads_take_one_choice_or_the_other(stored: Path) -> None:
@@ -302,7 +311,7 @@ def in_layer(**fields: Any) -> Any:
 
 
 SPOILT = {
-    "schema 7, this fastcv reads schema 1": lambda c: c.update(schema=7),
+    "schema 7, this fastcv reads schema 2": lambda c: c.update(schema=7),
     "is no file of fastcv tune": lambda c: c.update(kind="other"),
     "names no machine or no layers": lambda c: c.update(layers={}),
     "its isa is 'avx1024', here it is": lambda c: c["machine"].update(isa="avx1024"),
@@ -386,7 +395,7 @@ def test_a_layer_is_raced_by_its_variants(layer: layers.Layer, monkeypatch: pyte
     assert all(r.kernel == r.contender for r in seen), "a race must run the variant that it is named for"
     assert set(entry.milliseconds["hot, 1 thread"]) >= {r.contender for r in seen if r.status == OK}
     with pytest.raises(ValueError, match="cannot be called on its own"):
-        tune.measure_layer(replace(layer, numbers=(*layer.numbers[:-1], 1)), QUICK)
+        tune.measure_layer(replace(layer, numbers=(*layer.numbers[:-2], 1, 0)), QUICK)
 
 
 @pytest.mark.parametrize(("every", "shared", "longest"), [(3, False, 1.0), (3, True, 2e-3), (1, True, 1.0)])

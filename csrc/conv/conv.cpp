@@ -180,18 +180,22 @@ const char* slower_winograd_bf16x3(const ConvParams& p) {
   return tiles * (11 + 50 / c + 100 / k) + 250 < direct ? nullptr : "is for larger images or more channels";
 }
 // Six products run at twice the speed of float32 arithmetic; cutting each input into parts and packing the weights cost
-// more. Sums of 6400 products err up to 1.4 times as much as torch's.
+// more. Sums of 6400 products err up to 1.4 times as much as torch's, where they are not made of pieces.
 const char* slower_bf16x6(const ConvParams& p) {
   const int64_t c = p.c / p.groups, k = p.k / p.groups, taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2], inputs = p.in[0] * p.in[1] * p.in[2];
   int64_t output_taps = 1;  // of one output: a phase's
   for (int i = 0; i < 3; ++i) output_taps *= Axis(p, i).most_taps();
   if (c < 32 || k < 32) return "is for 32 channels and more";
-  if (c * output_taps > 6400) return "adds up long sums less exactly";
-  if (c > 256 && c * output_taps > 1600) return "packs and reads the weights of many channels slowly";
+  const bool in_pieces = taps == 1 && p.groups == 1 && p.channels_last;  // conv_pointwise.h
+  if (!in_pieces && c * output_taps > 6400) return "adds up long sums less exactly";
+  if (in_pieces ? !p.weights_kept && c > 1600 && (pixels < 256 || c * k > 1 << 21) : c > 256 && c * output_taps > 1600)
+    return "packs and reads the weights of many channels slowly";
   const bool sparse =
       taps == 1 && !p.transposed && p.stride[1] * p.stride[2] > 1 && c >= 1024;  // the direct sum is slow there
-  if (!sparse && (pixels < 128 || inputs < 64)) return "packs weights too slowly for small images";
+  const int64_t least_pixels = in_pieces && p.weights_kept ? 32 : 128;
+  if (!sparse && (pixels < least_pixels || inputs < least_pixels / 2))
+    return "packs weights too slowly for small images";
   if (!p.channels_last && taps == 1) return "transposes too much for a kernel of one tap";
   const double all = static_cast<double>(p.out[1] * p.kernel[1]) * static_cast<double>(p.out[2] * p.kernel[2]);
   if (p.stride[1] == 1 && p.stride[2] == 1 && fastcv::products(p, p.transposed) < 0.75 * all)

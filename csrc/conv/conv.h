@@ -34,6 +34,7 @@ inline constexpr const char* kPrecisionWords[] = {"highest", "high", "medium", "
 // Where the weights stand in a kernel's own arrangement: in scratch, for one call; or in ConvParams::packed, between
 // calls, of any number of images of any size. `fill` writes them there and computes nothing.
 enum class Packing : int32_t { none, fill, ready };
+inline constexpr const char* kWeightsWords[] = {"arranged in every call", "kept"};
 
 // Mean and biased variance of every output channel, [k], of y as it is stored: wanted beside y, without a residual or
 // an activation. Only some CUDA kernels make them, and then say so.
@@ -60,7 +61,8 @@ struct ConvParams {
   Activation activation;
   Precision precision;
   Packing packing;
-  bool transposed;  // dgrad
+  bool transposed;    // dgrad
+  bool weights_kept;  // arranged once for many calls: what that takes is no cost of one
   bool channels_last, weight_channels_last;
 
   bool operator==(const ConvParams&) const = default;
@@ -81,6 +83,7 @@ struct ConvParams {
     visit("precision", p.precision, kPrecisionWords);
     visit("layout", p.channels_last, kLayoutWords);
     visit("weight_layout", p.weight_channels_last, kLayoutWords);
+    visit("weights", p.weights_kept, kWeightsWords);
   }
   static ConvParams of_one_image() {
     ConvParams p{};

@@ -142,6 +142,7 @@ ConvParams layer_of(const ConvParams& p) {
 // The weights of a call as the CPU kernel that would run it arranges them; empty where it keeps none.
 Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   ConvParams& p = call.params;
+  p.weights_kept = true;
   double size = static_cast<double>(p.n) * static_cast<double>(p.k);
   for (const int64_t out : p.out) size *= static_cast<double>(out);
   const bool computes = p.c > 0 && size > 0 && size < 0x1p40;  // kernels plan for outputs that can be
@@ -159,10 +160,13 @@ Tensor pack(const VariantTable<ConvParams>& table, Call& call) {
   return packed;
 }
 
-// Lets a call use packed weights if the kernel that will run it arranged them; otherwise they are passed over.
+// Lets a call use packed weights if the kernel that will run it arranged them; otherwise they are passed over. Either
+// way the kernel is the one for weights that are kept: no bytes stand for weights that are not arranged yet.
 void use_packed(const char* op, const VariantTable<ConvParams>& table, ConvParams& p, const Tensor& packed) {
   check(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() && is_dense(packed, false), op,
         ": packed must be what ", op, "_pack returned, got ", dtype_name(packed.scalar_type()), " ", show(packed));
+  p.weights_kept = true;
+  if (packed.numel() == 0) return;
   PackedHead head;
   const Variant<ConvParams>* row = table.pick(p);
   if (row == nullptr || row->kept == nullptr) return;

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,19 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _ext, functional
-from .._tuned import layer_words
+from .._tuned import layer_numbers, layer_words
 from ..testing import Case
 from ..testing.cases._case import randn
 from .roofs import DTYPES
 from .values import MODES, Pass, Prepared, first, tensors
 
 PRECISIONS = ("highest", "high", "medium", "ieee")  # csrc/conv/conv.h: enum Precision
+KEPT = "kept"  # csrc/conv/conv.h: kWeightsWords
 
 
 @dataclass(frozen=True)
 class Layer:
     """numbers: what csrc/common/layer.h makes of it. batch: images in the call it was seen in. chosen: the variant it took there.
-    where: the case or the model it was seen in. packed: its weights are arranged beforehand, as in a model after ``fastcv.optimize``.
+    where: the case or the model it was seen in.
     """
 
     op: str
@@ -34,7 +35,6 @@ class Layer:
     batch: int
     chosen: str
     where: str
-    packed: bool = False
 
     @property
     def key(self) -> tuple[str, tuple[int, ...]]:
@@ -44,6 +44,11 @@ class Layer:
     @property
     def words(self) -> dict[str, Any]:
         return layer_words(self.op, self.numbers)
+
+    @property
+    def packed(self) -> bool:
+        """True if its weights are arranged beforehand, as in a model after ``fastcv.optimize``."""
+        return self.words.get("weights") == KEPT
 
     @property
     def title(self) -> str:
@@ -65,6 +70,7 @@ class Layer:
             f"groups {w['groups']}" if w["groups"] > 1 else "",
             f"{w['dtype']} {w['layout']}",
             f"precision {w['precision']}" if w["precision"] != "highest" else "",
+            "kept weights" if self.packed else "",
         ]
         return ", ".join(p for p in parts if p)
 
@@ -97,7 +103,14 @@ def of_case(case: Case, dtype: torch.dtype, layout: str, mode: str, packed: bool
     x = arguments[0][0]
     spatial = next((int(c) for c in case.op if c.isdigit()), 2)
     batch = x.shape[0] if x.dim() == spatial + 2 else 1
-    return [Layer(op, numbers, batch, variant, case.id, packed and mode == "fwd") for op, numbers, variant in recorded(call)]
+    found = [Layer(op, numbers, batch, variant, case.id) for op, numbers, variant in recorded(call)]
+    return [with_kept_weights(layer) for layer in found] if packed and mode == "fwd" else found
+
+
+def with_kept_weights(layer: Layer) -> Layer:
+    """The layer with weights that are arranged beforehand, if it has weights."""
+    words = layer.words
+    return replace(layer, numbers=tuple(layer_numbers(layer.op, words | {"weights": KEPT}))) if "weights" in words else layer
 
 
 def of_model(name: str, model: nn.Module, image: Tensor, modes: Sequence[str]) -> list[Layer]:
@@ -128,7 +141,7 @@ def of_model(name: str, model: nn.Module, image: Tensor, modes: Sequence[str]) -
                     rows = recorded(lambda output=output: output[0].sum().backward())
         except (RuntimeError, TypeError, IndexError) as error:
             raise ValueError(f"{name} does not run on {'x'.join(map(str, image.shape))}: {str(error).partition(chr(10))[0]}") from None
-        found += [Layer(op, numbers, image.shape[0], variant, name, mode == "fwd") for op, numbers, variant in rows]
+        found += [Layer(op, numbers, image.shape[0], variant, name) for op, numbers, variant in rows]
     return found
 
 

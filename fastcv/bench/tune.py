@@ -34,7 +34,6 @@ from .rows import FAILED, IMPOSSIBLE, OK, UNRELIABLE, WRONG, Row
 from .statistics import geometric_mean, ratio_interval
 from .timers import CpuTimer
 
-PACKED = "arranged beforehand"
 GATE = 0.03  # a gain up to this share is none
 HOPELESS = 3.0  # a variant whose two first calls took so many times longer than the chosen one's is not raced
 SLOW = 0.05  # of the report: the default may be this much slower than the best ...
@@ -138,7 +137,6 @@ class Entry:
             "title": self.layer.title,
             "where": self.layer.where,
             "batch": self.layer.batch,
-            "weights": PACKED if self.layer.packed else "arranged in every call",
             "layer": self.layer.words,
             "variant": d.variant,
             "chosen": self.layer.chosen,
@@ -158,7 +156,7 @@ class Entry:
         try:
             op = values["op"]
             numbers = tuple(layer_numbers(op, values["layer"]))
-            layer = Layer(op, numbers, int(values["batch"]), str(values["chosen"]), str(values["where"]), values["weights"] == PACKED)
+            layer = Layer(op, numbers, int(values["batch"]), str(values["chosen"]), str(values["where"]))
             facts = [str(values["variant"]), str(values["verdict"]), float(values["ratio"]), str(values["best"]), float(values["loss"])]
             decision = Decision(*facts, tuple(map(str, values["notes"])))  # type: ignore[arg-type]
             times = {c: {v: tuple(map(float, t)) for v, t in rows.items()} for c, rows in values["milliseconds"].items()}
@@ -189,7 +187,7 @@ def measure_layer(layer: Layer, options: Options, timer: CpuTimer | None = None)
     case, call = race_of(layer)
     dtype = DTYPES[layer.words["dtype"]]
     arguments = case.arguments(dtype)[0]
-    own = recorded(lambda: call(*arguments))
+    own = recorded(call.prepare(*arguments))
     if [(op, numbers) for op, numbers, _ in own] != [layer.key]:
         raise ValueError(f"{layer.title}: cannot be called on its own")
     layer = replace(layer, chosen=own[0][2])

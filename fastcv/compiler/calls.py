@@ -112,10 +112,7 @@ class PackedConv(nn.Module):
     def _raw_call(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None) -> RawCall:
         geometry, precision = convolutions.geometry_of(int(self.op[-2]), weight, *self.geometry), precision_of(x)
         end = (0, 0.0) if self.activation is None else (convolutions.ACTIVATIONS[self.activation], self.slope)
-        packed = packs.of_conv(x, weight, geometry, precision)
-        if packed is not None and packed.numel() == 0:  # the kernel reads weights as they are
-            packed = None
-        return RawCall(weight, bias, packed, geometry, precision, *end)
+        return RawCall(weight, bias, packs.of_conv(x, weight, geometry, precision), geometry, precision, *end)
 
     def _run(self, packs: PackedWeights, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         used = None if under_transform() else packs

@@ -27,7 +27,7 @@ from .forwards import (
     installed,
 )
 from .kernels import IN_PLACE_ACTIVATIONS, LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
-from .linear import why_torch_for
+from .linear import packed_bytes, why_torch_for
 from .patterns import Plan, measured, prove
 from .region import Region
 from .report import RUNS_ON_TORCH, Report, Row
@@ -140,7 +140,7 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
         row.reason = _why_on_torch(module, mode) or why_left_alone(module) or ""
         if not row.reason and op_of(module) in ops:
             row.op = op_of(module)
-            row.packed_bytes = module.weight.nbytes if is_linear(module) else 0
+            row.packed_bytes = packed_bytes(module.weight) if is_linear(module) else 0
             served.append(module)
         elif not row.reason or (resembles(module) is nn.Linear and LINEAR not in ops):
             others[type(module).__name__] += 1

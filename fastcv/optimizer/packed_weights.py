@@ -2,8 +2,9 @@
 
 A convolution's are arranged at the second call of the same kind (image size and layout, dtype, geometry, precision, and what
 fastcv.use and fastcv.tuned ask for) and again when the weight has changed, so that a weight that is used once, or for ever other
-sizes, costs what it always did. They take as much memory as the weight itself, in a Winograd convolution up to 4 times that. A
-linear layer's serve any input, and are arranged at the first call.
+sizes, costs what it always did. The first call runs the kernel of the later ones: the one for weights that are kept. They take as much
+memory as the weight itself, as parts of numbers 1.5 times that, in a Winograd convolution up to 4 times. A linear layer's serve any
+input, and are arranged at the first call.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _pack_dgrad = _ext.op("conv_dgrad_pack")
 
 PLAIN = (Tensor, nn.Parameter)
 POINTWISE = ((1, 1), (0, 0), (1, 1), 1)  # stride, padding, dilation and groups of a linear layer as a convolution
+_NOT_YET = torch.empty(0, dtype=torch.uint8)  # to the raw ops: weights that will be kept, and are not arranged
 
 
 class PackedWeights:
@@ -48,7 +50,7 @@ class PackedWeights:
         self._entry = None
 
     def of_conv(self, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], precision: int) -> Tensor | None:
-        """For the raw op conv(x, weight, ..., *geometry, precision); None where it is to arrange them itself."""
+        """For the raw op conv(x, weight, ..., *geometry, precision); None where none are kept."""
         kind = (x.shape[1:], x.stride(), geometry, precision, _ext.choices)
         return self._again(kind, weight, x.dtype, lambda: _pack_conv(x, weight, *geometry, precision))
 
@@ -58,7 +60,7 @@ class PackedWeights:
         return self._again(kind, weight, g.dtype, lambda: _pack_dgrad(g, weight, size, *geometry, precision))
 
     def of_linear(self, x: Tensor, weight: Tensor, precision: int) -> tuple[Tensor, Tensor]:
-        """(weight, packed) for the raw op conv(x, weight, ..., *POINTWISE, precision, packed): x [1, C, 1, rows], channels_last;
+        """(weight, packed) for the raw op conv(x, weight, ..., *POINTWISE, precision, packed): x [N, C, 1, rows], channels_last;
         weight, [K, C], is a plain CPU tensor with a version counter, and cast to x's dtype if it has another.
         """
         kind, entry = (x.dtype, precision, _ext.choices), self._entry
@@ -75,7 +77,7 @@ class PackedWeights:
         entry = self._entry
         if entry is None or kind != entry[0] or not entry[1].holds((weight,)):
             self._entry = (kind, watch_of((weight,)), None, None)
-            return None
+            return _NOT_YET
         packed = entry[2]
         if packed is None:
             packed = pack()

@@ -79,7 +79,7 @@ class Report:
                 f"images keep their layout: {self.layout_kept}" if self.layout_kept else "row-major images: channels_last inside the model"
             )
         if packed := sum(row.packed_bytes for row in self.rows):
-            lines.append(f"packed weights of linear layers, from the first call on: {packed / 1e6:.1f} MB beside the model's own")
+            lines.append(f"packed weights of linear layers, from the first call on: up to {packed / 1e6:.1f} MB beside the model's own")
         if self.saved_bytes:
             saved = f"{self.saved_bytes / 1e6:.2f} MB"
             lines.append(f"saved for one batch like the example: {saved}, never written or computed again in the backward pass")
