@@ -224,12 +224,43 @@ def test_weight_gradients_equal_the_reference(variant: str, name: str, layouts: 
 
 @pytest.mark.parametrize("variant", [n for n in WGRADS if "bf16" in n])
 def test_weight_gradients_do_not_depend_on_threads(variant: str, threads: Callable[[int], None]) -> None:
-    args = wgrad_case("long", torch.bfloat16, True, True)
+    dtype = torch.float32 if "bf16x6" in variant else torch.bfloat16
+    args = wgrad_case("long", dtype, True, True)
     g = torch.Generator().manual_seed(2)
-    args[:2] = [torch.randn(t.shape, generator=g).bfloat16().to(memory_format=torch.channels_last) for t in args[:2]]
+    args[:2] = [torch.randn(t.shape, generator=g).to(dtype).to(memory_format=torch.channels_last) for t in args[:2]]
     with fastcv.use(conv_wgrad=variant):
         one, two, five = (threads(n) or torch.ops.fastcv.conv_wgrad(*args) for n in (1, 2, 5))
     assert torch.equal(one, two) and torch.equal(one, five)
     exact = torch.nn.grad.conv2d_weight(args[0].double(), (64, 32, 3, 3), args[1].double(), padding=1)
     theirs = torch.nn.grad.conv2d_weight(args[0], (64, 32, 3, 3), args[1], padding=1)
     assert_close(one, exact, theirs)
+
+
+PARTS = [n for n in WGRADS if "bf16x6" in n]
+
+
+@pytest.mark.parametrize("variant", PARTS)
+@pytest.mark.parametrize("layouts", [(False, False), (True, True), (True, False), (False, True)], ids=str)
+def test_weight_gradients_of_parts_keep_infinities_apart(variant: str, layouts: tuple[bool, bool]) -> None:
+    x, g = torch.randn(3, 40, 13, 11), torch.randn(3, 50, 13, 11)
+    x[0, 3, 2, 2], x[2, 7, 12, 10], x[1, 39, 0, 0] = float("inf"), float("nan"), 3.4e38
+    g[1, 9, 5, 5], g[2, 49, 1, 1] = float("-inf"), torch.tensor(-1, dtype=torch.int32).view(torch.float32)
+    g[0, 4, 2, 2] = 0  # times infinity
+    x, g = (t.to(memory_format=torch.channels_last) if last else t for t, last in zip((x, g), layouts, strict=True))
+    exact = torch.einsum("nkhw,nchw->kc", g.double(), x.double())
+    with fastcv.use(conv_wgrad=variant):
+        dw = torch.ops.fastcv.conv_wgrad(x, g, [1, 1], [1, 1], [0, 0], [1, 1], 1, 0)[:, :, 0, 0]
+    dw, exact = dw[:, :39], exact[:, :39]  # sums with the largest number may overflow: they must not spoil others
+    assert torch.equal(dw.isnan(), exact.isnan()) and torch.equal(dw.isinf(), exact.isinf())
+    assert (dw.double() - exact)[exact.isfinite()].abs().max() < 1e-4
+
+
+@pytest.mark.skipif("gemm_bf16x6_amx" not in PARTS, reason="needs AMX")
+def test_weight_gradients_of_parts_are_chosen_where_products_are_many() -> None:
+    def chosen(c: int, k: int, kernel: int, stride: int = 1, precision: int = 0) -> bool:
+        x, size = torch.randn(1, c, 12, 12), (12 - kernel) // stride + 1
+        args = (x, torch.randn(1, k, size, size), [kernel] * 2, [stride] * 2, [0, 0], [1, 1], 1, precision)
+        return ("conv_wgrad", "gemm_bf16x6_amx", "") in fastcv.why_not(torch.ops.fastcv.conv_wgrad, *args)
+
+    assert chosen(256, 512, 1) and chosen(128, 128, 3, stride=2) and not chosen(64, 256, 1)
+    assert not chosen(256, 512, 1, precision=3) and not chosen(16, 512, 1)

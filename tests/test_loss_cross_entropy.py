@@ -242,3 +242,44 @@ def test_fake_strides() -> None:
         with FakeTensorMode() as mode:
             _, fake = op(mode.from_tensor(x), mode.from_tensor(target), None, 1, -100, 0.0)
         assert fake.stride() == grad.stride(), tuple(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [520, 1031])
+def test_columns_of_many_classes(classes: int, dtype: torch.dtype) -> None:
+    """Their sums follow the maximum so far: scores that rise from class to class move it every time."""
+    rising = torch.linspace(-300, 300, classes)[:, None]
+    for shift in (0 * rising, rising, -rising, 1e4 + rising):
+        x = (torch.randn(2, classes, 45) + shift).to(dtype).requires_grad_()
+        target = torch.randint(0, classes, (2, 45))
+        target[0, 3] = -100
+        soft = torch.randn(2, classes, 45).softmax(1).to(dtype)
+        for aim, options in ((target, {}), (target, {"label_smoothing": 0.2, "weight": torch.rand(classes).to(dtype)}), (soft, {})):
+            exact = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+            results = []
+            for function, scores, wanted, more in (
+                (F.cross_entropy, x, aim, options),
+                (T.cross_entropy, x.double(), aim.double() if aim is soft else aim, exact),
+                (T.cross_entropy, x, aim, options),
+            ):
+                loss = function(scores, wanted, reduction="none", **more)
+                results.append((loss, torch.autograd.grad(loss.sum(), x)[0]))
+            assert_close(*(r[0] for r in results))
+            assert_close(*(r[1] for r in results))
+            assert torch.equal(F.cross_entropy(x[1:], aim[1:], reduction="none", **options), results[0][0][1:])
+
+
+def test_special_values_in_columns_of_many_classes() -> None:
+    x = torch.randn(1, 600, 20)
+    x[0, :40, 0] = x[0, 40:, 1] = x[0, :, 2] = x[0, ::2, 3] = -INF
+    x[0, 5, 4] = x[0, 590, 5] = INF
+    x[0, 7, 6] = x[0, 599, 7] = NAN
+    x[0, 9, 8], x[0, 10, 9] = 3e38, -3e38
+    x.requires_grad_()
+    for value in (0, 300, 599):
+        target = torch.full((1, 20), value)
+        for smoothing in (0.0, 0.1):
+            ours = F.cross_entropy(x, target, reduction="none", label_smoothing=smoothing)
+            torchs = T.cross_entropy(x, target, reduction="none", label_smoothing=smoothing)
+            same(ours, torchs, f"target {value}, smoothing {smoothing}")
+            same(torch.autograd.grad(ours.sum(), x)[0], torch.autograd.grad(torchs.sum(), x)[0], "gradient")

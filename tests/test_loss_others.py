@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as T
 from loss_common import double, same
 
+import fastcv
 import fastcv.functional as F
-from fastcv.testing import assert_close
+from fastcv.testing import assert_close, runnable_variants
 
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides", "ignore:__array__")
 
@@ -46,6 +47,61 @@ def test_linear_cross_entropy_sums_long_batches_accurately() -> None:
         gradients.append(torch.autograd.grad(function.linear_cross_entropy(x, w, target, linear_bias=b), (x, w, b)))
     for ours, exact, torchs in zip(*gradients, strict=True):
         assert_close(ours, exact, torchs)
+
+
+TILES = [name for name in runnable_variants("linear_cross_entropy") if "_bf16x6_" in name]
+
+
+@pytest.mark.parametrize("variant", TILES)
+@pytest.mark.parametrize("sizes", [(1, 32, 256), (2, 33, 300), (130, 40, 700), (97, 70, 45_000), (1000, 33, 600)], ids=str)
+def test_linear_cross_entropy_on_tiles(variant: str, sizes: tuple[int, int, int]) -> None:
+    rows, features, classes = sizes
+    leaves = [torch.randn(rows, features), torch.randn(classes, features) * features**-0.5, torch.randn(classes)]
+    target = torch.randint(0, classes, (rows,))
+    target[rows // 2] = -100 if rows > 1 else 7
+    options = {"ignore_index": -100, "label_smoothing": 0.1, "weight": torch.rand(classes)}
+    with fastcv.use(linear_cross_entropy=variant, linear_cross_entropy_backward=variant):
+        results = []
+        for function, dtype in ((F, torch.float32), (T, torch.float64), (T, torch.float32)):
+            x, w, b = (t.to(dtype).requires_grad_() for t in leaves)
+            more = options | {"weight": options["weight"].to(dtype)}
+            losses = [function.linear_cross_entropy(x, w, target, linear_bias=b, **kind) for kind in ({}, more, {"reduction": "sum"})]
+            results.append([*losses, *torch.autograd.grad(losses[0], (x, w, b), retain_graph=True), *torch.autograd.grad(losses[1], w)])
+        for ours, exact, torchs in zip(*results, strict=True):
+            assert_close(ours, exact, torchs)
+
+        def each(count: int, first: int = 0) -> list[torch.Tensor]:
+            x = leaves[0][first : first + count].clone().requires_grad_()
+            loss = F.linear_cross_entropy(
+                x, leaves[1], target[first : first + count], linear_bias=leaves[2], reduction="none", ignore_index=-100
+            )
+            return [loss, torch.autograd.grad(loss, x, torch.ones_like(loss))[0]]
+
+        whole = each(rows)
+        for count, first in ((1, 0), (1, rows - 1), (rows // 2, rows - rows // 2)):
+            for part, all_rows in zip(each(count, first), whole, strict=True):
+                assert torch.equal(part, all_rows[first : first + count])
+        threads = torch.get_num_threads()
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            try:
+                assert all(torch.equal(a, b) for a, b in zip(each(rows), whole, strict=True))
+                x, w, b = (t.clone().requires_grad_() for t in leaves)
+                again = torch.autograd.grad(F.linear_cross_entropy(x, w, target, linear_bias=b), (x, w, b))
+                assert all(torch.equal(a, b) for a, b in zip(again, results[0][3:6], strict=True))
+            finally:
+                torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif("columns_bf16x6_amx" not in TILES, reason="needs AMX")
+def test_linear_cross_entropy_takes_tiles_where_they_are_faster() -> None:
+    def chosen(features: int, classes: int, dtype: torch.dtype = torch.float32, soft: bool = False) -> bool:
+        x, w = torch.randn(5, features).to(dtype), torch.randn(classes, features).to(dtype)
+        target = torch.rand(5, classes).to(dtype) if soft else torch.tensor([0, 1, 2, 3, 4])
+        return ("linear_cross_entropy", "columns_bf16x6_amx", "") in fastcv.why_not("linear_cross_entropy", x, w, target)
+
+    assert chosen(32, 256) and chosen(256, 20_000)
+    assert not chosen(31, 256) and not chosen(32, 255) and not chosen(32, 256, torch.bfloat16) and not chosen(32, 256, soft=True)
 
 
 def test_soft_iou_refuses() -> None:

@@ -158,6 +158,20 @@ struct TileProduct {
       if (i == 0) poison = _mm512_fmadd_ps(a, _mm512_setzero_ps(), _mm512_fmadd_ps(b, _mm512_setzero_ps(), poison));
     }
   }
+  // The same of two channels of 16 output channels, as pack_pair stores them.
+  FASTCV_INLINE void pack_pair_finite(W* out, int64_t pitch, Vec<Acc> even, Vec<Acc> odd, __m512& poison)
+    requires(Parts > 1)
+  {
+    __m512 a = even.v, b = odd.v;
+#pragma GCC unroll 4
+    for (int i = 0; i < Parts; ++i) {
+      const __m512 part_a = i == 2 ? a : (__m512)near_bf16((__m512i)a),
+                   part_b = i == 2 ? b : (__m512)near_bf16((__m512i)b);
+      _mm512_storeu_si512(out + i * pitch, _mm512_or_si512(_mm512_srli_epi32((__m512i)part_a, 16), (__m512i)part_b));
+      a = _mm512_sub_ps(a, part_a), b = _mm512_sub_ps(b, part_b);
+      if (i == 0) poison = _mm512_fmadd_ps(a, _mm512_setzero_ps(), _mm512_fmadd_ps(b, _mm512_setzero_ps(), poison));
+    }
+  }
   // Two channels of 16 output channels: parts `pitch` apart, the last stored one to `clean`.
   FASTCV_INLINE bool pack_pair(W* out, int64_t pitch, W* clean, Vec<Acc> even, Vec<Acc> odd) {
     const Split a = split(even), b = split(odd);

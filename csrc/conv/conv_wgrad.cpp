@@ -13,6 +13,14 @@ const char* why_not_bf16(const ConvWgradParams& p) {
 }
 #endif
 
+#if defined(__x86_64__)
+const char* why_not_bf16x6(const ConvWgradParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  return p.in_channels == p.groups ? "one channel per group is no matrix product" : nullptr;
+}
+#endif
+
 // Direct or Winograd: a model of the cost and of the error.
 
 // Vector multiply-adds per pair of an input and an output channel.
@@ -89,6 +97,15 @@ const char* slower_small_groups(const ConvWgradParams& p) {
   return why_not_winograd(p) == nullptr && best(p) != Algorithm::direct ? "another algorithm costs less" : nullptr;
 }
 
+#if defined(__x86_64__)
+const char* slower_bf16x6(const ConvWgradParams& p) {
+  const int64_t columns = p.in_channels / p.groups * p.kernel[0] * p.kernel[1] * p.kernel[2];
+  const int64_t rows = p.out_channels / p.groups;
+  if (rows * columns < 96 * (rows + columns)) return "cuts many numbers into parts for few products";
+  return slower_small_groups(p);
+}
+#endif
+
 #define FASTCV_WINOGRAD(name, isa)                                                                 \
   {#name "_f32_" #isa,      Isa::isa,      &why_not_winograd, &isa::conv_wgrad_##name##_workspace, \
    &isa::conv_wgrad_##name, slower_##name, nullptr,           inexact_##name}
@@ -110,6 +127,8 @@ constexpr Variant<ConvWgradParams> kRows[] = {
     {"gemm_bf16_amx", Isa::amx, &why_not_bf16, &amx::conv_wgrad_bf16_workspace, &amx::conv_wgrad_bf16},
     {"gemm_bf16_avx512bf16", Isa::avx512bf16, &why_not_bf16, &avx512bf16::conv_wgrad_bf16_workspace,
      &avx512bf16::conv_wgrad_bf16},
+    {"gemm_bf16x6_amx", Isa::amx, &why_not_bf16x6, &amx::conv_wgrad_bf16x6_workspace, &amx::conv_wgrad_bf16x6,
+     &slower_bf16x6},
     FASTCV_ROWS(avx512, 64),
     FASTCV_ROWS(avx2, 32),
 #endif
@@ -118,6 +137,8 @@ constexpr Variant<ConvWgradParams> kRows[] = {
     // Behind a row that takes everything: never taken unless asked for.
     {"gemm_bf16_amxmodel_avx512", Isa::avx512, &why_not_bf16, &amxmodel::conv_wgrad_bf16_workspace,
      &amxmodel::conv_wgrad_bf16},
+    {"gemm_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_bf16x6, &amxmodel::conv_wgrad_bf16x6_workspace,
+     &amxmodel::conv_wgrad_bf16x6, &slower_bf16x6},
 #endif
     {"ref", Isa::portable, nullptr, nullptr, &conv_wgrad_ref},
 };

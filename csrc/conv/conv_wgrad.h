@@ -23,6 +23,7 @@ struct ConvWgradParams {
   int64_t batch, in_channels, out_channels, groups;
   int64_t in[3], out[3], kernel[3];        // depth, height, width
   int64_t stride[3], pad[3], dilation[3];  // pad: zeros before the first element
+  int64_t parts;  // of the sums, for callers whose bits must not depend on all sizes; 0: what suits these (gemm only)
   bool input_channels_last, grad_channels_last, weight_channels_last;
   DType dtype;
   Precision precision;
@@ -87,6 +88,14 @@ FASTCV_CONV_WGRAD_BF16(avx512bf16, )
 FASTCV_CONV_WGRAD_BF16(amx, )
 FASTCV_CONV_WGRAD_BF16(amxmodel, FASTCV_IF_LINKED)
 #undef FASTCV_CONV_WGRAD_BF16
+#define FASTCV_CONV_WGRAD_BF16X6(isa, linked)                             \
+  namespace isa {                                                         \
+  linked size_t conv_wgrad_bf16x6_workspace(const ConvWgradParams&, int); \
+  linked void conv_wgrad_bf16x6(const ConvWgradParams&, const Exec&);     \
+  }
+FASTCV_CONV_WGRAD_BF16X6(amx, )
+FASTCV_CONV_WGRAD_BF16X6(amxmodel, FASTCV_IF_LINKED)
+#undef FASTCV_CONV_WGRAD_BF16X6
 
 #define FASTCV_CONV_WGRAD(gpu)                                                                                        \
   namespace gpu {                                                                                                     \

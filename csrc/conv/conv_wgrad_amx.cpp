@@ -69,6 +69,19 @@ struct TileSteps : PairSteps {
           }
     }
   }
+
+  // The chunk of steps [first, first + n) at the panels [first_panel, last_panel).
+  static void run_chunk(const Plan<TileSteps>& plan, int64_t group, int64_t channel, int64_t rows, int64_t first,
+                        int64_t n, int64_t first_panel, int64_t last_panel, E* a, E* b, G* gathered, T* out, bool add) {
+    pack_a(plan, channel, rows, first, n, a);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const int64_t column = panel * Plan<TileSteps>::panel;
+      const int vectors = static_cast<int>(least(kVectors, ceil_div(plan.columns - column, w)));
+      pack_b(plan, group, column, vectors, first, n, b, gathered);
+      multiply_panel(a, b, n, vectors, ceil_div(rows, kRows), out + panel * Plan<TileSteps>::tile,
+                     plan.column_panels * Plan<TileSteps>::tile, add);
+    }
+  }
 };
 
 }  // namespace

@@ -6,11 +6,11 @@
 // panels stay in cache: A[step][kRows] of the output gradient and B[step][columns] of the input seen through one kernel
 // offset, zeros outside the image. The micro-kernel adds one outer product per step into kRows x kVectors registers.
 // Chunks are grouped into parts with sums of their own, in number a function of the geometry only; the parts are added
-// in order at the end. With matrix tiles the micro-kernel is that of conv_amx.h and A is [row][step]. Columns run over
-// (offset, channel) for a channels_last input and over (channel, offset) otherwise: the order in which the input is
-// read, and in which the weight of the same layout is written. Where many offsets lead outside the image, as dilated
-// ones of small maps do, columns run over (offset, channel) too, and a panel leaves out the pixels that its offset has
-// no input for.
+// in order at the end. With matrix tiles the micro-kernel is that of conv_amx.h, a Product runs its chunks itself, and
+// A is [row][step], of numbers in parts [row][plane][step]. Columns run over (offset, channel) for a channels_last
+// input and over (channel, offset) otherwise: the order in which the input is read, and in which the weight of the same
+// layout is written. Where many offsets lead outside the image, as dilated ones of small maps do, columns run over
+// (offset, channel) too, and a panel leaves out the pixels that its offset has no input for.
 #pragma once
 #include "conv/conv_plan.h"
 #include "conv/conv_wgrad.h"
@@ -29,8 +29,6 @@ constexpr int64_t kChunk = 128;      // steps: one A and one B panel of this len
 constexpr int64_t kShortChunk = 32;  // few steps are cut finer, into up to kFewChunks: shorter sums round less
 constexpr int64_t kFewChunks = 4;
 constexpr int64_t kBlockRows = 512;  // output channels packed at once: with kChunk floats each, less than half an L2
-constexpr int64_t kMinPart = 8;      // chunks: a shorter part would spend its time on the sum of the parts
-constexpr int64_t kEnoughItems = 64;
 constexpr int64_t kMaxPartBytes = 4 << 20;
 constexpr int64_t kRunCost = 4;          // steps that the registers of one more run of steps cost
 constexpr int64_t kEnoughOutside = 128;  // steps outside the image, on the average of all offsets, worth leaving out
@@ -42,7 +40,7 @@ struct PlainSteps {
   using T = acc_t<S>;
   using E = T;  // what is packed
   using G = T;  // a pixel of it
-  static constexpr int kPair = 1, kRows = kVectorRows, w = Vec<T>::width;
+  static constexpr int kPair = 1, kRows = kVectorRows, kPlanes = 1, w = Vec<T>::width;
   static constexpr bool kTiles = false;
   using Session = int;
   FASTCV_INLINE G get(const S* from) { return load_one(from); }
@@ -112,22 +110,29 @@ struct Plan {
     skips = Q::kPair == 1 && cg % panel == 0 && outside > 0.1 && outside * static_cast<double>(steps) > kEnoughOutside;
     by_offset = p.input_channels_last || skips;
     chunks = most(ceil_div(steps, kChunk), least(kFewChunks, ceil_div(steps, kShortChunk)));
+    // A part of few chunks would spend its time on the sum of the parts. Where numbers are cut, each item packs A at a
+    // price, so there are few parts and few blocks of columns.
+    constexpr bool cut = Q::kPlanes > 1;
+    constexpr int64_t enough_items = cut ? 8 : 64, min_part = cut ? 3 : 8;
     const int64_t items = most(1, p.groups * row_blocks * column_panels);
     const int64_t bytes = most(1, p.out_channels * columns * static_cast<int64_t>(sizeof(T)));
-    parts = most(1, least(ceil_div(kEnoughItems, items), least(chunks / kMinPart, kMaxPartBytes / bytes)));
-    column_blocks = least(column_panels, ceil_div(4 * threads, most(1, parts * p.groups * row_blocks)));
+    const int64_t wanted = p.parts > 0 ? p.parts : least(ceil_div(enough_items, items), kMaxPartBytes / bytes);
+    parts = most(1, least(wanted, chunks / min_part));
+    column_blocks = least(column_panels, ceil_div(cut ? threads : 4 * threads, most(1, parts * p.groups * row_blocks)));
   }
 
   int64_t part_elements() const { return p.groups * row_panels * column_panels * tile; }
-  static constexpr int64_t kPitch = kChunk + 16;  // of A for tiles: rows a power of two apart would share cache sets
+  // Of A for tiles: rows an even number of cache lines apart would share cache sets.
+  static constexpr int64_t kPlanePitch = kChunk + 16, kPitch = Q::kPlanes * kPlanePitch + (Q::kPlanes > 1 ? 16 : 0);
   int64_t a_elements() const { return (least(kg, kBlockRows) + Q::kRows + w) * kPitch + w * Q::kRows; }
+  static constexpr int64_t b_elements() { return panel * kChunk * Q::kPlanes; }
   // Pixels of the input before they are packed: by columns where it is row-major, by pixels for products of pairs.
   int64_t gathered_elements() const {
     const int64_t pixels = most(w * (kChunk + w), Q::kPair > 1 ? panel * kChunk : 0) * Q::kPair;
     return ceil_div(pixels * static_cast<int64_t>(sizeof(typename Q::G)), sizeof(T));
   }
   int64_t thread_elements() const {
-    const int64_t packing = a_elements() + panel * kChunk + gathered_elements();
+    const int64_t packing = a_elements() + b_elements() + gathered_elements();
     return ceil_div(most(packing, column_panels * panel), 16) * 16;
   }
 };
@@ -327,26 +332,35 @@ FASTCV_INLINE void gather_column(const ConvWgradParams& p, int64_t c, int64_t ta
   });
 }
 
+// A vector of columns, each a row of pixels; returns how far apart these are.
+template <class Q, class G = typename Q::G>
+int64_t gather_rows(const Plan<Q>& plan, int64_t group, int64_t column, int64_t first, int64_t n, G* rows) {
+  constexpr int w = Plan<Q>::w;
+  constexpr int64_t stride = (kChunk + w) * Q::kPair;
+  for (int l = 0; l < w; ++l) {
+    const int64_t j = column + l;
+    G* row = rows + l * stride;
+    if (j >= plan.columns) {
+      for (int64_t i = 0; i < n * Q::kPair; ++i) row[i] = G{};
+      continue;
+    }
+    for_images(plan, first, n, [&](int64_t image, int64_t pixel, int64_t pixels, int64_t at) {
+      const int64_t c = plan.by_offset ? j % plan.cg : j / plan.taps;
+      const int64_t tap = plan.by_offset ? j / plan.cg : j % plan.taps;
+      gather_column<Q>(plan.p, group * plan.cg + c, tap, image, pixel, pixels, row + at * Q::kPair);
+      for (int64_t i = pixels; i % Q::kPair != 0; ++i) row[at * Q::kPair + i] = G{};
+    });
+  }
+  return stride;
+}
+
 template <class Q, class E = typename Q::E, class G = typename Q::G>
 void pack_b_row_major(const Plan<Q>& plan, int64_t group, int64_t column, int vectors, int64_t first, int64_t n, E* dst,
                       G* rows) {
   constexpr int w = Plan<Q>::w;
-  const int64_t ld = vectors * w, stride = (kChunk + w) * Q::kPair;
+  const int64_t ld = vectors * w;
   for (int v = 0; v < vectors; ++v) {
-    for (int l = 0; l < w; ++l) {
-      const int64_t j = column + v * w + l;
-      G* row = rows + l * stride;
-      if (j >= plan.columns) {
-        for (int64_t i = 0; i < n * Q::kPair; ++i) row[i] = G{};
-        continue;
-      }
-      for_images(plan, first, n, [&](int64_t image, int64_t pixel, int64_t pixels, int64_t at) {
-        const int64_t c = plan.by_offset ? j % plan.cg : j / plan.taps;
-        const int64_t tap = plan.by_offset ? j / plan.cg : j % plan.taps;
-        gather_column<Q>(plan.p, group * plan.cg + c, tap, image, pixel, pixels, row + at * Q::kPair);
-        for (int64_t i = pixels; i % Q::kPair != 0; ++i) row[at * Q::kPair + i] = G{};
-      });
-    }
+    const int64_t stride = gather_rows(plan, group, column + v * w, first, n, rows);
     for (int64_t i = 0; i < n; i += w) {
       Vec<E> block[w];
 #pragma GCC unroll 16
@@ -363,6 +377,13 @@ void pack_b_row_major(const Plan<Q>& plan, int64_t group, int64_t column, int ve
       }
     }
   }
+}
+
+template <class Q, class E = typename Q::E, class G = typename Q::G>
+void pack_b(const Plan<Q>& plan, int64_t group, int64_t column, int vectors, int64_t first, int64_t n, E* dst,
+            G* gathered) {
+  if (plan.p.input_channels_last) pack_b_channels_last(plan, group, column, vectors, first, n, dst, gathered);
+  else pack_b_row_major(plan, group, column, vectors, first, n, dst, gathered);
 }
 
 // ---- the product ---------------------------------------------------------------------------------------------------
@@ -451,7 +472,7 @@ void run_item(const Plan<Q>& plan, int64_t item, T* partial, T* scratch) {
   const int64_t first_chunk = plan.chunks * part / plan.parts, last_chunk = plan.chunks * (part + 1) / plan.parts;
   E* a = reinterpret_cast<E*>(scratch);
   E* b = a + plan.a_elements();
-  auto* gathered = reinterpret_cast<typename Q::G*>(b + Plan<Q>::panel * kChunk);
+  auto* gathered = reinterpret_cast<typename Q::G*>(b + Plan<Q>::b_elements());
   T* tiles = partial + part * plan.part_elements() +
              (group * plan.row_panels + first_row / Q::kRows) * plan.column_panels * Plan<Q>::tile;
   const int64_t out_step = plan.column_panels * Plan<Q>::tile;
@@ -462,29 +483,25 @@ void run_item(const Plan<Q>& plan, int64_t item, T* partial, T* scratch) {
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t first = plan.steps * chunk / plan.chunks, n = plan.steps * (chunk + 1) / plan.chunks - first;
     const int64_t channel = group * plan.kg + first_row;
-    if constexpr (Q::kTiles) Q::pack_a(plan, channel, rows, first, n, a);
-    else if (p.grad_channels_last) pack_a_channels_last(plan, channel, rows, first, n, a);
-    else pack_a_row_major(plan, channel, rows, first, n, a);
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const int64_t column = panel * Plan<Q>::panel;
-      const int vectors = static_cast<int>(least(kVectors, ceil_div(plan.columns - column, w)));
-      T* out = tiles + panel * Plan<Q>::tile;
-      const auto pack_b = [&](int64_t from, int64_t steps) {
-        if (p.input_channels_last) pack_b_channels_last(plan, group, column, vectors, from, steps, b, gathered);
-        else pack_b_row_major(plan, group, column, vectors, from, steps, b, gathered);
-      };
-      const int64_t row_panels = ceil_div(rows, Q::kRows);
-      if constexpr (Q::kTiles) {
-        pack_b(first, n);
-        Q::multiply_panel(a, b, n, vectors, row_panels, out, out_step, chunk > first_chunk);
-      } else if (plan.skips) {
-        for_inside(plan, column / plan.cg, first, n, [&](int64_t at, int64_t steps) {
-          pack_b(first + at, steps);
-          multiply_panel<Q>(a + at * Q::kRows, n * Q::kRows, b, steps, vectors, row_panels, out, out_step, true);
-        });
-      } else {
-        pack_b(first, n);
-        multiply_panel<Q>(a, n * Q::kRows, b, n, vectors, row_panels, out, out_step, chunk > first_chunk);
+    if constexpr (Q::kTiles) {
+      Q::run_chunk(plan, group, channel, rows, first, n, first_panel, last_panel, a, b, gathered, tiles,
+                   chunk > first_chunk);
+    } else {
+      if (p.grad_channels_last) pack_a_channels_last(plan, channel, rows, first, n, a);
+      else pack_a_row_major(plan, channel, rows, first, n, a);
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        const int64_t column = panel * Plan<Q>::panel, row_panels = ceil_div(rows, Q::kRows);
+        const int vectors = static_cast<int>(least(kVectors, ceil_div(plan.columns - column, w)));
+        T* out = tiles + panel * Plan<Q>::tile;
+        if (plan.skips) {
+          for_inside(plan, column / plan.cg, first, n, [&](int64_t at, int64_t steps) {
+            pack_b(plan, group, column, vectors, first + at, steps, b, gathered);
+            multiply_panel<Q>(a + at * Q::kRows, n * Q::kRows, b, steps, vectors, row_panels, out, out_step, true);
+          });
+        } else {
+          pack_b(plan, group, column, vectors, first, n, b, gathered);
+          multiply_panel<Q>(a, n * Q::kRows, b, n, vectors, row_panels, out, out_step, chunk > first_chunk);
+        }
       }
     }
   }

@@ -10,7 +10,7 @@ struct PairSteps {
   using T = float;
   using E = float;  // two pixels, in the bits of a float that no arithmetic touches
   using G = bf16;
-  static constexpr int kPair = 2, w = 16;
+  static constexpr int kPair = 2, kPlanes = 1, w = 16;
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
   FASTCV_INLINE G get(const S* from) { return *from; }
   FASTCV_INLINE void move(G* to, const S* from, int n) {

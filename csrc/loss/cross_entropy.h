@@ -37,6 +37,10 @@ struct CrossEntropyParams {
   DType dtype;
   Target target_kind;
   Reduction reduction;
+  // For linear_cross_entropy, of the vectorised kernels alone: samples are columns even where inner is 1, so that their
+  // bits do not depend on their number, and a bias is added to float32 scores as they are read, [classes] or null.
+  bool columns;
+  const float* bias;
 };
 
 extern const VariantTable<CrossEntropyParams> cross_entropy_table, cross_entropy_backward_table;

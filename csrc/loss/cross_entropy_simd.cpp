@@ -5,13 +5,15 @@
 #include "loss/tile.h"
 
 // Long rows one at a time, everything else on column tiles (tile.h): three sweeps over scores that stay in cache, so
-// that memory sees one read of the scores and, where a gradient is wanted, one write of it.
+// that memory sees one read of the scores and, where a gradient is wanted, one write of it. Columns of many classes
+// would not stay there: one sweep, whose sums follow the maximum so far, and another that makes the gradient.
 namespace fastcv::FASTCV_ISA {
 namespace {
 
 constexpr int64_t kGrain = 1 << 13;      // scores a thread takes at least
 constexpr int64_t kShortRow = 64;        // up to here a row is cheaper transposed: a lane reduction costs 10 vectors
-constexpr int64_t kTileBytes = 1 << 17;  // columns: cut to fewer vectors when a tile would leave the L2 cache
+constexpr int64_t kTileBytes = 1 << 17;  // columns: a larger tile would leave the L2 cache
+constexpr int kStreamed = 2;             // vectors of columns of many classes
 
 enum class Mode { hard, smooth, soft };  // class indices; class indices with smoothing; probabilities
 
@@ -19,6 +21,7 @@ enum class Mode { hard, smooth, soft };  // class indices; class indices with sm
 template <class T>
 struct Shared {
   const T* weight;  // [classes], or null in mode hard
+  const T* bias;    // [classes] or null
   T keep;           // 1 - smoothing
   T spread;         // smoothing / classes
   T weight_sum;
@@ -41,6 +44,10 @@ void columns(const T* x, const T* q, T* grad, int64_t stride, const Shared<T>& k
   using V = Vec<T>;
   constexpr int w = V::width;
   const V zero(T(0)), keep(k.keep), spread(k.spread);
+  const auto score = [&](int64_t c, int u) {
+    const V v = load(x + c * stride + u * w);
+    return k.bias ? v + V(k.bias[c]) : v;
+  };
   V m[U], sum[U], picked[U], dot[U], mass[U];
   Vec<I> index[U];
   for (int u = 0; u < U; ++u) {
@@ -49,12 +56,12 @@ void columns(const T* x, const T* q, T* grad, int64_t stride, const Shared<T>& k
     index[u] = load_int(t.index + u * w);
   }
   for (int64_t c = 0; c < k.classes; ++c)
-    for (int u = 0; u < U; ++u) m[u] = max(load(x + c * stride + u * w), m[u]);
+    for (int u = 0; u < U; ++u) m[u] = max(score(c, u), m[u]);
   for (int64_t c = 0; c < k.classes; ++c) {
     const Vec<I> here(static_cast<I>(c));
     for (int u = 0; u < U; ++u) {
       if constexpr (U > 1) __builtin_prefetch(x + c * stride + (U + u) * w);  // the next samples, meanwhile
-      const V z = load(x + c * stride + u * w) - m[u], e = exp(z);
+      const V z = score(c, u) - m[u], e = exp(z);
       sum[u] += e;
       if constexpr (mode == Mode::soft) {
         const V a = V(k.weight[c]) * fma(keep, load(q + c * stride + u * w), spread);
@@ -102,6 +109,117 @@ void columns(const T* x, const T* q, T* grad, int64_t stride, const Shared<T>& k
         if constexpr (mode == Mode::smooth) minus += load(t.scale + u * w) * (spread * V(k.weight[c]));
         store(out, fma(e, factor[u], -minus));
       }
+    }
+  }
+}
+
+// U vectors of samples of many classes, of which `lanes` exist; of all vectors but the last, all. grad may be null, or
+// x itself. Every kAtOnce classes the sum is brought to the maximum so far. What is summed beside the exponentials
+// would lose digits so: there the maximum is found first.
+template <int U, Mode mode, class S, class T>
+void stream(const S* x, const S* q, S* grad, int64_t stride, int lanes, const Shared<T>& k, Samples<T>& t) {
+  using I = int_of<T>;
+  using V = Vec<T>;
+  constexpr int w = V::width;
+  constexpr int64_t kAtOnce = 8, kTogether = 128, kAhead = 2 * kAtOnce;
+  const V zero(T(0)), lowest(-static_cast<T>(__builtin_inf())), keep(k.keep), spread(k.spread);
+  const auto read = [&](const S* from, int64_t c, int u) {
+    return load_up_to(from + c * stride + u * w, lanes - u * w);
+  };
+  const auto score = [&](int64_t c, int u) {
+    __builtin_prefetch(x + (c + kAhead) * stride + u * w);
+    const V v = read(x, c, u);
+    return k.bias ? v + V(k.bias[c]) : v;
+  };
+  V m[U], sum[U], picked[U], dot[U], mass[U], some_dot[U], some_mass[U];  // some: of kTogether classes
+  Vec<I> index[U];
+  for (int u = 0; u < U; ++u) {
+    m[u] = lowest;
+    sum[u] = picked[u] = dot[u] = mass[u] = some_dot[u] = some_mass[u] = zero;
+    index[u] = load_int(t.index + u * w);
+  }
+  const auto together = [&] {
+    for (int u = 0; u < U; ++u) {
+      dot[u] += some_dot[u], mass[u] += some_mass[u];
+      some_dot[u] = some_mass[u] = zero;
+    }
+  };
+  const auto add = [&](auto count, int64_t first) {
+    constexpr int n = count;
+    V v[n][U], base[U], shrunk[U];  // base: the maximum, 0 while that is -inf
+    for (int u = 0; u < U; ++u) {
+      const V before = m[u];
+      for (int i = 0; i < n; ++i) v[i][u] = score(first + i, u), m[u] = max(v[i][u], m[u]);
+      base[u] = select<T>(m[u] == lowest, zero, m[u]);
+      shrunk[u] = exp(select<T>(before == lowest, zero, before - base[u]));
+    }
+    // Long sums are made of shorter ones, which round less.
+    V more[U], more_dot[U], more_mass[U];
+    for (int u = 0; u < U; ++u) more[u] = more_dot[u] = more_mass[u] = zero;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      const Vec<I> here(static_cast<I>(first + i));
+      for (int u = 0; u < U; ++u) {
+        more[u] += exp(v[i][u] - base[u]);
+        if constexpr (mode != Mode::soft) picked[u] = select<T>(index[u] == here, v[i][u], picked[u]);
+        if constexpr (mode != Mode::hard) {
+          V a(k.weight[first + i]);
+          if constexpr (mode == Mode::soft) a = a * fma(keep, read(q, first + i, u), spread);
+          more_dot[u] = fma(a, v[i][u] - base[u], more_dot[u]);
+          more_mass[u] += a;
+        }
+      }
+    }
+    for (int u = 0; u < U; ++u) {
+      sum[u] = fma(sum[u], shrunk[u], more[u]);
+      if constexpr (mode != Mode::hard) some_dot[u] += more_dot[u], some_mass[u] += more_mass[u];
+    }
+    if constexpr (mode != Mode::hard)
+      if ((first + n) % kTogether == 0) together();
+  };
+  int64_t c = 0;
+  if constexpr (mode != Mode::hard) {
+    for (; c < k.classes; ++c)
+      for (int u = 0; u < U; ++u) m[u] = max(score(c, u), m[u]);
+    c = 0;
+  }
+  for (; c + kAtOnce <= k.classes; c += kAtOnce) add(std::integral_constant<int, kAtOnce>{}, c);
+  for (; c < k.classes; ++c) add(std::integral_constant<int, 1>{}, c);
+  together();
+  V hit[U], factor[U];
+  for (int u = 0; u < U; ++u) {
+    const V logs = log(sum[u]), weight = load(t.weight + u * w), scale = load(t.scale + u * w);
+    V loss, all;
+    if constexpr (mode == Mode::soft) {
+      all = mass[u];
+      loss = k.classes == 0 ? zero : all * logs - dot[u];
+    } else {
+      hit[u] = all = weight;
+      loss = weight * (logs - (picked[u] - m[u]));
+      if constexpr (mode == Mode::smooth) {
+        hit[u] = keep * weight;
+        all = hit[u] + spread * V(k.weight_sum);
+        loss = keep * loss + spread * (V(k.weight_sum) * logs - dot[u]);
+      }
+      loss = select<T>(index[u] < Vec<I>(I(0)), zero, loss);
+      hit[u] = hit[u] * scale;
+    }
+    store(t.loss + u * w, loss);
+    factor[u] = scale * all / sum[u];
+  }
+  if (!grad) return;
+  for (c = 0; c < k.classes; ++c) {
+    const Vec<I> here(static_cast<I>(c));
+    for (int u = 0; u < U; ++u) {
+      const V e = exp(score(c, u) - m[u]);
+      V minus;
+      if constexpr (mode == Mode::soft) {
+        minus = load(t.scale + u * w) * (V(k.weight[c]) * fma(keep, read(q, c, u), spread));
+      } else {
+        minus = select<T>(index[u] == here, hit[u], zero);
+        if constexpr (mode == Mode::smooth) minus += load(t.scale + u * w) * (spread * V(k.weight[c]));
+      }
+      store_up_to(grad + c * stride + u * w, fma(e, factor[u], -minus), lanes - u * w);
     }
   }
 }
@@ -207,6 +325,12 @@ void columns(Mode mode, const T* x, const T* q, T* grad, int64_t stride, const S
   else if (mode == Mode::smooth) columns<T, U, Mode::smooth>(x, q, grad, stride, k, t);
   else columns<T, U, Mode::soft>(x, q, grad, stride, k, t);
 }
+template <int U, class S, class T>
+void stream(Mode mode, const S* x, const S* q, S* grad, int64_t stride, int lanes, const Shared<T>& k, Samples<T>& t) {
+  if (mode == Mode::hard) stream<U, Mode::hard>(x, q, grad, stride, lanes, k, t);
+  else if (mode == Mode::smooth) stream<U, Mode::smooth>(x, q, grad, stride, lanes, k, t);
+  else stream<U, Mode::soft>(x, q, grad, stride, lanes, k, t);
+}
 template <class T>
 void row(Mode mode, const T* x, const T* q, T* grad, const Shared<T>& k, Samples<T>& t) {
   if (mode == Mode::hard) row<T, Mode::hard>(x, q, grad, k, t);
@@ -218,7 +342,7 @@ void row(Mode mode, const T* x, const T* q, T* grad, const Shared<T>& k, Samples
 
 struct Layout {
   int64_t units, samples;  // tiles, and how many samples each holds at most
-  bool long_rows, wide;
+  bool in_rows, long_rows, wide;
   size_t blocks_at, sums_at, weights_at, tiles_at, tile_bytes, bytes;
 };
 
@@ -226,10 +350,11 @@ struct Layout {
 Layout layout_of(const CrossEntropyParams& p, int threads) {
   const int64_t size = p.dtype == DType::f64 ? 8 : 4, w = kVectorBytes / size, rows = p.outer * p.inner;
   Layout a{};
-  a.long_rows = p.inner == 1 && p.classes > kShortRow;
-  a.wide = p.inner > 1 && p.classes * 4 * kVectorBytes <= kTileBytes;
-  a.samples = a.long_rows ? 1 : a.wide ? 4 * w : w;
-  a.units = p.inner == 1 ? (rows + a.samples - 1) / a.samples : p.outer * ((p.inner + a.samples - 1) / a.samples);
+  a.in_rows = p.inner == 1 && !p.columns;
+  a.long_rows = a.in_rows && p.classes > kShortRow;
+  a.wide = !a.in_rows && p.classes * 4 * kVectorBytes <= kTileBytes;
+  a.samples = a.long_rows ? 1 : a.in_rows ? w : a.wide ? 4 * w : kStreamed * w;
+  a.units = a.in_rows ? (rows + a.samples - 1) / a.samples : p.outer * ((p.inner + a.samples - 1) / a.samples);
   const auto place = [&](size_t bytes) {
     const size_t at = a.bytes;
     a.bytes += (bytes + 63) / 64 * 64;
@@ -238,7 +363,7 @@ Layout layout_of(const CrossEntropyParams& p, int threads) {
   a.blocks_at = place(target_blocks(p) * sizeof(TargetBlock));
   a.sums_at = place(a.units * sizeof(double));
   a.weights_at = place(p.classes * size);
-  const bool staged = !a.long_rows || p.dtype >= DType::bf16;
+  const bool narrow = p.dtype >= DType::bf16, staged = a.in_rows ? !a.long_rows || narrow : a.wide;
   a.tile_bytes = staged ? (p.classes * a.samples * size + 63) / 64 * 64 : 0;
   a.tiles_at = place(2 * threads * a.tile_bytes);
   return a;
@@ -272,8 +397,9 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
   const S *weight = static_cast<const S*>(p.weight), *grad_loss = static_cast<const S*>(p.grad_loss);
   S *loss = static_cast<S*>(p.loss), *grad = static_cast<S*>(p.grad);
   const bool each = p.reduction == Reduction::none;
-  Shared<T> k{nullptr, static_cast<T>(1 - p.smoothing), static_cast<T>(p.smoothing / static_cast<double>(p.classes)),
-              T(0), p.classes};
+  const T spread = static_cast<T>(p.smoothing / static_cast<double>(p.classes));
+  Shared<T> k{nullptr, nullptr, static_cast<T>(1 - p.smoothing), spread, T(0), p.classes};
+  if constexpr (std::is_same_v<S, float>) k.bias = p.bias;
   if (mode != Mode::hard || weight) {
     T* weights = reinterpret_cast<T*>(workspace + a.weights_at);
     double weight_sum = 0;
@@ -329,7 +455,7 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
         sums[unit] = finish(t, unit, 1);
         continue;
       }
-      if (p.inner == 1) {
+      if (a.in_rows) {
         const int64_t first = unit * w, at = first * p.classes;
         const int n = static_cast<int>(p.outer - first < w ? p.outer - first : w);
         prepare(t, first, n, w);
@@ -356,14 +482,24 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
         sums[unit] = finish(t, first, n);
         continue;
       }
+      if (!a.wide && n == kStreamed * w) {
+        prepare(t, first, n, n);
+        stream<kStreamed>(mode, x + at, q ? q + at : nullptr, grad ? grad + at : nullptr, p.inner, n, k, t);
+        sums[unit] = finish(t, first, n);
+        continue;
+      }
       double sum = 0;
       for (int i = 0; i < n; i += w) {
         const int lanes = n - i < w ? n - i : w;
         prepare(t, first + i, lanes, w);
-        copy_lines(x + at + i, p.inner, tile, w, p.classes, lanes);
-        if (q) copy_lines(q + at + i, p.inner, tile_q, w, p.classes, lanes);
-        columns<1>(mode, tile, tile_q, tile_grad, w, k, t);
-        if (grad) copy_lines(tile, w, grad + at + i, p.inner, p.classes, lanes);
+        if (a.wide) {
+          copy_lines(x + at + i, p.inner, tile, w, p.classes, lanes);
+          if (q) copy_lines(q + at + i, p.inner, tile_q, w, p.classes, lanes);
+          columns<1>(mode, tile, tile_q, tile_grad, w, k, t);
+          if (grad) copy_lines(tile, w, grad + at + i, p.inner, p.classes, lanes);
+        } else {
+          stream<1>(mode, x + at + i, q ? q + at + i : nullptr, grad ? grad + at + i : nullptr, p.inner, lanes, k, t);
+        }
         sum += finish(t, first + i, lanes);
       }
       sums[unit] = sum;

@@ -6,7 +6,7 @@
 // classes)). grad_x, grad_w, grad_b may be null; gradients are of the loss times grad_loss (null: 1; then reduction is
 // not none). dtypes f32 f64 bf16 f16: 16-bit tensors are widened and multiplied in float. A score sums the features in
 // segments of a fixed length, the gradient of x the classes; gradients of w and b sum the rows so, chunk by chunk:
-// nothing depends on the number of threads.
+// nothing depends on the number of threads. On a CPU numbers below the normal range are taken for zeros.
 #pragma once
 #include "loss/cross_entropy.h"
 
@@ -36,14 +36,16 @@ extern const VariantTable<LinearCrossEntropyParams> linear_cross_entropy_table, 
 
 void linear_cross_entropy_ref(const LinearCrossEntropyParams&, const Exec&);
 
-#define FASTCV_DECLARE(isa)                                                    \
-  namespace isa {                                                              \
-  size_t linear_cross_entropy_workspace(const LinearCrossEntropyParams&, int); \
-  void linear_cross_entropy(const LinearCrossEntropyParams&, const Exec&);     \
+#define FASTCV_DECLARE(isa, linked)                                                   \
+  namespace isa {                                                                     \
+  linked size_t linear_cross_entropy_workspace(const LinearCrossEntropyParams&, int); \
+  linked void linear_cross_entropy(const LinearCrossEntropyParams&, const Exec&);     \
   }
-FASTCV_DECLARE(portable)
-FASTCV_DECLARE(avx2)
-FASTCV_DECLARE(avx512)
+FASTCV_DECLARE(portable, )
+FASTCV_DECLARE(avx2, )
+FASTCV_DECLARE(avx512, )
+FASTCV_DECLARE(amx, )
+FASTCV_DECLARE(amxmodel, FASTCV_IF_LINKED)  // on a software model of the tiles, in builds for tests
 #undef FASTCV_DECLARE
 
 // On a GPU, and the same source on the emulator. `bad` as in cross_entropy.h.

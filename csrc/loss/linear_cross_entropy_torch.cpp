@@ -68,7 +68,7 @@ void prepare(const char* op, const Tensor& input, const Tensor& w, const Optiona
 }
 
 void run(const VariantTable<LinearCrossEntropyParams>& table, const Call& c, const Tensor& input) {
-  run_variant(table, c.p, input);
+  run_variant(table, c.p, input, Denormals::flush);
   if (c.bad < 0) return;
   const int64_t value = c.p.target_kind == Target::i64 ? static_cast<const int64_t*>(c.p.target)[c.bad]
                                                        : int64_t{static_cast<const uint8_t*>(c.p.target)[c.bad]};

@@ -152,6 +152,10 @@ ALGORITHMS = {
         "The product with the classifier's weights in chunks of classes, whose losses are folded together: the matrix of scores "
         "is never written."
     ),
+    "columns": (
+        "The product with the classifier's weights in chunks of rows, with the classes where rows would be: the large matrix streams by "
+        "once, cut into parts on its way, the small one is packed, and the loss runs down columns."
+    ),
     "tile": "Distances of a tile of rows against a tile of rows, kept in registers while coordinates stream by.",
     "bytes": "Unsigned bytes are compared sixteen, thirty-two or sixty-four at a time, in integer arithmetic that is exact.",
     "product": (
