@@ -61,12 +61,7 @@ struct TileSteps : PairSteps {
       const PixelTile tiles[2] = {{a + r * kRows * pitch, pitch * 4}, {a + (r + 1) * kRows * pitch, pitch * 4}};
       TileProduct<1>::multiply(s, false, tiles, two ? 2 : 1, vectors, sums);
       for (int64_t m = 0; m < (two ? 2 : 1); ++m)
-        for (int64_t i = 0; i < kRows; ++i)
-          for (int v = 0; v < vectors; ++v) {
-            T* to = out + (r + m) * out_step + i * 32 + v * 16;
-            const Vec<T> sum = load(sums + (m * kRows + i) * 32 + v * 16);
-            store(to, add ? sum + load(to) : sum);
-          }
+        finish_tile<TileSteps>(sums + m * kRows * 32, vectors, out + (r + m) * out_step, add);
     }
   }
 

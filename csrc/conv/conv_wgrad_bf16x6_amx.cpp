@@ -133,12 +133,7 @@ struct PartSteps {
       const PixelTile tiles[2] = {{a + r * kRows * pitch, pitch * size}, {a + (r + 1) * kRows * pitch, pitch * size}};
       P::multiply(s, special, tiles, count, vectors, sums);
       for (int64_t m = 0; m < count; ++m)
-        for (int64_t i = 0; i < kRows; ++i)
-          for (int v = 0; v < vectors; ++v) {
-            T* to = out + (r + m) * out_step + i * 32 + v * w;
-            const Vec<T> sum = load(sums + (m * kRows + i) * 32 + v * w);
-            store(to, add ? sum + load(to) : sum);
-          }
+        finish_tile<PartSteps>(sums + m * kRows * 32, vectors, out + (r + m) * out_step, add);
     }
   }
 

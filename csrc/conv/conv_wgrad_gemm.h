@@ -428,6 +428,18 @@ void multiply_panel(const E* a, int64_t a_step, const E* b, int64_t n, int vecto
   }
 }
 
+// What matrix tiles made of a panel of rows, [Q::kRows][panel], goes to out, or is added to it.
+template <class Q, class T = typename Q::T>
+void finish_tile(const T* sums, int vectors, T* out, bool add) {
+  constexpr int w = Plan<Q>::w;
+  for (int r = 0; r < Q::kRows; ++r)
+    for (int v = 0; v < vectors; ++v) {
+      T* o = out + r * Plan<Q>::panel + v * w;
+      const Vec<T> sum = load(sums + r * Plan<Q>::panel + v * w);
+      store(o, add ? sum + load(o) : sum);
+    }
+}
+
 // f(at, length): the steps among [first, first + n) that a kernel offset has an input for, in runs: of whole rows, or
 // of a part of each where that is less work.
 template <class Q, class F>
