@@ -75,8 +75,34 @@ const char* why_not_small_groups(const ConvParams& p) {
 }
 const char* slower_small_groups(const ConvParams& p) { return p.c < 8 ? "is for 8 channels or more in all" : nullptr; }
 
+// The offsets of all phases of a dim.
+int64_t subpixel_offsets(const ConvParams& p, int i) {
+  return (p.pad[i] + p.stride[i] - 1) / p.stride[i] + ((p.kernel[i] - 1) * p.dilation[i] - p.pad[i]) / p.stride[i] + 1;
+}
+const char* why_not_subpixel(const ConvParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  if (!p.transposed || p.stride[1] * p.stride[2] < 2) return "needs a transposed convolution with a stride";
+  if (p.groups != 1) return "needs a convolution without groups";
+  if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
+  for (int i = 1; i < 3; ++i) {
+    if (p.stride[i] > kMostSubpixelStride) return "needs strides up to 8";
+    if (p.kernel[i] * p.dilation[i] > 1024 || p.pad[i] > 1024) return "needs a kernel and padding up to 1024 pixels";
+  }
+  return subpixel_offsets(p, 1) * subpixel_offsets(p, 2) > kMostSubpixelOffsets ? "needs a kernel of fewer offsets"
+                                                                                : nullptr;
+}
+// All phases at all offsets instead of each at its own taps: for so few outputs that a phase leaves lanes empty.
+template <int vector_bytes>
+const char* slower_subpixel(const ConvParams& p) {
+  const auto vectors = [](int64_t channels) { return (channels * 4 + vector_bytes - 1) / vector_bytes; };
+  const int64_t whole = subpixel_offsets(p, 1) * subpixel_offsets(p, 2) * vectors(p.k * p.stride[1] * p.stride[2]);
+  return 4 * whole <= 3 * p.kernel[1] * p.kernel[2] * vectors(p.k) ? nullptr : "is for few output channels";
+}
+
 const char* why_not_wide_stride(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
   if (!p.transposed || p.stride[2] < 2) return "needs a transposed convolution with a stride along the width";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
   if (p.dilation[2] != 1) return "needs a kernel without dilation along the width";
@@ -220,6 +246,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512::conv_small_groups, &slower_small_groups},
     {"wide_stride_f32_avx512", Isa::avx512, &why_not_wide_stride, &avx512::conv_wide_stride_workspace,
      &avx512::conv_wide_stride, &slower_wide_stride},
+    {"subpixel_f32_avx512", Isa::avx512, &why_not_subpixel, &avx512::conv_subpixel_workspace, &avx512::conv_subpixel,
+     &slower_subpixel<64>, &avx512::conv_subpixel_kept},
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
     {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
@@ -238,6 +266,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx2::conv_small_groups, &slower_small_groups},
     {"wide_stride_f32_avx2", Isa::avx2, &why_not_wide_stride, &avx2::conv_wide_stride_workspace,
      &avx2::conv_wide_stride, &slower_wide_stride},
+    {"subpixel_f32_avx2", Isa::avx2, &why_not_subpixel, &avx2::conv_subpixel_workspace, &avx2::conv_subpixel,
+     &slower_subpixel<32>, &avx2::conv_subpixel_kept},
     {"depthwise_nchw_avx2", Isa::avx2, &why_not_depthwise_nchw, &avx2::conv_depthwise_workspace, &avx2::conv_depthwise},
     {"winograd4_f32_avx2", Isa::avx2, &why_not_winograd, &avx2::conv_winograd4_workspace, &avx2::conv_winograd4,
      slower_winograd4, &avx2::conv_winograd4_kept, inexact_winograd4},
@@ -253,6 +283,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &portable::conv_small_groups, &slower_small_groups},
     {"wide_stride_f32_portable", Isa::portable, &why_not_wide_stride, &portable::conv_wide_stride_workspace,
      &portable::conv_wide_stride, &slower_wide_stride},
+    {"subpixel_f32_portable", Isa::portable, &why_not_subpixel, &portable::conv_subpixel_workspace,
+     &portable::conv_subpixel, &slower_subpixel<16>, &portable::conv_subpixel_kept},
     {"depthwise_nchw_portable", Isa::portable, &why_not_depthwise_nchw, &portable::conv_depthwise_workspace,
      &portable::conv_depthwise},
     {"winograd4_f32_portable", Isa::portable, &why_not_winograd, &portable::conv_winograd4_workspace,

@@ -12,8 +12,8 @@
 // x, y and residual are dense, [n][c][d][h][w] or (channels_last) [n][d][h][w][c]; y overlaps no input.
 // w is dense [rows][columns / groups][taps] or (weight_channels_last) [rows][taps][columns / groups], rows being k in
 // conv and c in dgrad. f32, bf16 and f16 accumulate in float, f64 in double. NaN and infinities of x reach only the
-// outputs whose formula reads them; those of w may also reach outputs whose taps lie outside x. Results depend neither
-// on n nor on the number of threads, bit for bit.
+// outputs whose formula reads them, where the algorithm is no direct sum also outputs beside them; those of w may also
+// reach outputs whose taps lie outside x. Results depend neither on n nor on the number of threads, bit for bit.
 #pragma once
 #include "common/parallel.h"
 #include "common/types.h"
@@ -108,6 +108,9 @@ void conv_ref(const ConvParams&, const Exec&);
   size_t conv_depthwise_workspace(const ConvParams&, int threads);   \
   void conv_small_groups(const ConvParams&, const Exec&);            \
   size_t conv_small_groups_workspace(const ConvParams&, int);        \
+  void conv_subpixel(const ConvParams&, const Exec&);                \
+  size_t conv_subpixel_workspace(const ConvParams&, int threads);    \
+  size_t conv_subpixel_kept(const ConvParams&);                      \
   void conv_wide_stride(const ConvParams&, const Exec&);             \
   size_t conv_wide_stride_workspace(const ConvParams&, int threads); \
   void conv_winograd4(const ConvParams&, const Exec&);               \
@@ -129,6 +132,7 @@ void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
 size_t conv_igemm_bf16_kept(const ConvParams&);
 }  // namespace avx512bf16
+inline constexpr int64_t kMostSubpixelStride = 8, kMostSubpixelOffsets = 4096;
 inline constexpr int64_t kMostTileStride = 8, kMostWinogradTileChannels = 2048;  // of a group
 #define FASTCV_CONV_TILE_KERNELS(isa, linked)                                \
   namespace isa {                                                            \

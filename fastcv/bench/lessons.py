@@ -108,6 +108,11 @@ ALGORITHMS = {
         "loaded once per line of the kernel and held in registers for all its taps. Memory bounds small kernels, multiply-adds large ones. "
         "Weight gradients hold the sums instead: all lanes of a group see one channel's gradient, and none is idle."
     ),
+    "subpixel": (
+        "Sub-pixel convolution: the outputs of all phases of a strided input gradient, or transposed convolution, are the channels of one "
+        "ordinary convolution, whose result is interleaved. Some of its weights are zeros, but three channels at stride 2 fill twelve lanes "
+        "of a vector instead of three: 16 products of vectors for each cell and channel of a 7x7 kernel instead of 49."
+    ),
     "wide_stride": (
         "A transposed convolution with a wide stride spreads each input over many outputs, and neighbouring outputs take neighbouring "
         "weights: vectors along the weights of a kernel's line need no packing, where a product per residue of the stride would have few "

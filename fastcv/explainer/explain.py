@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from .. import _ext
 from ..bench import roofs
 from ..bench.machine import processor
-from ..optimizer.kernels import op_of, resembles, why_left_alone
+from ..optimizer.kernels import is_attention, op_of, resembles, why_left_alone
 from ..optimizer.optimize import restore
 from ..optimizer.report import Report
 from ..optimizer.report import Row as ReportRow
@@ -238,6 +238,8 @@ def _reason(module: nn.Module, entry: Work, row: ReportRow | None, optimised: bo
         return row.reason
     if not torchs:
         return ""
+    if is_attention(module):
+        return "scaled_dot_product_attention runs on torch" if optimised else "the model is not optimised: fastcv.optimize(model)"
     if next(module.children(), None) is not None:
         return "functions and operators in the user's forward run on torch"
     if resembles(module) is None:

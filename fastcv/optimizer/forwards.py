@@ -17,7 +17,7 @@ from .._gpu import serves
 from ..functional._conv_statistics import convolve_measured
 from ..functional.conv import geometry_of
 from ..nn.conv import forward as convolution_forward
-from . import linear, recompute
+from . import attention, linear, recompute
 from .chain import Chain, ConvChain
 from .kernels import DTYPES, IN_PLACE_ACTIVATIONS, has_hooks, is_linear, is_managed, is_sharded, kernel_class, under_transform
 from .packed_weights import PackedWeights
@@ -97,6 +97,26 @@ class KernelForward(InstanceForward):
             return False
         x = args[0]
         return statistics_pay(x) and x.dim() == self.module.weight.dim() and x.numel() > 0 and not under_transform()
+
+
+class AttentionForward(KernelForward):
+    """nn.MultiheadAttention with its projections on the kernel of linear layers (attention.py), or torch's."""
+
+    def __init__(self, module: nn.MultiheadAttention) -> None:
+        super().__init__(module)
+        self.packs, self.out_packs = PackedWeights(), PackedWeights()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        module, args, kwargs = self.module, value_of(args), value_of(kwargs)
+        x = None if under_transform() else attention.sequence_of(args, kwargs)
+        if x is not None and not (module.training or is_managed(module) or is_managed(module.out_proj) or has_hooks(module)):
+            y = attention.forward(module, x, self.packs, self.out_packs)
+            if y is not None:
+                return y, None
+        elif module.training:
+            self.packs.drop()
+            self.out_packs.drop()
+        return nn.MultiheadAttention.forward(module, *args, **kwargs)
 
 
 class RecomputingForward(KernelForward):

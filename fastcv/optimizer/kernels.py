@@ -86,15 +86,15 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
 
 def op_of(module: nn.Module) -> str | None:
     """The op that serves modules of this kind, or None."""
-    if is_linear(module):
+    if is_linear(module) or is_attention(module):
         return LINEAR
     kind = kind_of(module)
     return None if kind is None else OPS[kind]
 
 
 def kernel_class(module: nn.Module) -> type[nn.Module]:
-    """The class of fastcv.nn whose forward serves ``module``, which is of a kind of OPS; nn.Linear itself."""
-    return nn.Linear if is_linear(module) else getattr(fastcv_nn, kind_of(module).__name__)
+    """The class of fastcv.nn whose forward serves ``module``, which is of a kind of OPS; for those of LINEAR torch's own."""
+    return type(module) if op_of(module) == LINEAR else getattr(fastcv_nn, kind_of(module).__name__)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -102,8 +102,17 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
+def is_attention(module: nn.Module) -> bool:
+    """True for nn.MultiheadAttention itself, whose two projections are linear layers."""
+    return type(module) is nn.MultiheadAttention
+
+
 def resembles(module: nn.Module) -> type[nn.Module] | None:
-    """The class, of OPS or nn.Linear, that ``module`` is, derives from, or stands in for under torch.ao; None if there is none."""
+    """The class, of OPS or nn.Linear, that ``module`` is, derives from, or stands in for under torch.ao; nn.MultiheadAttention for
+    itself alone, whose subclasses hold a projection that torch reads; None if there is none.
+    """
+    if is_attention(module):
+        return nn.MultiheadAttention
     for cls in type(module).__mro__:
         if cls in OPS or cls is nn.Linear:
             return cls
@@ -148,7 +157,7 @@ def why_left_alone(module: nn.Module) -> str | None:
         return f"parametrised: {', '.join(module.parametrizations)} is computed anew at each call"
     if kind.__module__.startswith("torch.ao."):
         return f"quantised: {kind.__module__}.{kind.__qualname__}"
-    if kind_of(module) is None and not is_linear(module):
+    if op_of(module) is None:
         like = resembles(module)
         if like is None:
             return f"fastcv has no kernel for {kind.__qualname__}"

@@ -80,8 +80,7 @@ def linear(
 
     packs: what keeps the packed weight; without it torch multiplies. slope: of leaky_relu.
     """
-    dtype = None if packs is None else _dtype_of_kernel(x, weight, bias)
-    precision = None if dtype is None else _precision_of_kernel(x, weight, dtype)
+    dtype, precision = (None, None) if packs is None else _kernel_of(x, weight, bias)
     if precision is None:
         y = F.linear(x, weight, bias)
         return y if activation is None else ACTIVATIONS[activation](y, *([slope] if activation == "leaky_relu" else []))
@@ -93,6 +92,17 @@ def linear(
     y = _conv(image, filters, b, *POINTWISE, None, CODES[activation], precision, packed, slope)
     # As torch's own product ends: no view to autograd, so that a caller may write to it in any mode.
     return torch.ops.aten._unsafe_view(y.permute(0, 2, 3, 1), [*x.shape[:-1], weight.shape[0]])
+
+
+def is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether linear() takes the kernel where it is given packs."""
+    return _kernel_of(x, weight, bias)[1] is not None
+
+
+def _kernel_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[torch.dtype | None, int | None]:
+    """What the kernel multiplies, and computes with; None where torch's is to run."""
+    dtype = _dtype_of_kernel(x, weight, bias)
+    return dtype, None if dtype is None else _precision_of_kernel(x, weight, dtype)
 
 
 def _dtype_of_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:

@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from .. import _ext
+from . import attention, linear
 from .chain import BatchNormChain, Chain, ConvChain
 from .forwards import (
     ActivationForward,
+    AttentionForward,
     BatchNormForward,
     HeadForward,
     KernelForward,
@@ -26,8 +28,7 @@ from .forwards import (
     RecomputingForward,
     installed,
 )
-from .kernels import IN_PLACE_ACTIVATIONS, LINEAR, OPS, is_linear, is_sharded, op_of, resembles, why_left_alone
-from .linear import packed_bytes, why_torch_for
+from .kernels import IN_PLACE_ACTIVATIONS, LINEAR, OPS, is_attention, is_linear, is_sharded, op_of, resembles, why_left_alone
 from .patterns import Plan, measured, prove
 from .region import Region
 from .report import RUNS_ON_TORCH, Report, Row
@@ -131,7 +132,10 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
     rows: dict[str, Row] = {}
     served: list[nn.Module] = []
     others: Counter[str] = Counter()
+    read_by_owner = {id(m.out_proj) for m in model.modules() if is_attention(m)}  # in whose row they are
     for name, module in model.named_modules():
+        if id(module) in read_by_owner:
+            continue
         if resembles(module) is None:
             if next(module.children(), None) is None and module is not model:
                 others[type(module).__name__] += 1
@@ -140,9 +144,9 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
         row.reason = _why_on_torch(module, mode) or why_left_alone(module) or ""
         if not row.reason and op_of(module) in ops:
             row.op = op_of(module)
-            row.packed_bytes = packed_bytes(module.weight) if is_linear(module) else 0
+            row.packed_bytes = _packed_bytes(module)
             served.append(module)
-        elif not row.reason or (resembles(module) is nn.Linear and LINEAR not in ops):
+        elif not row.reason or (resembles(module) in (nn.Linear, nn.MultiheadAttention) and LINEAR not in ops):
             others[type(module).__name__] += 1
             del rows[name]
     plans: list[Plan] = []
@@ -159,7 +163,7 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
                 rows[name].reason = f"not fused: {reason}"
         _report_untraced(failures, rows, {t.full_name(n) for t in traces for n in t.graph.nodes if n.op == "call_module"})
     for module in served:
-        KernelForward(module).install()
+        (AttentionForward if is_attention(module) else KernelForward)(module).install()
     _install_chains(plans, modules, rows, recompute and mode == "training")
     for name, reader in readers.items():
         installed(modules[name]).reader = modules[reader]
@@ -169,13 +173,21 @@ def _apply(model: nn.Module, mode: str, ops: frozenset[str], fuse: bool, recompu
 
 
 def _why_on_torch(module: nn.Module, mode: str) -> str:
-    """Why a linear layer that could be served stays on torch's kernel; "" for other modules and for those that fastcv's serves."""
+    """Why linear layers that could be served stay on torch's kernel; "" for other modules and for those that fastcv's serves."""
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return f"{RUNS_ON_TORCH}nn.MultiheadAttention reads its weight itself"
-    if not is_linear(module) or why_left_alone(module) is not None:
+    if op_of(module) != LINEAR or why_left_alone(module) is not None:
         return ""
-    why = "its gradients are torch's" if mode == "training" else why_torch_for(module)
+    if mode == "training":
+        return f"{RUNS_ON_TORCH}its gradients are torch's"
+    why = attention.why_torch_for(module) if is_attention(module) else linear.why_torch_for(module)
     return why and RUNS_ON_TORCH + why
+
+
+def _packed_bytes(module: nn.Module) -> int:
+    if is_attention(module):
+        return attention.packed_bytes(module)
+    return linear.packed_bytes(module.weight) if is_linear(module) else 0
 
 
 def _install_chains(plans: list[Plan], modules: dict[str, nn.Module], rows: dict[str, Row], recompute: bool) -> None:
