@@ -168,7 +168,8 @@ def test_epilogue(variant: str, groups: int, channels_last: bool) -> None:
     x, w = integers((2, 24, 9, 10), dtype, channels_last), integers((24, 24 // groups, 3, 3), dtype, seed=1)
     b, geometry = integers((24,), dtype, seed=2), ([1, 1], [1, 1], [1, 1], groups)
     residual = integers((2, 24, 9, 10), dtype, not channels_last, seed=3)
-    x[0, :, 2, 3] = float("nan")
+    stays = "subpixel" not in variant  # else test_conv_subpixel.py
+    x[0, :, 2, 3] = float("nan") if stays else 1
     with fastcv.use(conv="ref"):
         sums = CONV(x.double(), w.double(), b.double(), *geometry, residual.double(), 0, 0)
     with fastcv.use(conv_dgrad="ref"):
@@ -180,7 +181,7 @@ def test_epilogue(variant: str, groups: int, channels_last: bool) -> None:
         back = run("conv_dgrad", variant, x, w, b, [9, 10], *geometry, precision, None, residual, activation, slope)
         for mine, expected in ((y, function(sums)), (back, function(sums_back))):
             assert_close(mine, expected, expected.to(dtype), f"activation {code}")
-            assert mine.isnan().any() and torch.equal(mine.isnan(), expected.isnan())
+            assert mine.isnan().any() == stays and torch.equal(mine.isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])

@@ -17,7 +17,9 @@ from fastcv.testing import assert_close
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch: pytest.MonkeyPatch):
-    """The kernel takes layers of any size, with any instruction set."""
+    """The kernel takes layers of any size, with any instruction set, in the precision that torch begins with."""
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "none"
     linear.why_torch.cache_clear()
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setitem(linear._LEAST, dtype, 1)
@@ -25,6 +27,7 @@ def any_size(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(linear, "_UNMEASURED", ())
     yield
     linear.why_torch.cache_clear()
+    products.fp32_precision = before
 
 
 def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:

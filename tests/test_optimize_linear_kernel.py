@@ -26,7 +26,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch):
-    """The kernel takes layers of any size, with any instruction set."""
+    """The kernel takes layers of any size, with any instruction set, in the precision that torch begins with."""
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "none"
     linear.why_torch.cache_clear()
     for dtype in DTYPES:
         monkeypatch.setitem(linear._LEAST, dtype, 1)
@@ -34,6 +36,7 @@ def any_size(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(linear, "_UNMEASURED", ())
     yield
     linear.why_torch.cache_clear()
+    products.fp32_precision = before
 
 
 pytestmark = pytest.mark.usefixtures("any_size")

@@ -75,29 +75,42 @@ const char* why_not_small_groups(const ConvParams& p) {
 }
 const char* slower_small_groups(const ConvParams& p) { return p.c < 8 ? "is for 8 channels or more in all" : nullptr; }
 
-// The offsets of all phases of a dim.
-int64_t subpixel_offsets(const ConvParams& p, int i) {
-  return (p.pad[i] + p.stride[i] - 1) / p.stride[i] + ((p.kernel[i] - 1) * p.dilation[i] - p.pad[i]) / p.stride[i] + 1;
-}
 const char* why_not_subpixel(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
   if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
-  if (!p.transposed || p.stride[1] * p.stride[2] < 2) return "needs a transposed convolution with a stride";
   if (p.groups != 1) return "needs a convolution without groups";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
   for (int i = 1; i < 3; ++i) {
-    if (p.stride[i] > kMostSubpixelStride) return "needs strides up to 8";
-    if (p.kernel[i] * p.dilation[i] > 1024 || p.pad[i] > 1024) return "needs a kernel and padding up to 1024 pixels";
+    if (p.stride[i] > (p.transposed ? kMostSubpixelStride : kMostTileStride / 2))
+      return "needs strides up to 4, transposed up to 8";
+    if ((p.kernel[i] - 1) * p.dilation[i] > 64) return "needs a kernel that reaches over at most 64 pixels";
   }
-  return subpixel_offsets(p, 1) * subpixel_offsets(p, 2) > kMostSubpixelOffsets ? "needs a kernel of fewer offsets"
-                                                                                : nullptr;
+  return nullptr;
 }
-// All phases at all offsets instead of each at its own taps: for so few outputs that a phase leaves lanes empty.
+// Products of vectors per output and input channel: of the cut, counting what the last cells compute beyond the image,
+// and of the direct sum by phases.
+struct SubpixelCosts {
+  double whole, phases;
+  double saved, spent;  // nanoseconds: of four images on two threads; on weights and further passes over the output
+};
+SubpixelCosts subpixel_costs(const ConvParams& p, const SubpixelCut& cut, int64_t lanes) {
+  const auto number = [](int64_t n) { return static_cast<double>(n); };
+  double whole = cut.products, phases = number(p.kernel[1] * p.kernel[2] * ((p.k + lanes - 1) / lanes));
+  double weights = p.weights_kept ? 0 : number(p.c * p.k);
+  for (int i = 0; i < 2; ++i) {
+    const int64_t block = cut.block[i], out = std::max<int64_t>(1, p.out[1 + i]);
+    whole *= number((out + block - 1) / block * block) / number(out);
+    weights *= number(block * cut.offsets[i]);
+    if (p.transposed) phases /= number(p.stride[1 + i]);
+  }
+  return {whole, phases, 0.32 * (phases - whole) * number(p.c * p.out[1] * p.out[2]), 20000 + weights};
+}
 template <int vector_bytes>
 const char* slower_subpixel(const ConvParams& p) {
-  const auto vectors = [](int64_t channels) { return (channels * 4 + vector_bytes - 1) / vector_bytes; };
-  const int64_t whole = subpixel_offsets(p, 1) * subpixel_offsets(p, 2) * vectors(p.k * p.stride[1] * p.stride[2]);
-  return 4 * whole <= 3 * p.kernel[1] * p.kernel[2] * vectors(p.k) ? nullptr : "is for few output channels";
+  constexpr int64_t kLanes = vector_bytes / 4;
+  const SubpixelCosts costs = subpixel_costs(p, subpixel_cut(p, kLanes), kLanes);
+  if (costs.whole > 0.75 * costs.phases) return "is for few output channels";
+  return costs.saved < costs.spent ? "is for larger images" : nullptr;
 }
 
 const char* why_not_wide_stride(const ConvParams& p) {
@@ -185,6 +198,22 @@ const char* why_not_winograd_bf16x3(const ConvParams& p) {
   if (p.c > kMostWinogradTileChannels * p.groups) return "needs at most 2048 channels in a group";
   return why_not_winograd(p);
 }
+// On tiles the direct sum is a sixth of its price on vectors where it has stride 1: what the cut saves is less. Cutting
+// an input into parts has to be earned back by several products.
+const char* slower_subpixel_bf16x6(const ConvParams& p) {
+  if (p.c < 32) return "fills tiles of 32 channels with zeros";
+  const SubpixelCut cut = subpixel_cut(p, 16);
+  const SubpixelCosts costs = subpixel_costs(p, cut, 16);
+  double products = 1;  // of an input
+  for (int i = 0; i < 2; ++i)
+    products *= static_cast<double>(cut.offsets[i] * p.out[1 + i]) /
+                static_cast<double>(cut.block[i] * std::max<int64_t>(1, p.in[1 + i]));
+  if (products < 3) return "cuts many inputs into parts for few products";
+  if (p.c * cut.offsets[0] * cut.offsets[1] > 6400) return "adds up long sums less exactly";
+  if (costs.whole > 0.6 * costs.phases) return "is for few output channels";
+  const bool by_phases = p.transposed && p.stride[1] * p.stride[2] > 1;
+  return costs.saved < (by_phases ? 1 : 16) * costs.spent ? "is for larger images" : nullptr;
+}
 const char* slower_tiles(const ConvParams& p) {
   return p.groups > 1 && p.c / p.groups < 32 ? "fills tiles of 32 channels with zeros" : nullptr;
 }
@@ -212,10 +241,16 @@ const char* slower_bf16x6(const ConvParams& p) {
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2], inputs = p.in[0] * p.in[1] * p.in[2];
   int64_t output_taps = 1;  // of one output: a phase's
   for (int i = 0; i < 3; ++i) output_taps *= Axis(p, i).most_taps();
-  if (c < 32 || k < 32) return "is for 32 channels and more";
+  if (c < 32 || (k < 32 && p.groups > 1)) return "is for 32 channels and more";
+  if (p.groups == 1 && slower_subpixel<64>(p) == nullptr && why_not_subpixel(p) == nullptr) {
+    const SubpixelCut cut = subpixel_cut(p, 16);
+    const SubpixelCosts costs = subpixel_costs(p, cut, 16);
+    if (costs.whole < 0.3 * costs.phases) return "another algorithm costs less";
+  }
   const bool in_pieces = taps == 1 && p.groups == 1 && p.channels_last;  // conv_pointwise.h
   if (!in_pieces && c * output_taps > 6400) return "adds up long sums less exactly";
-  if (in_pieces ? !p.weights_kept && c > 1600 && (pixels < 256 || c * k > 1 << 21) : c > 256 && c * output_taps > 1600)
+  if (in_pieces ? !p.weights_kept && c > 1600 && (pixels < 256 || c * k > 1 << 21)
+                : k >= 32 && c > 256 && c * output_taps > 1600)
     return "packs and reads the weights of many channels slowly";
   const bool sparse =
       taps == 1 && !p.transposed && p.stride[1] * p.stride[2] > 1 && c >= 1024;  // the direct sum is slow there
@@ -227,7 +262,8 @@ const char* slower_bf16x6(const ConvParams& p) {
   if (p.stride[1] == 1 && p.stride[2] == 1 && fastcv::products(p, p.transposed) < 0.75 * all)
     return "multiplies what lies outside of the image";
   const int64_t products = p.transposed ? inputs * taps : pixels * taps;
-  return products * k < 64 * inputs ? "cuts many inputs into parts for few products" : nullptr;
+  const int64_t columns = (k + 15) / 16 * 16;
+  return products * columns < 32 * inputs ? "cuts many inputs into parts for few products" : nullptr;
 }
 #endif
 
@@ -236,6 +272,8 @@ constexpr Variant<ConvParams> kRows[] = {
 #if defined(__x86_64__)
     {"igemm_bf16_amx", Isa::amx, &why_not_bf16_tiles, &amx::conv_igemm_bf16_workspace, &amx::conv_igemm_bf16,
      &slower_tiles, &amx::conv_igemm_bf16_kept},
+    {"subpixel_bf16x6_amx", Isa::amx, &why_not_subpixel, &amx::conv_subpixel_bf16x6_workspace,
+     &amx::conv_subpixel_bf16x6, &slower_subpixel_bf16x6, &amx::conv_subpixel_bf16x6_kept},
     {"winograd4_bf16x3_amx", Isa::amx, &why_not_winograd_bf16x3, &amx::conv_winograd4_bf16x3_workspace,
      &amx::conv_winograd4_bf16x3, &slower_winograd_bf16x3, &amx::conv_winograd4_bf16x3_kept},
     {"igemm_bf16x3_amx", Isa::amx, &why_not_bf16x3_tiles, &amx::conv_igemm_bf16x3_workspace, &amx::conv_igemm_bf16x3,
@@ -246,8 +284,6 @@ constexpr Variant<ConvParams> kRows[] = {
      &avx512::conv_small_groups, &slower_small_groups},
     {"wide_stride_f32_avx512", Isa::avx512, &why_not_wide_stride, &avx512::conv_wide_stride_workspace,
      &avx512::conv_wide_stride, &slower_wide_stride},
-    {"subpixel_f32_avx512", Isa::avx512, &why_not_subpixel, &avx512::conv_subpixel_workspace, &avx512::conv_subpixel,
-     &slower_subpixel<64>, &avx512::conv_subpixel_kept},
     {"depthwise_nchw_avx512", Isa::avx512, &why_not_depthwise_nchw, &avx512::conv_depthwise_workspace,
      &avx512::conv_depthwise},
     {"winograd4_f32_avx512", Isa::avx512, &why_not_winograd, &avx512::conv_winograd4_workspace, &avx512::conv_winograd4,
@@ -258,6 +294,8 @@ constexpr Variant<ConvParams> kRows[] = {
      slower_winograd2, &avx512::conv_winograd2_kept},
     {"igemm_bf16x6_amx", Isa::amx, &why_not_bf16x6_tiles, &amx::conv_igemm_bf16x6_workspace, &amx::conv_igemm_bf16x6,
      &slower_bf16x6, &amx::conv_igemm_bf16x6_kept},
+    {"subpixel_f32_avx512", Isa::avx512, &why_not_subpixel, &avx512::conv_subpixel_workspace, &avx512::conv_subpixel,
+     &slower_subpixel<64>, &avx512::conv_subpixel_kept},
     {"im2col_nchw_f32_avx512", Isa::avx512, &why_not_im2col_nchw, &avx512::conv_im2col_workspace, &avx512::conv_im2col,
      &slower_im2col_nchw},
     {"igemm_avx512", Isa::avx512, nullptr, &avx512::conv_igemm_workspace, &avx512::conv_igemm, nullptr,
@@ -303,6 +341,8 @@ constexpr Variant<ConvParams> kRows[] = {
      &amxmodel::conv_igemm_bf16, nullptr, &amxmodel::conv_igemm_bf16_kept},
     {"igemm_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_bf16x3_tiles, &amxmodel::conv_igemm_bf16x3_workspace,
      &amxmodel::conv_igemm_bf16x3, nullptr, &amxmodel::conv_igemm_bf16x3_kept},
+    {"subpixel_bf16x6_amxmodel_avx512", Isa::avx512, &why_not_subpixel, &amxmodel::conv_subpixel_bf16x6_workspace,
+     &amxmodel::conv_subpixel_bf16x6, nullptr, &amxmodel::conv_subpixel_bf16x6_kept},
     {"winograd4_bf16x3_amxmodel_avx512", Isa::avx512, &why_not_winograd_bf16x3,
      &amxmodel::conv_winograd4_bf16x3_workspace, &amxmodel::conv_winograd4_bf16x3, nullptr,
      &amxmodel::conv_winograd4_bf16x3_kept},
@@ -436,6 +476,28 @@ constexpr GpuVariant<ConvParams> kGpuRows[] = {
 };
 
 }  // namespace
+
+SubpixelCut subpixel_cut(const ConvParams& p, int64_t lanes) {
+  const auto floor_div = [](int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); };
+  SubpixelCut best{{1, 1}, {1, 1}, 1e30};
+  for (int64_t mh = 1; mh <= kMostSubpixelBlock; ++mh)
+    for (int64_t mw = 1; mw <= kMostSubpixelBlock; ++mw) {
+      if (!p.transposed && std::max(mh * p.stride[1], mw * p.stride[2]) > kMostTileStride) continue;
+      SubpixelCut cut{};
+      for (int i = 0; i < 2; ++i) {
+        const int64_t m = i == 0 ? mh : mw, stride = p.stride[1 + i], pad = p.pad[1 + i];
+        const int64_t reach = (p.kernel[1 + i] - 1) * p.dilation[1 + i];
+        cut.block[i] = p.transposed ? m * stride : m;
+        cut.offsets[i] = p.transposed ? floor_div(pad + stride - 1, stride) + floor_div(reach - pad, stride) + m
+                                      : (m - 1) * stride + reach + 1;
+      }
+      const int64_t outputs = cut.block[0] * cut.block[1], offsets = cut.offsets[0] * cut.offsets[1];
+      cut.products =
+          static_cast<double>(offsets * ((p.k * outputs + lanes - 1) / lanes)) / static_cast<double>(outputs);
+      if (outputs > 1 && cut.products < best.products) best = cut;
+    }
+  return best;
+}
 
 const VariantTable<ConvParams> conv_table("conv", kRows, kGpuRows);
 const VariantTable<ConvParams> conv_dgrad_table("conv_dgrad", kRows, kGpuRows);

@@ -132,13 +132,25 @@ void conv_igemm_bf16(const ConvParams&, const Exec&);
 size_t conv_igemm_bf16_workspace(const ConvParams&, int threads);
 size_t conv_igemm_bf16_kept(const ConvParams&);
 }  // namespace avx512bf16
-inline constexpr int64_t kMostSubpixelStride = 8, kMostSubpixelOffsets = 4096;
+// How a sub-pixel convolution (conv_subpixel.h) is cut, for vectors of so many lanes: neighbouring outputs of a cell
+// along the height and the width, the offsets of what they read, and products of vectors per output and input channel.
+struct SubpixelCut {
+  int64_t block[2], offsets[2];
+  double products;
+};
+inline constexpr int64_t kMostSubpixelStride = 8, kMostSubpixelBlock = 4;
+inline constexpr int64_t kMostSubpixels = kMostSubpixelStride * kMostSubpixelBlock;  // of a cell, along a dim
+SubpixelCut subpixel_cut(const ConvParams& p, int64_t lanes);
+
 inline constexpr int64_t kMostTileStride = 8, kMostWinogradTileChannels = 2048;  // of a group
 #define FASTCV_CONV_TILE_KERNELS(isa, linked)                                \
   namespace isa {                                                            \
   linked void conv_igemm_bf16(const ConvParams&, const Exec&);               \
   linked void conv_igemm_bf16x3(const ConvParams&, const Exec&);             \
   linked void conv_igemm_bf16x6(const ConvParams&, const Exec&);             \
+  linked void conv_subpixel_bf16x6(const ConvParams&, const Exec&);          \
+  linked size_t conv_subpixel_bf16x6_workspace(const ConvParams&, int);      \
+  linked size_t conv_subpixel_bf16x6_kept(const ConvParams&);                \
   linked void conv_winograd4_bf16x3(const ConvParams&, const Exec&);         \
   linked size_t conv_winograd4_bf16x3_workspace(const ConvParams&, int);     \
   linked size_t conv_winograd4_bf16x3_kept(const ConvParams&);               \

@@ -130,12 +130,16 @@ struct FlatWindow {
     const auto zeros = [](X* from, int64_t n) {
       std::memset(static_cast<void*>(from), 0, static_cast<size_t>(n) * sizeof(X));
     };
-    const bool pointwise = h.reach == 0 && w.reach == 0 && p->pad[1] == 0 && p->pad[2] == 0;
+    const auto covers = [](const Dim& dim, Range inputs, int64_t cells) {
+      return inputs.size == (cells - 1) * dim.in_step + dim.high - dim.low + 1;
+    };
     const bool whole_pixels = p->channels_last || round_up(cg, kLanes) == length;
     const Range rh = c.inputs[1], rw = c.inputs[2];
-    if (merged || !whole_pixels || rh.size == 0 || rw.size == 0 || (!pointwise && (h.step > 1 || w.step > 1)))
+    const bool full =
+        !p->transposed && h.reach == 0 && w.reach == 0 && covers(d[1], rh, c.lines) && covers(d[2], rw, c.columns);
+    if (merged || !whole_pixels || rh.size == 0 || rw.size == 0 || (!full && (h.step > 1 || w.step > 1)))
       return zeros(plane, plane_size(c));
-    if (pointwise && !p->transposed) return;
+    if (full) return;
     const int64_t line = c.columns * pixel(c), begin = c.column_at[0], end = c.column_at[rw.size - 1] + pixel(c);
     zeros(plane, c.line_at[0]);
     for (int64_t i = 0; i < rh.size; ++i) {

@@ -110,8 +110,8 @@ ALGORITHMS = {
     ),
     "subpixel": (
         "Sub-pixel convolution: the outputs of all phases of a strided input gradient, or transposed convolution, are the channels of one "
-        "ordinary convolution, whose result is interleaved. Some of its weights are zeros, but three channels at stride 2 fill twelve lanes "
-        "of a vector instead of three: 16 products of vectors for each cell and channel of a 7x7 kernel instead of 49."
+        "ordinary convolution, whose result is interleaved; at stride 1, those of a block of pixels. Some of its weights are zeros, but "
+        "three channels at stride 2 fill twelve lanes of a vector: 16 products for each cell and channel of a 7x7 kernel instead of 49."
     ),
     "wide_stride": (
         "A transposed convolution with a wide stride spreads each input over many outputs, and neighbouring outputs take neighbouring "

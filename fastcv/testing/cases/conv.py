@@ -136,6 +136,8 @@ _LAYERS = [
     _case("unet-up-128-64", (1, 128, 56, 56), 64, 2, transposed=True, stride=2, bench=True),
     _case("fcn32s-up-21", (1, 21, 7, 7), 21, 64, transposed=True, stride=32, bias=False, bench=True),
     _case("dcgan-up-256-128", (8, 256, 8, 8), 128, 4, transposed=True, stride=2, padding=1, bias=False, bench=True),
+    _case("dcgan-image-64-3", (8, 64, 32, 32), 3, 4, transposed=True, stride=2, padding=1, bias=False, bench=True),
+    _case("dncnn-3x3-64-1", (1, 64, 180, 180), 1, 3, padding=1, bias=False, bench=True),
     _case("audio-256-9", (4, 128, 1000), 256, 9, padding=4, bench=True),
     _case("video-64", (1, 64, 8, 28, 28), 64, 3, padding=1, bias=False, bench=True),
     _fused("resnet50-block-end", (1, 64, 56, 56), 256, 1, residual=True, activation="relu", bench=True),
