@@ -97,6 +97,28 @@ const char* slower_small_groups(const ConvWgradParams& p) {
   return why_not_winograd(p) == nullptr && best(p) != Algorithm::direct ? "another algorithm costs less" : nullptr;
 }
 
+const char* slower_depthwise(const ConvWgradParams& p) {
+  return p.groups == 1 && p.out_channels >= 8 ? "is for more groups than one" : nullptr;
+}
+
+const char* why_not_exchanged(const ConvWgradParams& p) {
+  if (p.dtype != DType::f32) return "needs float32";
+  if (p.precision == Precision::ieee) return "the precision 'ieee' asks for a direct sum";
+  if (p.groups != 1) return "needs a convolution without groups";
+  return p.stride[0] != 1 || p.stride[1] != 1 || p.stride[2] != 1 ? "needs stride 1" : nullptr;
+}
+const char* slower_exchanged(const ConvWgradParams& p) {
+  // Nanoseconds of a pixel: products of whole registers of 8 rows and 32 columns, and the packing of both factors.
+  const auto cost = [&](int64_t rows, int64_t channels) {
+    const int64_t columns = channels * p.kernel[0] * p.kernel[1] * p.kernel[2];
+    const int64_t products = (rows + 7) / 8 * 8 * ((columns + 31) / 32 * 32);
+    return 0.01 * static_cast<double>(products) + 0.3 * static_cast<double>(rows + columns);
+  };
+  return cost(p.in_channels, p.out_channels) < 0.75 * cost(p.out_channels, p.in_channels)
+             ? nullptr
+             : "is for few output channels";
+}
+
 #if defined(__x86_64__)
 const char* slower_bf16x6(const ConvWgradParams& p) {
   const int64_t columns = p.in_channels / p.groups * p.kernel[0] * p.kernel[1] * p.kernel[2];
@@ -109,17 +131,24 @@ const char* slower_bf16x6(const ConvWgradParams& p) {
 #define FASTCV_WINOGRAD(name, isa)                                                                 \
   {#name "_f32_" #isa,      Isa::isa,      &why_not_winograd, &isa::conv_wgrad_##name##_workspace, \
    &isa::conv_wgrad_##name, slower_##name, nullptr,           inexact_##name}
-#define FASTCV_ROWS(isa, vector_bytes)                                                                       \
-  {"depthwise_" #isa, Isa::isa, &isa::conv_wgrad_depthwise_why_not, &isa::conv_wgrad_depthwise_workspace,    \
-   &isa::conv_wgrad_depthwise},                                                                              \
-      {"small_groups_" #isa,                                                                                 \
-       Isa::isa,                                                                                             \
-       &why_not_small_groups<vector_bytes>,                                                                  \
-       &isa::conv_wgrad_small_groups_workspace,                                                              \
-       &isa::conv_wgrad_small_groups,                                                                        \
-       &slower_small_groups},                                                                                \
-      FASTCV_WINOGRAD(winograd4, isa), FASTCV_WINOGRAD(winograd4x2, isa), FASTCV_WINOGRAD(winograd2, isa), { \
-    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                            \
+#define FASTCV_ROWS(isa, vector_bytes)                                                                         \
+  {"depthwise_" #isa,                                                                                          \
+   Isa::isa,                                                                                                   \
+   &isa::conv_wgrad_depthwise_why_not,                                                                         \
+   &isa::conv_wgrad_depthwise_workspace,                                                                       \
+   &isa::conv_wgrad_depthwise,                                                                                 \
+   &slower_depthwise},                                                                                         \
+      {"small_groups_" #isa,                                                                                   \
+       Isa::isa,                                                                                               \
+       &why_not_small_groups<vector_bytes>,                                                                    \
+       &isa::conv_wgrad_small_groups_workspace,                                                                \
+       &isa::conv_wgrad_small_groups,                                                                          \
+       &slower_small_groups},                                                                                  \
+      FASTCV_WINOGRAD(winograd4, isa), FASTCV_WINOGRAD(winograd4x2, isa), FASTCV_WINOGRAD(winograd2, isa),     \
+      {"exchanged_f32_" #isa,      Isa::isa,         &why_not_exchanged, &isa::conv_wgrad_exchanged_workspace, \
+       &isa::conv_wgrad_exchanged, &slower_exchanged},                                                         \
+  {                                                                                                            \
+    "gemm_" #isa, Isa::isa, nullptr, &isa::conv_wgrad_workspace, &isa::conv_wgrad                              \
   }
 
 constexpr Variant<ConvWgradParams> kRows[] = {

@@ -73,6 +73,8 @@ void conv_wgrad_ref(const ConvWgradParams&, const Exec&);
   void conv_wgrad_depthwise(const ConvWgradParams&, const Exec&);        \
   size_t conv_wgrad_small_groups_workspace(const ConvWgradParams&, int); \
   void conv_wgrad_small_groups(const ConvWgradParams&, const Exec&);     \
+  size_t conv_wgrad_exchanged_workspace(const ConvWgradParams&, int);    \
+  void conv_wgrad_exchanged(const ConvWgradParams&, const Exec&);        \
   }
 FASTCV_CONV_WGRAD(portable)
 FASTCV_CONV_WGRAD(avx2)

@@ -113,6 +113,10 @@ ALGORITHMS = {
         "ordinary convolution, whose result is interleaved; at stride 1, those of a block of pixels. Some of its weights are zeros, but "
         "three channels at stride 2 fill twelve lanes of a vector: 16 products for each cell and channel of a 7x7 kernel instead of 49."
     ),
+    "exchanged": (
+        "A weight gradient is a product of the input, seen through every tap, and the gradient, over all pixels. With stride 1 the two may "
+        "change places, the taps in reverse: where outputs are few, nine copies of one channel are packed instead of nine of 64."
+    ),
     "wide_stride": (
         "A transposed convolution with a wide stride spreads each input over many outputs, and neighbouring outputs take neighbouring "
         "weights: vectors along the weights of a kernel's line need no packing, where a product per residue of the stride would have few "
