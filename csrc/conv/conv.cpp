@@ -73,7 +73,10 @@ const char* why_not_small_groups(const ConvParams& p) {
   }
   return nullptr;
 }
-const char* slower_small_groups(const ConvParams& p) { return p.c < 8 ? "is for 8 channels or more in all" : nullptr; }
+const char* slower_small_groups(const ConvParams& p) {
+  if (p.c < 8) return "is for 8 channels or more in all";
+  return p.groups == 1 ? "is for more groups than one" : nullptr;
+}
 
 const char* why_not_subpixel(const ConvParams& p) {
   if (p.dtype != DType::f32) return "needs float32";
@@ -81,7 +84,7 @@ const char* why_not_subpixel(const ConvParams& p) {
   if (p.groups != 1) return "needs a convolution without groups";
   if (p.kernel[0] != 1 || p.in[0] != 1 || p.out[0] != 1 || p.pad[0] != 0) return "needs one plane of depth";
   for (int i = 1; i < 3; ++i) {
-    if (p.stride[i] > (p.transposed ? kMostSubpixelStride : kMostTileStride / 2))
+    if (p.stride[i] > (p.transposed ? kMostSubpixelStride : kMostSubpixelStride / 2))
       return "needs strides up to 4, transposed up to 8";
     if ((p.kernel[i] - 1) * p.dilation[i] > 64) return "needs a kernel that reaches over at most 64 pixels";
   }
@@ -147,13 +150,15 @@ const char* why_not_im2col_nchw(const ConvParams& p) {
   if (p.transposed && (p.stride[0] != 1 || p.stride[1] != 1 || p.stride[2] != 1)) return "needs stride 1";
   return nullptr;
 }
-// It spares the packing of weights, which few pixels do not earn back but must fill its vectors, and gathers each panel
-// of pixels once for all outputs of a group, which must be many; where one pixel makes an output, nothing is gathered.
+// It spares the packing of weights and, where one pixel makes an output, gathers nothing; where pixels are skipped, few
+// of them do not earn the packing back, but must fill its vectors.
 const char* slower_im2col_nchw(const ConvParams& p) {
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2], taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
   const bool pointwise = taps == 1 && pixels == p.in[0] * p.in[1] * p.in[2] && p.pad[0] + p.pad[1] + p.pad[2] == 0;
-  if (pixels < 32 || (pixels > 256 && !pointwise)) return "is for maps of 32 to 256 pixels, or 1x1 kernels";
-  if (!pointwise && (p.k < 64 * p.groups || p.c * taps < 64 * p.groups)) return "is for layers with many channels";
+  if (taps > 1) return "is for 1x1 kernels";
+  if (pixels < 32 || (pixels > 256 && !pointwise))
+    return "is for maps of 32 pixels and more, with strides of up to 256";
+  if (!pointwise && (p.k < 64 * p.groups || p.c < 64 * p.groups)) return "is for layers with many channels";
   return p.transposed ? "rearranges the weights of a gradient slowly" : nullptr;
 }
 constexpr auto slower_winograd4 = &slower<Algorithm::winograd4>;
@@ -254,8 +259,9 @@ const char* slower_bf16x6(const ConvParams& p) {
     return "packs and reads the weights of many channels slowly";
   const bool sparse =
       taps == 1 && !p.transposed && p.stride[1] * p.stride[2] > 1 && c >= 1024;  // the direct sum is slow there
-  const int64_t least_pixels = in_pieces && p.weights_kept ? 32 : 128;
-  if (!sparse && (pixels < least_pixels || inputs < least_pixels / 2))
+  const bool kept = in_pieces && p.weights_kept;
+  const int64_t least_pixels = kept ? 32 : in_pieces ? 128 : 64;
+  if (!sparse && (pixels < least_pixels || inputs < (kept ? 16 : 64)))
     return "packs weights too slowly for small images";
   if (!p.channels_last && taps == 1) return "transposes too much for a kernel of one tap";
   const double all = static_cast<double>(p.out[1] * p.kernel[1]) * static_cast<double>(p.out[2] * p.kernel[2]);
@@ -482,7 +488,7 @@ SubpixelCut subpixel_cut(const ConvParams& p, int64_t lanes) {
   SubpixelCut best{{1, 1}, {1, 1}, 1e30};
   for (int64_t mh = 1; mh <= kMostSubpixelBlock; ++mh)
     for (int64_t mw = 1; mw <= kMostSubpixelBlock; ++mw) {
-      if (!p.transposed && std::max(mh * p.stride[1], mw * p.stride[2]) > kMostTileStride) continue;
+      if (!p.transposed && std::max(mh * p.stride[1], mw * p.stride[2]) > kMostSubpixelStride) continue;
       SubpixelCut cut{};
       for (int i = 0; i < 2; ++i) {
         const int64_t m = i == 0 ? mh : mw, stride = p.stride[1 + i], pad = p.pad[1 + i];

@@ -138,7 +138,7 @@ struct SubpixelCut {
   int64_t block[2], offsets[2];
   double products;
 };
-inline constexpr int64_t kMostSubpixelStride = 8, kMostSubpixelBlock = 4;
+inline constexpr int64_t kMostSubpixelStride = 8, kMostSubpixelBlock = 4;  // of a transposed convolution; of cells
 inline constexpr int64_t kMostSubpixels = kMostSubpixelStride * kMostSubpixelBlock;  // of a cell, along a dim
 SubpixelCut subpixel_cut(const ConvParams& p, int64_t lanes);
 

@@ -94,7 +94,7 @@ const char* why_not_small_groups(const ConvWgradParams& p) {
 }
 
 const char* slower_small_groups(const ConvWgradParams& p) {
-  return why_not_winograd(p) == nullptr && best(p) != Algorithm::direct ? "another algorithm costs less" : nullptr;
+  return p.groups == 1 && p.in_channels < 16 ? "is for more groups than one, or 16 channels" : nullptr;
 }
 
 const char* slower_depthwise(const ConvWgradParams& p) {
@@ -124,7 +124,7 @@ const char* slower_bf16x6(const ConvWgradParams& p) {
   const int64_t columns = p.in_channels / p.groups * p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int64_t rows = p.out_channels / p.groups;
   if (rows * columns < 96 * (rows + columns)) return "cuts many numbers into parts for few products";
-  return slower_small_groups(p);
+  return why_not_winograd(p) == nullptr && best(p) != Algorithm::direct ? "another algorithm costs less" : nullptr;
 }
 #endif
 

@@ -14,9 +14,14 @@
 #pragma once
 #include "conv/conv_plan.h"
 #include "conv/conv_wgrad.h"
+#include "layout/transpose.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {
+
+#if defined(__AVX512F__)
+using avx512::transpose_images;  // for the instruction sets above it, too
+#endif
 
 #if defined(__AVX512F__)
 constexpr int kVectorRows = 8, kVectors = 2;
@@ -550,7 +555,7 @@ void finish_row(const Plan<Q>& plan, int64_t k, const T* partial, T* row) {
 }
 
 template <class Q>
-void run(const ConvWgradParams& params, const Exec& exec) {
+void run_as_it_lies(const ConvWgradParams& params, const Exec& exec) {
   using S = typename Q::S;
   using T = typename Q::T;
   const Plan<Q> plan(params, exec.threads);
@@ -577,11 +582,45 @@ void run(const ConvWgradParams& params, const Exec& exec) {
 }
 
 template <class Q>
-size_t workspace(const ConvWgradParams& p, int threads) {
+size_t workspace_as_it_lies(const ConvWgradParams& p, int threads) {
   const Plan<Q> plan(p, threads);
   if (plan.steps == 0) return 0;
   return static_cast<size_t>(plan.parts * plan.part_elements() + threads * plan.thread_elements()) *
          sizeof(typename Q::T);
+}
+
+// A row-major input that several taps see is turned into a channels_last one first: each tap would transpose it anew.
+// Returns the bytes of the copy, or 0 where the input is read as it lies.
+template <class Q>
+size_t turned_bytes(const ConvWgradParams& p) {
+  constexpr int64_t kFew = 4, kMost = int64_t{64} << 20;  // channels; bytes, beyond which memory is not worth it
+  const int64_t bytes =
+      p.batch * p.in_channels * p.in[0] * p.in[1] * p.in[2] * static_cast<int64_t>(sizeof(typename Q::S));
+  const bool taken = !p.input_channels_last && p.kernel[0] * p.kernel[1] * p.kernel[2] > 1 &&
+                     p.in_channels >= kFew * p.groups && bytes <= kMost;
+  return taken ? static_cast<size_t>(round_up(bytes, 64)) : 0;
+}
+
+template <class Q>
+size_t workspace(const ConvWgradParams& p, int threads) {
+  const size_t bytes = turned_bytes<Q>(p);
+  ConvWgradParams turned = p;
+  turned.input_channels_last |= bytes > 0;
+  return bytes + workspace_as_it_lies<Q>(turned, threads);
+}
+
+template <class Q>
+void run(const ConvWgradParams& p, const Exec& exec) {
+  const size_t bytes = turned_bytes<Q>(p);
+  if (bytes == 0) return run_as_it_lies<Q>(p, exec);
+  transpose_images(
+      {p.input, exec.workspace, p.batch, p.in_channels, p.in[0] * p.in[1] * p.in[2], sizeof(typename Q::S)}, exec);
+  ConvWgradParams turned = p;
+  turned.input = exec.workspace;
+  turned.input_channels_last = true;
+  Exec inner = exec;
+  inner.workspace = static_cast<char*>(exec.workspace) + bytes;
+  run_as_it_lies<Q>(turned, inner);
 }
 
 }  // namespace
