@@ -5,10 +5,11 @@
 //
 // is the weight gradient, with the taps in reverse, of a layer that reads dY and whose gradient is X. Of the two
 // factors of conv_wgrad_gemm.h the one that is seen through every tap is then dY, which has fewer channels.
+#include "conv/conv_wgrad.h"
+
 #include <utility>
 
 #include "conv/conv_plan.h"
-#include "conv/conv_wgrad.h"
 
 namespace fastcv::FASTCV_ISA {
 namespace {

@@ -122,13 +122,29 @@ template <class S>
   const T* size = column_sizes<T>(p, scratch);
   T* line = scratch.take<T>(row_pitch(p));
   T* sums = scratch.take<T>(row_pitch(p));
+  // The windows over each column are the same in every row.
+  Cover* covers = scratch.take<Cover>(p.w.in);
+  int64_t most = 0;
+  for (int64_t x = 0; x < p.w.in; ++x) {
+    covers[x] = cover(p, p.w, x);
+    if (covers[x].last - covers[x].first >= most) most = covers[x].last - covers[x].first + 1;
+  }
+  const int64_t none = row_pitch(p) - 1;  // a place of zero: where there is no second window
+  for (int64_t x = 0; most <= 2 && x < p.w.in; ++x) {
+    if (covers[x].last < covers[x].first) covers[x].first = none;
+    if (covers[x].last <= covers[x].first) covers[x].last = none;
+  }
   for (int64_t row = begin; row < end; ++row) {
     column_sums<S>(p, row / p.h.in, row % p.h.in, line, size);
-    for (int64_t x = 0; x < p.w.in; ++x) {
-      const Cover u = cover(p, p.w, x);
-      T sum = 0;
-      for (int64_t ow = u.first; ow <= u.last; ++ow) sum += line[ow];
-      sums[x] = sum;
+    if (most <= 2) {
+      line[none] = 0;
+      for (int64_t x = 0; x < p.w.in; ++x) sums[x] = T(0) + line[covers[x].first] + line[covers[x].last];
+    } else {
+      for (int64_t x = 0; x < p.w.in; ++x) {
+        T sum = 0;
+        for (int64_t ow = covers[x].first; ow <= covers[x].last; ++ow) sum += line[ow];
+        sums[x] = sum;
+      }
     }
     S* y = static_cast<S*>(p.y) + row * p.w.in;
     for (int64_t x = 0; x < p.w.in; x += Vec<T>::width) store_some(y + x, detail::load_raw(sums + x), p.w.in - x);

@@ -2,6 +2,8 @@
 // writes of a block touch whole cache lines. Elements of a plane go in order: the result depends on the data alone.
 #include "pool/max_unpool2d.h"
 
+#include <cstring>
+
 #include "common/clear.h"
 #include "common/dispatch.h"
 #include "common/simd.h"
@@ -73,8 +75,10 @@ void add(const MaxUnpool2dParams& p, const Part& part, acc_t<S>* scratch) {
   int64_t step;
   if constexpr (std::is_same_v<S, T>) sums = y, step = part.step;
   else sums = scratch, step = part.count;
-  for (int64_t i = 0; i < p.big; ++i)
-    for (int64_t k = 0; k < part.count; ++k) sums[i * step + k] = T(0);
+  // Runs without a gap: all of them are one where no other channels lie between.
+  const bool whole = step == part.count && part.step == part.count;
+  const int64_t runs = whole ? 1 : p.big, length = whole ? p.big * part.count : part.count;
+  for (int64_t i = 0; i < runs; ++i) std::memset(sums + i * step, 0, static_cast<size_t>(length) * sizeof(T));
   for (int64_t i = 0; i < p.small; ++i) {
     for (int64_t k = 0; k < part.count; ++k) {
       const int64_t at = i * part.step + k, to = index[at];
@@ -83,8 +87,14 @@ void add(const MaxUnpool2dParams& p, const Part& part, acc_t<S>* scratch) {
     }
   }
   if constexpr (!std::is_same_v<S, T>) {
-    for (int64_t i = 0; i < p.big; ++i)
-      for (int64_t k = 0; k < part.count; ++k) store_one(y + i * part.step + k, sums[i * step + k]);
+    constexpr int w = Vec<T>::width;
+    for (int64_t i = 0; i < runs; ++i) {
+      const T* from = sums + i * step;
+      S* to = y + i * part.step;
+      int64_t k = 0;
+      for (; k + w <= length; k += w) store(to + k, load(from + k));
+      for (; k < length; ++k) store_one(to + k, from[k]);
+    }
   }
 }
 

@@ -52,17 +52,25 @@ void avg_pool2d_backward_ref(const PoolParams&, const Exec&);
 
 // The NCHW kernels work row by row in scratch memory, pool_workspace bytes of it.
 size_t pool_workspace(const PoolParams&, int threads);
+size_t pool_planes_workspace(const PoolParams&, int threads);
+size_t pool_planes_backward_workspace(const PoolParams&, int threads);
+// Of the rows that pool blocks of planes as channels: a clause, or nullptr where they can.
+const char* pool_planes_why_not(const PoolParams&);
 
-#define FASTCV_POOL_KERNELS(isa)                                 \
-  namespace isa {                                                \
-  void max_pool2d_nchw(const PoolParams&, const Exec&);          \
-  void max_pool2d_nhwc(const PoolParams&, const Exec&);          \
-  void max_pool2d_backward_nchw(const PoolParams&, const Exec&); \
-  void max_pool2d_backward_nhwc(const PoolParams&, const Exec&); \
-  void avg_pool2d_nchw(const PoolParams&, const Exec&);          \
-  void avg_pool2d_nhwc(const PoolParams&, const Exec&);          \
-  void avg_pool2d_backward_nchw(const PoolParams&, const Exec&); \
-  void avg_pool2d_backward_nhwc(const PoolParams&, const Exec&); \
+#define FASTCV_POOL_KERNELS(isa)                                   \
+  namespace isa {                                                  \
+  void max_pool2d_nchw(const PoolParams&, const Exec&);            \
+  void max_pool2d_nhwc(const PoolParams&, const Exec&);            \
+  void max_pool2d_backward_nchw(const PoolParams&, const Exec&);   \
+  void max_pool2d_backward_nhwc(const PoolParams&, const Exec&);   \
+  void avg_pool2d_nchw(const PoolParams&, const Exec&);            \
+  void avg_pool2d_nhwc(const PoolParams&, const Exec&);            \
+  void avg_pool2d_backward_nchw(const PoolParams&, const Exec&);   \
+  void avg_pool2d_backward_nhwc(const PoolParams&, const Exec&);   \
+  void max_pool2d_planes(const PoolParams&, const Exec&);          \
+  void max_pool2d_backward_planes(const PoolParams&, const Exec&); \
+  void avg_pool2d_planes(const PoolParams&, const Exec&);          \
+  void avg_pool2d_backward_planes(const PoolParams&, const Exec&); \
   }
 FASTCV_POOL_KERNELS(portable)
 FASTCV_POOL_KERNELS(avx2)

@@ -89,5 +89,28 @@ FASTCV_POOL_INLINE size_t slot_bytes(const PoolParams& p) {
   return static_cast<size_t>(8 * ((6 + 2 * ring) * row_pitch(p) + 4 * ring + taps + 128)) / 64 * 64;
 }
 
+// A block of planes that are pooled as channels (pool_planes_simd.cpp): whole registers of them, within half a
+// second-level cache; what each operand of it is, and where it lies in scratch memory.
+struct PlaneBlock {
+  struct Operand {
+    int64_t map, bytes, at;  // elements of a plane, bytes of an element
+  };
+  Operand x, y, where;
+  int64_t planes, size;  // bytes in all
+};
+FASTCV_POOL_INLINE PlaneBlock plane_block(const PoolParams& p, bool backward) {
+  const int64_t bytes = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  const int64_t in = p.h.in * p.w.in, out = p.h.out * p.w.out;
+  PlaneBlock b{
+      {backward ? out : in, bytes, 0}, {backward ? in : out, bytes, 0}, {out, p.where_is_offset ? 1 : 8, 0}, 64, 0};
+  if (p.where == nullptr) b.where.map = 0;
+  PlaneBlock::Operand* const operands[] = {&b.x, &b.y, &b.where};
+  int64_t plane = 0;
+  for (const PlaneBlock::Operand* o : operands) plane += o->map * o->bytes;
+  if (plane * b.planes > (1 << 19)) b.planes = 16;
+  for (PlaneBlock::Operand* o : operands) o->at = b.size, b.size += (o->map * o->bytes * b.planes + 63) / 64 * 64;
+  return b;
+}
+
 }  // namespace
 }  // namespace fastcv

@@ -127,6 +127,10 @@ ALGORITHMS = {
     "channels": (
         "Channel by channel within a pixel: in channels-last memory the channels of a pixel are one dense run, and every vector is full."
     ),
+    "planes": (
+        "Pooling of small row-major maps: blocks of planes are turned into channels, pooled as such, and turned back. Rows of a small map "
+        "fill no vector, and finding its windows costs more than reading them: planes share both."
+    ),
     "window": "One output, one window, read straight from memory.",
     "bands": (
         "Two ops whose map in between is never written: a band of input rows that fits a cache is normalised by the one, and pooled from "
