@@ -25,6 +25,13 @@ static inline void load_transposed(const S* x, int rows, int64_t classes, int64_
                                    int64_t step = Vec<acc_t<S>>::width) {
   using V = Vec<acc_t<S>>;
   constexpr int w = V::width;
+  if (classes == 2 && rows == w) {
+    V first, second;
+    unzip(load(x), load(x + w), first, second);
+    store(tile, first);
+    store(tile + step, second);
+    return;
+  }
   for (int64_t c0 = 0; c0 < classes; c0 += w) {
     const int columns = static_cast<int>(classes - c0 < w ? classes - c0 : w);
     V block[w];
@@ -49,6 +56,13 @@ template <class S>
 static inline void store_transposed(const acc_t<S>* tile, int rows, int64_t classes, S* y) {
   using V = Vec<acc_t<S>>;
   constexpr int w = V::width;
+  if (classes == 2 && rows == w) {
+    V low, high;
+    zip(load(tile), load(tile + w), low, high);
+    store(y, low);
+    store(y + w, high);
+    return;
+  }
   if (classes <= w) {
     V block[w];
     for (int j = 0; j < w; ++j) block[j] = j < classes ? load(tile + j * w) : V(acc_t<S>(0));
