@@ -413,6 +413,18 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
   // Fills `lanes` samples, of which n exist.
   const auto prepare = [&](Samples<T>& t, int64_t first, int n, int lanes) __attribute__((noinline)) {
     for (int i = n; i < lanes; ++i) t.index[i] = -1, t.weight[i] = T(0), t.scale[i] = T(0);
+    if (mode != Mode::soft && p.target_kind == Target::i64 && !weight && !(each && grad_loss)) {
+      // The usual case, without a branch: with few classes this is most of the work.
+      const int64_t* target = static_cast<const int64_t*>(p.target) + first;
+      const T scales[2] = {static_cast<T>(scale), T(0)}, weights[2] = {T(1), T(0)};
+      for (int i = 0; i < n; ++i) {
+        const bool ignored = target[i] == p.ignore_index;
+        t.index[i] = static_cast<int_of<T>>(ignored ? -1 : target[i]);
+        t.weight[i] = weights[ignored];
+        t.scale[i] = scales[ignored];
+      }
+      return;
+    }
     for (int i = 0; i < n; ++i) {
       const int64_t r = first + i;
       t.scale[i] = each && grad_loss ? load_one(grad_loss + r) : static_cast<T>(scale);
@@ -426,12 +438,12 @@ void run(const CrossEntropyParams& p, const Exec& exec) {
     }
   };
   const auto finish = [&](const Samples<T>& t, int64_t first, int n) __attribute__((noinline)) {
-    double sum = 0;
+    double sums[4] = {0, 0, 0, 0};  // an addition waits for the one before
     if (each && loss)
       for (int i = 0; i < n; ++i) store_one(loss + first + i, t.loss[i]);
     else
-      for (int i = 0; i < n; ++i) sum += t.loss[i];
-    return sum;
+      for (int i = 0; i < n; ++i) sums[i % 4] += t.loss[i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   };
 
   const int64_t total = p.outer * p.classes * p.inner, per = (p.inner + a.samples - 1) / a.samples;
